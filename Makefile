@@ -1,0 +1,99 @@
+# Two commands matter: `make demo` runs a private federation and ends with its report,
+# `make test` runs everything that must hold. Both may be repeated; a second run installs nothing.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+TORCH ?= cpu
+VENV ?= .venv
+# The pins were made with Python 3.11, so it is the first choice. A name counts only if it starts.
+PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3; do \
+	if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	then echo $$candidate; break; fi; done)
+
+BIN := $(VENV)/bin
+CONSTRAINTS := constraints/$(TORCH).txt
+PACKAGES := server client shared simulations
+# What is installed is a function of these files; their hash is the name of the stamp.
+KEY := $(shell cat pyproject.toml constraints/*.txt 2>/dev/null | cksum | cut -d' ' -f1)-$(TORCH)
+DEMO_STAMP := $(VENV)/installed-demo-$(KEY)
+TEST_STAMP := $(VENV)/installed-test-$(KEY)
+INSTALL_LOG := $(VENV)/install.log
+
+export OMP_NUM_THREADS ?= 1
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+
+.PHONY: help demo test check fast lint clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+demo: $(DEMO_STAMP) ## install, run the quickstart, print its table and the path of its report
+	@$(BIN)/fedslm simulate quickstart
+
+test: $(TEST_STAMP) ## install what tests need, then lint, types, import rules and all tests
+	@$(MAKE) --no-print-directory check
+
+check: lint ## the same without installing
+	$(BIN)/python -m pytest --doctest-modules --cov --cov-report=term tests $(PACKAGES)
+
+lint:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
+
+fast: $(TEST_STAMP) ## the tests that take under two seconds each
+	$(BIN)/python -m pytest -q -m "not slow and not statistical" tests
+
+clean: ## remove the environment and all caches; runs are kept
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+
+# A test environment can run the demo too, so the demo's stamp is met by either.
+ifneq ($(wildcard $(TEST_STAMP)),)
+$(DEMO_STAMP):
+	@touch $@
+else
+$(DEMO_STAMP): | $(BIN)/python
+	@$(call install,sim,the demo)
+endif
+
+$(TEST_STAMP): | $(BIN)/python
+	@$(call install,sim$(comma)ray$(comma)dev,the tests)
+
+comma := ,
+
+# hatchling comes first and pinned, so that the build needs no second, unpinned environment.
+define install
+	set -o pipefail; \
+	if [ ! -f $(CONSTRAINTS) ]; then \
+		echo "TORCH=$(TORCH), expected cpu or cuda." >&2; exit 2; fi; \
+	echo "Installing what $(2) need into $(VENV) (once, a few minutes; log in $(INSTALL_LOG)) ..."; \
+	if $(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off \
+			-c $(CONSTRAINTS) hatchling editables >$(INSTALL_LOG) 2>&1 \
+		&& $(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off \
+			-c $(CONSTRAINTS) --no-build-isolation -e ".[$(1)]" >>$(INSTALL_LOG) 2>&1; \
+	then rm -f $(VENV)/installed-*; touch $@; \
+	else \
+		grep -E '^(ERROR|error)' $(INSTALL_LOG) | tail -n 5 >&2; \
+		if grep -q 'No matching distribution found for torch==.*+cpu' $(INSTALL_LOG); then \
+			echo "pip did not find the CPU build of torch. Set PIP_EXTRA_INDEX_URL to PyTorch's" >&2; \
+			echo "CPU wheel index (PyTorch's installation page names it) and run make again," >&2; \
+			echo "or take the default build with several gigabytes of CUDA: make TORCH=cuda ..." >&2; \
+		else echo "The installation failed; the whole log is in $(INSTALL_LOG)." >&2; fi; \
+		exit 1; \
+	fi
+endef
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "No Python of at least 3.11 was found. Install one, or name it: make PYTHON=/path/to/python3.11 ..." >&2; \
+		exit 1; fi
+	@if ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+		echo "$(PYTHON) is older than Python 3.11, or does not start." >&2; exit 1; fi
+	@if ! "$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null; then \
+		echo "$(PYTHON) cannot make virtual environments: its venv module is missing (Debian and Ubuntu: apt-get install python3-venv)." >&2; \
+		exit 1; fi
+	@"$(PYTHON)" -m venv $(VENV)
