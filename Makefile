@@ -19,11 +19,14 @@ PACKAGES := server client shared simulations
 KEY := $(shell cat pyproject.toml constraints/*.txt 2>/dev/null | cksum | cut -d' ' -f1)-$(TORCH)
 DEMO_STAMP := $(VENV)/installed-demo-$(KEY)
 TEST_STAMP := $(VENV)/installed-test-$(KEY)
+READY := $(VENV)/created
 INSTALL_LOG := $(VENV)/install.log
 
-export OMP_NUM_THREADS ?= 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
+
+# One thread for each process: the tests are small, and their own processes share the cores.
+check fast: export OMP_NUM_THREADS := 1
 
 .PHONY: help demo test check fast lint clean
 
@@ -56,11 +59,11 @@ ifneq ($(wildcard $(TEST_STAMP)),)
 $(DEMO_STAMP):
 	@touch $@
 else
-$(DEMO_STAMP): | $(BIN)/python
+$(DEMO_STAMP): | $(READY)
 	@$(call install,sim,the demo)
 endif
 
-$(TEST_STAMP): | $(BIN)/python
+$(TEST_STAMP): | $(READY)
 	@$(call install,sim$(comma)ray$(comma)dev,the tests)
 
 comma := ,
@@ -87,7 +90,7 @@ define install
 	fi
 endef
 
-$(BIN)/python:
+$(READY):
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "No Python of at least 3.11 was found. Install one, or name it: make PYTHON=/path/to/python3.11 ..." >&2; \
 		exit 1; fi
@@ -96,4 +99,4 @@ $(BIN)/python:
 	@if ! "$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null; then \
 		echo "$(PYTHON) cannot make virtual environments: its venv module is missing (Debian and Ubuntu: apt-get install python3-venv)." >&2; \
 		exit 1; fi
-	@"$(PYTHON)" -m venv $(VENV)
+	@"$(PYTHON)" -m venv --clear $(VENV) && touch $@
