@@ -1,0 +1,148 @@
+"""From a target epsilon to the noise that meets it, or to the releases that fit.
+
+Both searches ask the PLD accountant, first on its coarse grid (pessimistic, quick), then on the
+fine one near the answer. What is returned was itself checked on the fine grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from shared import validate
+from shared.errors import CalibrationError
+from shared.privacy.accountant import ONLINE, REPORT, epsilon_of, relation_of
+from shared.privacy.events import GaussianEvent, NeighboringRelation
+
+DECIMALS = 4
+SMALLEST_NOISE = 0.01
+LARGEST_NOISE = 10_000.0
+MOST_RELEASES = 1_000_000
+_UNIT: int = 10**DECIMALS
+_TOLERANCE = 1e-3
+
+
+def calibrate_noise_multiplier(
+    *,
+    epsilon: float,
+    delta: float,
+    relation: NeighboringRelation,
+    sampling_probability: float,
+    count: int,
+) -> float:
+    """Return the noise multiplier whose epsilon comes closest to the target from below.
+
+    Args:
+        epsilon: target, > 0 and finite.
+        delta: in ``(0, 1)``.
+        relation: the neighbouring relation.
+        sampling_probability: of each Poisson-subsampled release, in ``(0, 1]``.
+        count: number of releases, >= 1.
+
+    Returns:
+        A multiple of 0.0001: ``epsilon_of`` the result is at most ``epsilon``, and either above
+        99.9 % of it or with 0.0001 less noise it would be above ``epsilon``. At least 0.01, below
+        which noise is a formality.
+
+    Raises:
+        InvalidValue: for an argument out of range.
+        CalibrationError: if even a noise multiplier of 10,000 is not enough, as happens when
+            ``delta`` is below what the accountant resolves (about 1e-15).
+    """
+    validate.positive(epsilon=epsilon)
+    validate.open_unit(delta=delta)
+    relation = relation_of(relation)
+    GaussianEvent(noise_multiplier=1.0, sampling_probability=sampling_probability, count=count)
+
+    def spends(units: int, interval: float) -> float:
+        event = GaussianEvent(
+            noise_multiplier=units / _UNIT, sampling_probability=sampling_probability, count=count
+        )
+        return epsilon_of(event, delta=delta, relation=relation, interval=interval)
+
+    low, high = round(SMALLEST_NOISE * _UNIT), round(LARGEST_NOISE * _UNIT)
+    if not spends(high, ONLINE) <= epsilon:
+        msg = (
+            f"epsilon={epsilon!r} at delta={delta!r} is not reached with {count} releases at "
+            f"sampling_probability={sampling_probability!r}, even with noise_multiplier="
+            f"{LARGEST_NOISE:g}."
+        )
+        raise CalibrationError(msg, hint="Use a larger epsilon or delta, or fewer rounds.")
+    coarse = _first(lambda k: spends(k, ONLINE) <= epsilon, low, high, start=_UNIT)
+    spent = spends(coarse, REPORT)
+    if (1.0 - _TOLERANCE) * epsilon <= spent <= epsilon:
+        return coarse / _UNIT
+    enough = coarse
+    while not spends(enough, REPORT) <= epsilon:
+        enough += max(1, enough // 1000)
+    # Epsilon is roughly proportional to 1 / noise, so this is where the answer should be.
+    start = math.floor(coarse * min(1.0, spent / epsilon))
+    return _first(lambda k: spends(k, REPORT) <= epsilon, low, enough, start=start) / _UNIT
+
+
+def calibrate_count(
+    *,
+    epsilon: float,
+    delta: float,
+    relation: NeighboringRelation,
+    sampling_probability: float,
+    noise_multiplier: float,
+) -> int:
+    """Return how many equal releases fit under an epsilon.
+
+    Args:
+        epsilon: the budget, > 0 and finite.
+        delta: in ``(0, 1)``.
+        relation: the neighbouring relation.
+        sampling_probability: of each release, in ``(0, 1]``.
+        noise_multiplier: noise divided by the clip, > 0.
+
+    Returns:
+        The largest count whose epsilon is at most the budget: 0 if one release is too much, and
+        1,000,000 if at least that many fit.
+
+    Raises:
+        InvalidValue: for an argument out of range.
+    """
+    validate.positive(epsilon=epsilon)
+    validate.open_unit(delta=delta)
+    relation = relation_of(relation)
+
+    def over(count: int, interval: float) -> bool:
+        event = GaussianEvent(
+            noise_multiplier=noise_multiplier,
+            sampling_probability=sampling_probability,
+            count=count,
+        )
+        return epsilon_of(event, delta=delta, relation=relation, interval=interval) > epsilon
+
+    beyond = MOST_RELEASES + 1
+    coarse = _first(lambda n: over(n, ONLINE), 1, beyond, start=1)
+    return _first(lambda n: over(n, REPORT), 1, beyond, start=coarse) - 1
+
+
+def _first(holds: Callable[[int], bool], low: int, high: int, *, start: int) -> int:
+    """Return the smallest integer in ``[low, high]`` at which a monotone condition holds.
+
+    ``holds(high)`` is taken for granted. The search leaves ``start`` in growing steps in the
+    direction of the answer, then halves.
+    """
+    at = min(max(start, low), high)
+    step = 1
+    if at == high or holds(at):
+        high = at
+        while low < high and holds(max(low, high - step)):
+            high, step = max(low, high - step), 4 * step
+        low = max(low, high - step + 1)
+    else:
+        low = at + 1
+        while low + step < high and not holds(low + step):
+            low, step = low + step + 1, 4 * step
+        high = min(high, low + step)
+    while low < high:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
