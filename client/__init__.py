@@ -1,0 +1,1 @@
+"""What runs next to private data: data, model, private training, update."""

@@ -1,0 +1,404 @@
+"""LoRA adapters on a frozen base: injected once, then loaded and read in place.
+
+PEFT injects the layers and defines names and formats; the factors live in two flat float32 buffers
+(all A, all B) of which PEFT's parameters are views. Loading a client's adapter is then one copy and
+no module is touched, which is what lets one shared base serve thousands of simulated clients.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from client.families import FAMILIES
+from client.model import BaseModel
+from client.quantization import linear_modules
+from shared.errors import AdapterIncompatible, InvalidValue, UnsupportedModel
+from shared.lora import AdapterSpec, Factor, Factors, Vector, module_names
+from shared.registry import suggestion
+from shared.validate import positive, positive_integer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from peft import PeftModel
+
+ALL_LINEAR = "all-linear"
+_PREFIX = "base_model.model."
+_MARK = "_fedslm_adapted"
+
+
+def adapter_spec(
+    base: BaseModel | torch.nn.Module,
+    *,
+    r: int,
+    alpha: float,
+    target_modules: str | Sequence[str],
+) -> AdapterSpec:
+    """Return names, shapes and order of the factors that :func:`adapt` would make.
+
+    Args:
+        base: a base model; it is not changed.
+        r: rank.
+        alpha: ``lora_alpha``, the numerator of the scale ``alpha / r``.
+        target_modules: ``"all-linear"`` (every linear layer but the output embedding), or names as
+            PEFT takes them: the last components of a module's dotted name.
+
+    Raises:
+        UnsupportedModel: if a name matches no linear layer; lists the ones there are.
+        InvalidValue: if ``r`` or ``alpha`` is out of range.
+    """
+    positive_integer(r=r)
+    positive(alpha=alpha)
+    model = base.model if isinstance(base, BaseModel) else base
+    layers = dict(linear_modules(model))
+    targets = _resolve(layers, target_modules)
+    factors = []
+    for name, module in layers.items():
+        if any(_matches(name, target) for target in targets):
+            d_in, d_out = _widths(module)
+            stem = f"{_PREFIX}{name}.lora_"
+            factors.append(Factor(name=f"{stem}A.weight", kind="A", shape=(r, d_in)))
+            factors.append(Factor(name=f"{stem}B.weight", kind="B", shape=(d_out, r)))
+    return AdapterSpec(
+        factors=tuple(sorted(factors, key=lambda factor: factor.name)),
+        r=r,
+        lora_alpha=float(alpha),
+        target_modules=targets,
+        fan_in_fan_out=_is_conv1d(model),
+    )
+
+
+def adapt(
+    base: BaseModel,
+    *,
+    r: int,
+    alpha: float,
+    target_modules: str | Sequence[str],
+    dropout: float = 0.0,
+) -> AdaptedModel:
+    """Inject LoRA layers into a base model.
+
+    The base is changed in place (its weights are not): it carries one adapter until
+    :meth:`AdaptedModel.release`. All factors start at zero, so the adapted model equals the base
+    and cannot learn until an A is loaded (:func:`shared.lora.initial_factors`).
+
+    Args:
+        base: a loaded base model without an adapter.
+        r: rank.
+        alpha: ``lora_alpha``.
+        target_modules: as in :func:`adapter_spec`.
+        dropout: probability in ``[0, 1)`` on the adapter's input while training.
+
+    Raises:
+        UnsupportedModel: if a target matches no linear layer.
+        InvalidValue: if a number is out of range, or the base already carries an adapter.
+    """
+    if isinstance(dropout, bool) or not (isinstance(dropout, int | float) and 0 <= dropout < 1):
+        msg = f"dropout={dropout!r}, expected a number in [0, 1)."
+        raise InvalidValue(msg)
+    if getattr(base.model, _MARK, False):
+        msg = f"Base model {base.name!r} already carries an adapter."
+        raise InvalidValue(msg, hint="Load factors into that one, or release() it first.")
+    spec = adapter_spec(base, r=r, alpha=alpha, target_modules=target_modules)
+    return AdaptedModel(base, _inject(base, spec, dropout), spec, dropout)
+
+
+class AdaptedModel:
+    """A frozen base with one LoRA adapter in float32, whatever the base is stored in.
+
+    Attributes:
+        base: the base model.
+        peft_model: PEFT's model around it; ``save_pretrained`` writes PEFT's format.
+        spec: names, shapes and order of the factors.
+        dropout: probability on the adapter's input while training.
+    """
+
+    def __init__(
+        self, base: BaseModel, peft_model: PeftModel, spec: AdapterSpec, dropout: float
+    ) -> None:
+        self.base = base
+        self.peft_model = peft_model
+        self.spec = spec
+        self.dropout = dropout
+        self._kinds = "AB"
+        self._parameters = _named_factors(peft_model, spec)
+        device = next(iter(self._parameters.values())).device
+        self._flat = {
+            kind: torch.zeros(spec.size(kind), dtype=torch.float32, device=device)
+            for kind in ("A", "B")
+        }
+        self._views = self._share_storage()
+        self._adapter_modules = _adapter_modules(peft_model)
+        self.set_trainable("AB")
+        self._set_training(False)
+
+    @property
+    def kinds(self) -> str:
+        """The kinds of factors that train: ``"A"``, ``"B"`` or ``"AB"``."""
+        return self._kinds
+
+    @property
+    def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Name and parameter of every factor that trains, in canonical order."""
+        return [(f.name, self._parameters[f.name]) for f in self.spec.of_kind(self._kinds)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the adapter lives."""
+        return self._flat["A"].device
+
+    def set_trainable(self, kinds: str) -> None:
+        """Choose which factors train; the others are frozen at their values.
+
+        Args:
+            kinds: ``"A"``, ``"B"`` or ``"AB"``.
+        """
+        _check_kinds(kinds)
+        self._kinds = kinds
+        for factor in self.spec.factors:
+            parameter = self._parameters[factor.name]
+            parameter.requires_grad_(factor.kind in kinds)
+            parameter.grad = None
+
+    def load(self, factors: Mapping[str, NDArray[Any]]) -> None:
+        """Copy named factors in; factors that are not named keep their values.
+
+        Raises:
+            AdapterIncompatible: for an unknown name or another shape; nothing is loaded then.
+        """
+        known = {factor.name: factor for factor in self.spec.factors}
+        for name, array in factors.items():
+            if name not in known or tuple(array.shape) != known[name].shape:
+                expected = known[name].shape if name in known else "a factor of this adapter"
+                msg = f"Found {name} of shape {tuple(array.shape)}, expected {expected}."
+                raise AdapterIncompatible(msg)
+        with torch.no_grad():
+            for name, array in factors.items():
+                self._parameters[name].copy_(torch.from_numpy(_float32(array)))
+
+    def load_vector(self, vector: NDArray[Any], kinds: str) -> None:
+        """Copy a flat vector into the factors of some kinds, in canonical order.
+
+        Args:
+            vector: ``spec.size(kinds)`` elements.
+            kinds: ``"A"``, ``"B"`` or ``"AB"``.
+
+        Raises:
+            AdapterIncompatible: if the length is another.
+        """
+        _check_kinds(kinds)
+        if vector.shape != (self.spec.size(kinds),):
+            msg = f"Found a vector of shape {vector.shape}, expected ({self.spec.size(kinds)},)."
+            raise AdapterIncompatible(msg)
+        source = torch.from_numpy(_float32(vector))
+        with torch.no_grad():
+            if len(kinds) == 1:
+                self._flat[kinds].copy_(source)
+            else:
+                sizes = [view.numel() for view in self._views]
+                for view, piece in zip(self._views, source.split(sizes), strict=True):
+                    view.copy_(piece)
+
+    def read_vector(self, kinds: str) -> Vector:
+        """Return the factors of some kinds as one new float32 vector, in canonical order."""
+        _check_kinds(kinds)
+        if len(kinds) == 1:
+            flat = self._flat[kinds].detach().cpu()
+            return flat.numpy().copy()
+        return torch.cat(self._views).cpu().numpy()
+
+    def add_vector(self, vector: torch.Tensor, *, scale: float) -> None:
+        """Add ``scale * vector`` to the trainable factors in place: one SGD step.
+
+        Args:
+            vector: flat, in canonical order, ``spec.size(kinds)`` elements.
+            scale: minus the learning rate.
+        """
+        vector = vector.detach().to(torch.float32)
+        with torch.no_grad():
+            if len(self._kinds) == 1:
+                self._flat[self._kinds].add_(vector, alpha=scale)
+                return
+            sizes = [view.numel() for view in self._views]
+            for view, piece in zip(self._views, vector.split(sizes), strict=True):
+                view.add_(piece, alpha=scale)
+
+    def factors(self) -> Factors:
+        """Return a copy of every factor by name."""
+        return self.spec.unflatten(self.read_vector("AB").copy())
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Let the model be the base alone inside the ``with`` block."""
+        with self.peft_model.disable_adapter():
+            yield
+        # PEFT marks every factor as trainable when it switches the adapter on again.
+        self.set_trainable(self._kinds)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Switch the adapter (its dropout, if any) to training mode inside the ``with`` block.
+
+        The base stays in evaluation mode: its own dropout is not part of fine-tuning here, and
+        evaluation and training then see the same base.
+        """
+        self._set_training(True)
+        try:
+            yield
+        finally:
+            self._set_training(False)
+
+    def enable_checkpointing(self) -> None:
+        """Recompute activations in the backward pass: less memory, about a third more time."""
+        self.base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._adapter_modules = _adapter_modules(self.peft_model)
+
+    def release(self) -> BaseModel:
+        """Take the adapter out and return the bare base; this object is of no use afterwards."""
+        with _peft_warnings():
+            self.peft_model.unload()
+        setattr(self.base.model, _MARK, False)
+        return self.base
+
+    def _set_training(self, training: bool) -> None:
+        """Set the flag on the adapter's modules (and checkpointed blocks) alone."""
+        for module in self._adapter_modules:
+            module.training = training
+
+    def _share_storage(self) -> list[torch.Tensor]:
+        """Make every factor a view of its flat buffer; return flat views in canonical order."""
+        views = []
+        used = {"A": 0, "B": 0}
+        for factor in self.spec.factors:
+            start = used[factor.kind]
+            used[factor.kind] = start + factor.size
+            view = self._flat[factor.kind][start : start + factor.size]
+            self._parameters[factor.name].data = view.view(factor.shape)
+            views.append(view)
+        return views
+
+
+def _resolve(
+    layers: Mapping[str, torch.nn.Module], target_modules: str | Sequence[str]
+) -> tuple[str, ...]:
+    """Return the sorted target names; each matches at least one linear layer."""
+    if isinstance(target_modules, str):
+        if target_modules != ALL_LINEAR:
+            msg = f"target_modules={target_modules!r}, expected {ALL_LINEAR!r} or a list of names."
+            raise InvalidValue(msg, hint=suggestion(target_modules, [ALL_LINEAR]))
+        return module_names(layers)
+    targets = tuple(sorted(set(target_modules)))
+    available = module_names(layers)
+    unknown = [t for t in targets if not any(_matches(name, t) for name in layers)]
+    if unknown or not targets:
+        found = ", ".join(repr(name) for name in unknown) or "nothing"
+        msg = (
+            f"target_modules names {found}, expected linear layers of the model: "
+            f"{', '.join(available)}."
+        )
+        raise UnsupportedModel(msg, hint=suggestion(unknown[0], available) if unknown else "")
+    return targets
+
+
+def _matches(name: str, target: str) -> bool:
+    """Tell whether a target names a module, by PEFT's rule for lists."""
+    return name == target or name.endswith(f".{target}")
+
+
+def _widths(module: torch.nn.Module) -> tuple[int, int]:
+    """Return ``(d_in, d_out)`` of a linear layer, quantised or not."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, Conv1D):
+        return int(module.weight.shape[0]), int(module.weight.shape[1])
+    if not isinstance(module, torch.nn.Linear):
+        msg = f"A layer of type {type(module).__name__} cannot carry an adapter."
+        raise UnsupportedModel(msg)
+    return module.in_features, module.out_features
+
+
+def _is_conv1d(model: torch.nn.Module) -> bool:
+    """Tell whether the family stores ``(d_in, d_out)`` weights."""
+    family = FAMILIES.get(str(getattr(getattr(model, "config", None), "model_type", "")))
+    return family is not None and family.conv1d
+
+
+def _inject(base: BaseModel, spec: AdapterSpec, dropout: float) -> PeftModel:
+    """Let PEFT put its layers into the base, without touching torch's global generator."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=spec.r,
+        lora_alpha=spec.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=list(spec.target_modules),
+        exclude_modules=_excluded(base),
+        bias="none",
+        fan_in_fan_out=spec.fan_in_fan_out,
+    )
+    # PEFT draws A from torch's global generator; the caller's stream goes on as if it had not.
+    with _peft_warnings(), torch.random.fork_rng(devices=[]):
+        peft_model = get_peft_model(base.model, config)  # type: ignore[arg-type]
+    setattr(base.model, _MARK, True)
+    return peft_model  # type: ignore[return-value]
+
+
+def _excluded(base: BaseModel) -> list[str] | None:
+    """Return the output embedding's name, which no target may pick up."""
+    head = base.model.get_output_embeddings()
+    names = [name for name, module in base.model.named_modules() if module is head]
+    return names or None
+
+
+def _named_factors(peft_model: PeftModel, spec: AdapterSpec) -> dict[str, torch.nn.Parameter]:
+    """Return PEFT's parameters under the names of the specification.
+
+    Raises:
+        AdapterIncompatible: if PEFT made other factors than the specification says.
+    """
+    found = {
+        name.replace(".default.", "."): parameter
+        for name, parameter in peft_model.named_parameters()
+        if ".lora_" in name
+    }
+    expected = {factor.name: factor.shape for factor in spec.factors}
+    if {name: tuple(parameter.shape) for name, parameter in found.items()} != expected:
+        msg = "PEFT made other LoRA factors than the adapter's specification expects."
+        raise AdapterIncompatible(msg)
+    return found
+
+
+def _adapter_modules(peft_model: PeftModel) -> list[torch.nn.Module]:
+    """Return the modules whose training flag matters: LoRA's own, and checkpointed blocks."""
+    return [
+        module
+        for name, module in peft_model.named_modules()
+        if ".lora_" in name or getattr(module, "gradient_checkpointing", False)
+    ]
+
+
+def _check_kinds(kinds: str) -> None:
+    """Require ``"A"``, ``"B"`` or ``"AB"``."""
+    if kinds not in {"A", "B", "AB"}:
+        msg = f"kinds={kinds!r}, expected 'A', 'B' or 'AB'."
+        raise InvalidValue(msg)
+
+
+def _float32(array: NDArray[Any]) -> NDArray[np.float32]:
+    """Return a contiguous, writable float32 array, copying only if needed."""
+    return np.require(array, dtype=np.float32, requirements=["C", "W"])
+
+
+@contextmanager
+def _peft_warnings() -> Iterator[None]:
+    """Ignore what PEFT and transformers say to each other while layers are exchanged."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+        yield

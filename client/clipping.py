@@ -1,0 +1,358 @@
+"""Per-example clipped gradients of LoRA factors, by three engines that agree.
+
+- ``fused``: an autograd function per LoRA layer keeps each example's weight gradient
+  ``G_i = sum_t g_it x_it^T``. At LoRA's ranks that costs as much as the batch gradient. It works on
+  quantised bases and under gradient checkpointing, and is the default.
+- ``microbatch``: one example at a time; the least memory, any layer. For phones.
+- ``opacus``: Opacus' hooks, as the reference of the field.
+
+All three refuse a model with a trainable parameter that they do not cover: its gradient would leave
+the device unclipped. Norms are accumulated in float64 and never leave the engine: they are as
+private as the examples.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+
+from client.losses import Batch, per_sequence_losses
+from shared.errors import MissingDependency, SensitivityError, UnsupportedModel
+from shared.registry import Registry
+
+if TYPE_CHECKING:
+    from client.adapter import AdaptedModel
+
+# Factors are rounded to float32 when they scale a gradient. Clipping to a bound that is smaller by
+# this fraction keeps every clipped norm below the real bound after rounding.
+_ROUNDING = 2.0**-22
+
+
+class PerExampleClipper(Protocol):
+    """An engine of per-example gradients; used as a context manager."""
+
+    def __enter__(self) -> Self:
+        """Attach to the model."""
+        ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the model as it was."""
+        ...
+
+    def clipped_sum(self, batch: Batch, max_grad_norm: float) -> list[torch.Tensor]:
+        """Return the sum over examples of gradients clipped to ``max_grad_norm``.
+
+        Guarantee:
+            Adding or removing one example changes the result by at most ``max_grad_norm`` in L2
+            norm over all tensors together. An example whose gradient is not finite adds zero.
+
+        Args:
+            batch: at least one example.
+            max_grad_norm: > 0; infinity clips nothing (and gives no guarantee).
+
+        Returns:
+            One float64 tensor per trainable factor, in canonical order.
+        """
+        ...
+
+
+def no_gradient() -> UnsupportedModel:
+    """Return the error for an adapter that training does not reach."""
+    msg = "The adapter got no gradient after a step with data: it would upload noise or nothing."
+    hint = (
+        "A quantised layer of this model is not differentiable (bitsandbytes repacks NF4 weights "
+        "for inference on AVX512-BF16 CPUs); load the base with client.model.load_base."
+    )
+    return UnsupportedModel(msg, hint=hint)
+
+
+def clip_factors(squared_norms: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
+    """Return what each example's gradient is multiplied with.
+
+    Args:
+        squared_norms: squared L2 norms, float64, shape ``(B,)``.
+        max_grad_norm: the bound; infinity clips nothing.
+
+    Returns:
+        ``min(1, bound / norm)`` in float64; 0 where the norm is not finite.
+
+    Raises:
+        SensitivityError: if the bound is not a number > 0.
+    """
+    if not max_grad_norm > 0:
+        msg = f"max_grad_norm={max_grad_norm!r}, expected a number > 0."
+        raise SensitivityError(msg)
+    norms = squared_norms.sqrt()
+    factors = torch.ones_like(norms)
+    if math.isfinite(max_grad_norm):
+        # An all-zero gradient divides by zero and gives infinity, which the clamp turns into one.
+        factors = (max_grad_norm * (1.0 - _ROUNDING) / norms).clamp(max=1.0)
+    return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
+
+
+class MicrobatchClipper:
+    """One example at a time, without padding; the least memory and the fewest assumptions."""
+
+    def __init__(self, model: AdaptedModel) -> None:
+        self._model = model
+        self._parameters = [parameter for _, parameter in model.trainable]
+        require_covered(model, self._parameters)
+
+    def __enter__(self) -> Self:
+        """Attach nothing."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Detach nothing."""
+
+    def clipped_sum(self, batch: Batch, max_grad_norm: float) -> list[torch.Tensor]:
+        """Return the clipped sum; see :class:`PerExampleClipper`."""
+        totals = [torch.zeros_like(p, dtype=torch.float64) for p in self._parameters]
+        for index in range(batch.ids.shape[0]):
+            loss = per_sequence_losses(self._model.peft_model, batch.row(index)).sum()
+            if not loss.requires_grad:
+                raise no_gradient()
+            found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            gradients = [gradient.double() for gradient in found if gradient is not None]
+            if len(gradients) != len(totals):
+                raise no_gradient()
+            squared = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
+            factor = float(clip_factors(squared.reshape(1), max_grad_norm))
+            if factor > 0:
+                for total, gradient in zip(totals, gradients, strict=True):
+                    total.add_(gradient, alpha=factor)
+        return totals
+
+
+class FusedClipper:
+    """All examples at once, with each example's gradient of each factor kept until the clip."""
+
+    def __init__(self, model: AdaptedModel) -> None:
+        self._model = model
+        self._layers: list[_Recorder] = []
+        modules = {id(m.weight): m for m in _linears(model.peft_model)}
+        for _, parameter in model.trainable:
+            module = modules.get(id(parameter))
+            if module is not None and module.bias is None:
+                self._layers.append(_Recorder(module))
+        require_covered(model, [layer.module.weight for layer in self._layers])
+
+    def __enter__(self) -> Self:
+        """Exchange the forward of every trainable factor."""
+        for layer in self._layers:
+            layer.module.forward = layer.forward  # type: ignore[method-assign]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give every factor its own forward back and drop what was recorded."""
+        for layer in self._layers:
+            layer.module.__dict__.pop("forward", None)
+            layer.gradients = None
+
+    def clipped_sum(self, batch: Batch, max_grad_norm: float) -> list[torch.Tensor]:
+        """Return the clipped sum; see :class:`PerExampleClipper`."""
+        for layer in self._layers:
+            layer.gradients, layer.batch_size = None, batch.ids.shape[0]
+        loss = per_sequence_losses(self._model.peft_model, batch).sum()
+        if not loss.requires_grad:
+            raise no_gradient()
+        loss.backward()  # type: ignore[no-untyped-call]
+        samples = []
+        for layer in self._layers:
+            if layer.gradients is None:
+                raise no_gradient()
+            samples.append(layer.gradients)
+            layer.gradients = None
+        return clip_and_sum(samples, max_grad_norm)
+
+
+class OpacusClipper:
+    """Opacus' per-sample hooks, without wrapping the model."""
+
+    def __init__(self, model: AdaptedModel) -> None:
+        self._model = model
+        self._parameters = [parameter for _, parameter in model.trainable]
+        self._hooks: Any = None
+        require_covered(model, self._parameters)
+
+    def __enter__(self) -> Self:
+        """Register the hooks.
+
+        Raises:
+            MissingDependency: if Opacus is not installed.
+        """
+        try:
+            from opacus.grad_sample import GradSampleHooks
+        except ImportError as error:
+            msg = "clipper='opacus' needs Opacus, which is not installed."
+            raise MissingDependency(msg, hint="pip install 'fedslm[client]'") from error
+        self._hooks = GradSampleHooks(
+            self._model.peft_model, batch_first=True, loss_reduction="sum", strict=False
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove the hooks and everything that they left on the parameters."""
+        self._hooks.cleanup()
+        self._hooks = None
+
+    def clipped_sum(self, batch: Batch, max_grad_norm: float) -> list[torch.Tensor]:
+        """Return the clipped sum; see :class:`PerExampleClipper`."""
+        for parameter in self._parameters:
+            parameter.grad_sample = None  # type: ignore[attr-defined]
+        loss = per_sequence_losses(self._model.peft_model, batch).sum()
+        if not loss.requires_grad:
+            raise no_gradient()
+        with warnings.catch_warnings():
+            # The first layer's input needs no gradient, which torch remarks on.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            loss.backward()  # type: ignore[no-untyped-call]
+        samples = []
+        for parameter in self._parameters:
+            sample = getattr(parameter, "grad_sample", None)
+            if not isinstance(sample, torch.Tensor):
+                raise no_gradient()
+            samples.append(sample)
+            parameter.grad_sample = None  # type: ignore[attr-defined]
+            parameter.grad = None
+        return clip_and_sum(samples, max_grad_norm)
+
+
+CLIPPERS: Registry[Callable[[AdaptedModel], PerExampleClipper]] = Registry("clipper")
+CLIPPERS.add("fused", FusedClipper)
+CLIPPERS.add("microbatch", MicrobatchClipper)
+CLIPPERS.add("opacus", OpacusClipper)
+
+
+def make_clipper(name: str, model: AdaptedModel) -> PerExampleClipper:
+    """Return the engine with this name for a model.
+
+    Raises:
+        InvalidValue: for an unknown name.
+        UnsupportedModel: if some trainable parameter would not be covered.
+    """
+    return CLIPPERS.get(name)(model)
+
+
+def clip_and_sum(samples: Sequence[torch.Tensor], max_grad_norm: float) -> list[torch.Tensor]:
+    """Clip per-example gradients over all tensors together and sum them.
+
+    Args:
+        samples: per-example gradients, each ``(B, ...)``; overwritten where not finite.
+        max_grad_norm: the L2 bound on each example.
+
+    Returns:
+        One float64 tensor per sample, without the batch dimension.
+    """
+    squared = torch.stack(
+        [sample.flatten(1).square().sum(dim=1, dtype=torch.float64) for sample in samples]
+    ).sum(dim=0)
+    factors = clip_factors(squared, max_grad_norm)
+    if not bool(torch.isfinite(squared).all()):
+        for sample in samples:
+            # Zero times NaN is NaN, so the factor alone would not take the example out.
+            sample[factors == 0] = 0.0
+    weights = factors.to(samples[0].dtype)
+    return [
+        torch.mv(sample.flatten(1).t(), weights).view(sample.shape[1:]).double()
+        for sample in samples
+    ]
+
+
+def require_covered(model: AdaptedModel, covered: Sequence[torch.Tensor]) -> None:
+    """Refuse a model in which something trains that the engine does not clip.
+
+    Raises:
+        UnsupportedModel: names the parameters; nothing has been computed yet.
+    """
+    known = {id(parameter) for parameter in covered}
+    loose = [
+        name
+        for name, parameter in model.peft_model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in known
+    ]
+    if loose or not known:
+        some = ", ".join(loose[:3]) or "no trainable factor at all"
+        msg = f"Per-example clipping does not cover what trains: {some}."
+        raise UnsupportedModel(msg, hint="Only LoRA factors of linear layers can train privately.")
+
+
+class _Recorder:
+    """A LoRA factor whose backward keeps one gradient per example."""
+
+    __slots__ = ("batch_size", "gradients", "module")
+
+    def __init__(self, module: torch.nn.Linear) -> None:
+        self.module = module
+        self.gradients: torch.Tensor | None = None
+        self.batch_size = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``x W^T``; the first dimension must be the example."""
+        if not (x.dim() >= 2 and x.shape[0] == self.batch_size):
+            msg = (
+                f"A layer sees an input of shape {tuple(x.shape)} for {self.batch_size} examples: "
+                "its gradient cannot be told apart by example."
+            )
+            raise UnsupportedModel(msg, hint="Use clipper='microbatch'.")
+        product: torch.Tensor = _Recorded.apply(x, self.module.weight, self)  # type: ignore[no-untyped-call]
+        return product
+
+
+class _Recorded(torch.autograd.Function):
+    """A linear layer that gives its recorder per-example weight gradients, and autograd none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, to: _Recorder) -> torch.Tensor:  # noqa: ANN401
+        """Return ``x W^T``."""
+        ctx.save_for_backward(x, weight)
+        ctx.recorder = to
+        return F.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor | None, None, None]:  # noqa: ANN401
+        """Record ``sum_t g_it x_it^T`` for each example i; return the gradient of ``x``."""
+        (grad,) = grads
+        x, weight = ctx.saved_tensors
+        rows = x.shape[0]
+        gradients = torch.bmm(
+            grad.reshape(rows, -1, grad.shape[-1]).transpose(1, 2),
+            x.reshape(rows, -1, x.shape[-1]),
+        )
+        recorder: _Recorder = ctx.recorder
+        # A layer that is used twice in one pass adds up, as autograd would.
+        recorder.gradients = (
+            gradients if recorder.gradients is None else recorder.gradients + gradients
+        )
+        return (grad @ weight if ctx.needs_input_grad[0] else None), None, None
+
+
+def _linears(model: torch.nn.Module) -> list[torch.nn.Linear]:
+    """Return every linear module of a model."""
+    return [module for module in model.modules() if isinstance(module, torch.nn.Linear)]

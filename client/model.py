@@ -1,0 +1,379 @@
+"""The frozen base model: found, checked, loaded, and fingerprinted.
+
+Only safetensors are read (a pickle can run code), no code from a model's repository is ever run,
+and a checkpoint that lacks weights is refused instead of being completed with random ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import struct
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from client.families import Family, family_of
+from client.quantization import (
+    check_quantization,
+    finish_quantized,
+    loading_options,
+    quantized_storage,
+)
+from shared.errors import ConflictingSettings, ModelNotFound, TokenizerMissing, UnsupportedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt")
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """A frozen base model with its tokenizer.
+
+    Attributes:
+        model: the transformers model; every parameter frozen, in evaluation mode.
+        tokenizer: the tokenizer of the same folder, with a padding token.
+        digest: SHA-256 of the source checkpoint, the same for every quantisation.
+        name: the folder's name or the hub id, never a full path.
+        family: ``model_type``, a key of :data:`client.families.FAMILIES`.
+        quantization: ``"none"`` (float32), ``"int8"`` or ``"nf4"``.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    digest: str
+    name: str
+    family: str
+    quantization: str
+
+
+def load_base(
+    base: str,
+    *,
+    quantization: str = "none",
+    revision: str | None = None,
+    device: str = "cpu",
+    cache_dequantized: bool = False,
+) -> BaseModel:
+    """Load a base model from a local folder or a hub id, frozen and in evaluation mode.
+
+    Args:
+        base: path of a transformers folder, or an id such as ``"owner/name"``.
+        quantization: ``"none"`` (float32), ``"int8"`` or ``"nf4"``.
+        revision: branch, tag or commit of a hub id; a folder has none.
+        device: where the model lives, ``"cpu"`` or ``"cuda"``.
+        cache_dequantized: keep dequantised weights beside the quantised ones; changes speed and
+            memory only (see :mod:`client.quantization`).
+
+    Returns:
+        The model, its tokenizer and its fingerprint.
+
+    Raises:
+        ModelNotFound: if there is no such folder or id, or it holds no whole checkpoint.
+        TokenizerMissing: if there is no tokenizer beside the weights.
+        UnsupportedModel: if the architecture or its files cannot be used; says what is needed.
+        ConflictingSettings: if a stored quantisation is not the one asked for.
+    """
+    check_quantization(quantization)
+    folder, name = _find(base, revision)
+    config = _read_config(folder, name)
+    family = family_of(config)
+    files = _weight_files(folder, name)
+    stored = _stored_quantization(config, name)
+    if stored not in {"none", quantization}:
+        msg = f"Model {name!r} is stored as {stored}, found model.quantization={quantization!r}."
+        raise ConflictingSettings(msg, hint=f"Set model.quantization to {stored!r}.")
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        msg = f"Model folder {name!r} has no tokenizer, expected tokenizer.json beside the weights."
+        raise TokenizerMissing(msg, hint="Save the tokenizer there with save_pretrained.")
+    with quiet():
+        tokenizer = _load_tokenizer(folder, name)
+        model = _load_weights(folder, name, quantization, stored, device)
+    finish_quantized(model, quantization, cache=cache_dequantized)
+    _check_vocabulary(model, tokenizer, family, name)
+    return BaseModel(
+        model=model,
+        tokenizer=tokenizer,
+        digest=base_digest([folder / "config.json", *files]),
+        name=name,
+        family=family.model_type,
+        quantization=quantization,
+    )
+
+
+def base_digest(folder_or_files: str | Path | Iterable[str | Path]) -> str:
+    """Return the SHA-256 that names a checkpoint, whatever it is quantised to later.
+
+    It covers ``config.json`` byte for byte and every tensor's name, dtype, shape and bytes in the
+    order of names; how tensors are dealt to files and the files' metadata do not matter.
+
+    Args:
+        folder_or_files: a model folder, or its ``config.json`` and safetensors files.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        ModelNotFound: if a file is absent.
+        UnsupportedModel: if a file is no safetensors file.
+    """
+    if isinstance(folder_or_files, str | Path):
+        folder = Path(folder_or_files)
+        paths = [folder / "config.json", *_weight_files(folder, folder.name)]
+    else:
+        paths = [Path(file) for file in folder_or_files]
+    digest = hashlib.sha256(b"fedslm base 1\n")
+    tensors: dict[str, tuple[Path, str, list[int], int, int]] = {}
+    for path in paths:
+        if not path.is_file():
+            msg = f"Model file {path.name!r} does not exist."
+            raise ModelNotFound(msg)
+        if path.suffix == ".safetensors":
+            tensors.update(_safetensors_index(path))
+        else:
+            _feed(digest, path.name.encode())
+            _feed(digest, path.read_bytes())
+    for name, (path, dtype, shape, start, stop) in sorted(tensors.items()):
+        _feed(digest, json.dumps([name, dtype, shape]).encode())
+        digest.update(struct.pack("<Q", stop - start))
+        with path.open("rb") as stream:
+            stream.seek(start)
+            left = stop - start
+            while left > 0 and (chunk := stream.read(min(_CHUNK, left))):
+                digest.update(chunk)
+                left -= len(chunk)
+    return digest.hexdigest()
+
+
+def frozen_digest(model: torch.nn.Module) -> str:
+    """Return the SHA-256 of every frozen tensor in memory.
+
+    Covers parameters, buffers (also the ones that are never saved) and the scales and codebooks of
+    quantised layers; adapters are left out, and PEFT's wrapping does not change it. Compared before
+    and after training: equal digests mean that the base did not move.
+
+    Args:
+        model: a base model, or a PEFT model around one.
+    """
+    digest = hashlib.sha256(b"fedslm frozen 1\n")
+    for name, tensor in sorted(_frozen_tensors(model), key=lambda item: item[0]):
+        plain = tensor.detach().cpu().contiguous()
+        _feed(digest, json.dumps([name, str(plain.dtype), list(plain.shape)]).encode())
+        _feed(digest, plain.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def plain_name(name: str) -> str:
+    """Return the base model's own name of a module or tensor inside a PEFT model."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep progress bars, advice and third-party deprecations off stderr while loading.
+
+    transformers' and bitsandbytes' loggers stay at "error" afterwards: their advice comes while the
+    model runs, and is about settings that are chosen here. Our own warnings are not touched.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        yield
+
+
+def _find(base: str, revision: str | None) -> tuple[Path, str]:
+    """Return the folder of a base model, downloading a hub id, and its public name."""
+    path = Path(base).expanduser()
+    if path.is_dir():
+        return path, path.resolve().name
+    if base.startswith((".", "/", "~")) or path.exists() or base.count("/") > 1 or not base:
+        msg = f"Model folder {path.name!r} does not exist or is no folder."
+        raise ModelNotFound(msg, hint="Give a transformers folder, a hub id, or 'demo'.")
+    return _download(base, revision), base
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    """Fetch (or find in the cache) the files of a hub id; return their folder."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(_WANTED)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        where = f" at revision {revision!r}" if revision else ""
+        msg = (
+            f"Model {hub_id!r}{where} is neither a local folder nor reachable on the hub "
+            f"({type(error).__name__})."
+        )
+        hint = "Check the name and the network, or give the path of a local folder."
+        raise ModelNotFound(msg, hint=hint) from error
+
+
+def _read_config(folder: Path, name: str) -> dict[str, Any]:
+    """Return the parsed ``config.json``."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        msg = f"Model folder {name!r} has no readable config.json."
+        raise ModelNotFound(msg, hint="Expected a folder that save_pretrained wrote.") from error
+    except ValueError as error:
+        msg = f"config.json of model {name!r} is not valid JSON."
+        raise UnsupportedModel(msg) from error
+    if not isinstance(config, dict):
+        msg = f"config.json of model {name!r} is not a JSON object."
+        raise UnsupportedModel(msg)
+    return config
+
+
+def _stored_quantization(config: dict[str, Any], name: str) -> str:
+    """Return how the checkpoint itself is quantised; ``"none"`` if it is not."""
+    stored = config.get("quantization_config")
+    if not isinstance(stored, dict):
+        return "none"
+    if stored.get("load_in_8bit"):
+        return "int8"
+    if stored.get("load_in_4bit") and stored.get("bnb_4bit_quant_type") == "nf4":
+        return "nf4"
+    method = stored.get("quant_method", "unknown")
+    msg = f"Model {name!r} is stored with quant_method={method!r}, expected int8 or nf4."
+    raise UnsupportedModel(msg, hint="Use the unquantised checkpoint and set model.quantization.")
+
+
+def _weight_files(folder: Path, name: str) -> list[Path]:
+    """Return the safetensors files of a folder, sorted; refuse pickles."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if files:
+        return files
+    pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+    if pickles:
+        msg = f"Model {name!r} has only pickled weights ({pickles[0].name}), which can run code."
+        raise UnsupportedModel(
+            msg, hint="Convert it: save_pretrained(..., safe_serialization=True)."
+        )
+    msg = f"Model folder {name!r} has no weights, expected model.safetensors."
+    raise ModelNotFound(msg)
+
+
+def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer and make sure that it can pad."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        msg = f"The tokenizer of model {name!r} cannot be loaded ({type(error).__name__})."
+        raise TokenizerMissing(msg, hint="Save it again with save_pretrained.") from error
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        # Padded positions carry no label and come after the text, so any token will do.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _load_weights(
+    folder: Path, name: str, quantization: str, stored: str, device: str
+) -> PreTrainedModel:
+    """Load the weights in float32 or quantised; every one must be in the checkpoint."""
+    from transformers import AutoModelForCausalLM
+
+    options = loading_options(quantization, device)
+    if stored != "none":
+        options.pop("quantization_config")
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        msg = f"The weights of model {name!r} cannot be loaded ({type(error).__name__})."
+        raise UnsupportedModel(
+            msg, hint="Check that config.json and weights belong together."
+        ) from error
+    lacking = sorted(report.get("missing_keys", ())) or sorted(report.get("mismatched_keys", ()))
+    if lacking:
+        msg = (
+            f"The checkpoint of model {name!r} lacks {len(lacking)} weights, such as {lacking[0]}."
+        )
+        raise UnsupportedModel(msg, hint="Expected a checkpoint with a language-model head.")
+    if not options:
+        model.to(device)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _check_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, family: Family, name: str
+) -> None:
+    """Require that every token of the tokenizer has an embedding."""
+    embeddings = model.get_input_embeddings()
+    rows = int(embeddings.weight.shape[0])  # type: ignore[union-attr]
+    if not len(tokenizer) <= rows:
+        msg = (
+            f"The tokenizer of model {name!r} ({family.model_type}) has {len(tokenizer)} tokens, "
+            f"the model embeds {rows}."
+        )
+        raise UnsupportedModel(msg, hint="Expected the tokenizer that the model was trained with.")
+
+
+def _safetensors_index(path: Path) -> dict[str, tuple[Path, str, list[int], int, int]]:
+    """Return file, dtype, shape and byte range of every tensor of a safetensors file."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if not length <= size:
+                raise ValueError
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        index = {}
+        for name, entry in header.items():
+            start, stop = (int(offset) + 8 + length for offset in entry["data_offsets"])
+            if not start <= stop <= size:
+                raise ValueError
+            index[name] = (path, str(entry["dtype"]), list(entry["shape"]), start, stop)
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{path.name} is damaged: no whole safetensors file."
+        raise UnsupportedModel(msg, hint="Copy or download the model again.") from error
+    return index
+
+
+def _frozen_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every frozen tensor under the base model's own name."""
+    for prefix, module in model.named_modules():
+        if ".lora_" in f".{prefix}":
+            continue
+        dotted = f"{prefix}." if prefix else ""
+        for name, tensor in (
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+            *quantized_storage(module),
+        ):
+            yield plain_name(dotted + name), tensor
+
+
+def _feed(digest: Any, data: bytes) -> None:  # noqa: ANN401  (hashlib's type has no public name)
+    """Add a piece with its length, so that pieces cannot run into one another."""
+    digest.update(struct.pack("<Q", len(data)))
+    digest.update(data)

@@ -1,0 +1,192 @@
+"""Frozen linear layers whose weights are stored in 8 or 4 bits.
+
+bitsandbytes quantises and stores the weights: ``nf4`` with double quantisation (about half a byte
+per weight), ``int8`` row by row (1 byte per weight). The matrix product is done here, on the
+dequantised float32 weight, forwards and backwards, which has three consequences that training
+under differential privacy relies on:
+
+- **Gradients always flow.** On CPUs with AVX512-BF16, bitsandbytes' own NF4 layer repacks its
+  weight in the first evaluation and is not differentiable from then on; adapters then get no
+  gradient and a client would upload nothing but noise.
+- **Examples stay separable.** Activations are never quantised, so no scale or outlier column is
+  shared between the examples of a batch (LLM.int8 picks its outlier columns from all of them).
+- **The result is exact**: it equals the same model with the dequantised weights written in float32,
+  which is what the tests compare with.
+
+The dequantised weight lives for one product and is made again in the backward pass, unless
+``cache_dequantized`` keeps it: the numbers are the same bit for bit, for 4 bytes per weight more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+
+from shared.errors import InvalidValue, MissingDependency, UnsupportedModel
+from shared.registry import suggestion
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+QUANTIZATIONS = ("none", "int8", "nf4")
+_STORAGE = {"int8": torch.int8, "nf4": torch.uint8}
+_CACHE = "_fedslm_dequantized"
+
+
+def check_quantization(quantization: str) -> None:
+    """Require a known quantisation.
+
+    Raises:
+        InvalidValue: for an unknown name.
+    """
+    if quantization not in QUANTIZATIONS:
+        msg = f"quantization={quantization!r}, expected one of: {', '.join(QUANTIZATIONS)}."
+        raise InvalidValue(msg, hint=suggestion(quantization, QUANTIZATIONS))
+
+
+def loading_options(quantization: str, device: str) -> dict[str, Any]:
+    """Return what ``from_pretrained`` needs to quantise while it loads.
+
+    Args:
+        quantization: ``"none"``, ``"int8"`` or ``"nf4"``.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:0"``.
+
+    Raises:
+        MissingDependency: if bitsandbytes is needed and not installed.
+    """
+    if quantization == "none":
+        return {}
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        msg = f"quantization={quantization!r} needs bitsandbytes, which is not installed."
+        raise MissingDependency(msg, hint="pip install 'fedslm[client]'") from error
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        options = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    else:
+        options = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        )
+    return {"quantization_config": options, "device_map": {"": device}}
+
+
+def linear_modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Yield name and module of every linear layer except the output embedding.
+
+    The input embedding is no linear layer, and the output embedding is left alone because it is
+    often tied to it.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    get_head = getattr(model, "get_output_embeddings", None)
+    head = get_head() if callable(get_head) else None
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head:
+            yield name, module
+
+
+def finish_quantized(model: PreTrainedModel, quantization: str, *, cache: bool) -> None:
+    """Check that every linear layer was quantised and give each the exact product.
+
+    Args:
+        model: a model that was just loaded.
+        quantization: what was asked for; ``"none"`` does nothing.
+        cache: keep the dequantised weights (the same numbers, more memory, less time).
+
+    Raises:
+        UnsupportedModel: if some layer was left in full precision.
+    """
+    if quantization == "none":
+        return
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    kind = Linear8bitLt if quantization == "int8" else Linear4bit
+    layers = list(linear_modules(model))
+    left = [
+        name
+        for name, module in layers
+        if not isinstance(module, kind) or module.weight.dtype != _STORAGE[quantization]
+    ]
+    if left or not layers:
+        some = ", ".join(sorted(left)[:3]) or "no linear layer at all"
+        msg = (
+            f"quantization={quantization!r} left {len(left)} of {len(layers)} linear layers in "
+            f"full precision ({some})."
+        )
+        raise UnsupportedModel(msg, hint="Use quantization='none' for this model.")
+    for _, module in layers:
+        if isinstance(module, Linear4bit):
+            # Second line of defence: state_dict() and others look at the flag too.
+            module.support_avx512bf16_for_cpu = False
+        if cache:
+            setattr(module, _CACHE, dequantize(module))
+        module.forward = MethodType(_exact_forward, module)  # type: ignore[method-assign]
+
+
+def dequantize(module: torch.nn.Module) -> torch.Tensor:
+    """Return the float32 weight ``(d_out, d_in)`` that a quantised layer stands for.
+
+    Args:
+        module: a bitsandbytes ``Linear4bit`` or ``Linear8bitLt`` with quantised weights.
+    """
+    weight: Any = module.weight
+    with torch.no_grad():
+        if weight.dtype == torch.int8:
+            return torch.mul(weight.data, weight.SCB.view(-1, 1) * (1.0 / 127.0))
+        from bitsandbytes.functional import dequantize_4bit
+
+        plain: torch.Tensor = dequantize_4bit(weight.data, weight.quant_state)
+        return plain.to(torch.float32)
+
+
+def quantized_storage(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a quantised layer that are neither parameters nor buffers.
+
+    Scales and codebooks hang on the weight as attributes; a digest of the frozen model that left
+    them out would miss a change of the model.
+    """
+    # PEFT's wrapper shows its base layer's weight as its own; it counts once, where it is stored.
+    weight: Any = dict(module.named_parameters(recurse=False)).get("weight")
+    scale = getattr(weight, "SCB", None)
+    if isinstance(scale, torch.Tensor):
+        yield "weight.SCB", scale
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        for name, value in sorted(state.as_dict(packed=True).items()):
+            yield f"weight.{name}", value
+    cached = getattr(module, _CACHE, None)
+    if isinstance(cached, torch.Tensor):
+        yield "weight.dequantized", cached
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """``x W^T`` for a stored weight that is dequantised on the way and never kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, module: torch.nn.Module) -> torch.Tensor:  # noqa: ANN401
+        """Return ``x W^T + b``."""
+        ctx.module = module
+        return F.linear(x, dequantize(module), module.bias)  # type: ignore[arg-type]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, None]:  # noqa: ANN401
+        """Return the gradient of ``x``; the weight is frozen."""
+        return grads[0] @ dequantize(ctx.module), None
+
+
+def _exact_forward(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Replace a quantised layer's forward by the exact product in float32."""
+    cached: torch.Tensor | None = getattr(self, _CACHE, None)
+    if cached is not None:
+        return F.linear(x, cached, self.bias)  # type: ignore[arg-type]
+    product: torch.Tensor = _FrozenProduct.apply(x, self)  # type: ignore[no-untyped-call]
+    return product
