@@ -426,7 +426,8 @@ def _require_fields_of_mode(plan: PrivacyPlan) -> None:
 
 def _float(value: float | None) -> float | None:
     """Store whole numbers as floats, so that 1 and 1.0 give one digest; leave the rest alone."""
-    return float(value) if type(value) is int else value
+    given: object = value
+    return float(given) if isinstance(given, int) and not isinstance(given, bool) else value
 
 
 _Word = TypeVar("_Word", bound=str)
