@@ -1,0 +1,97 @@
+"""What every test gets: no network beyond this host, no telemetry, one thread."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+# Read when the libraries are first imported, so set before any of them is.
+os.environ.update(
+    {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "MPLBACKEND": "agg",
+    }
+)
+
+
+def is_local(host: str) -> bool:
+    """Tell whether an address is one of this host's: only such an address can be bound."""
+    if host in {"", "localhost", socket.gethostname()}:
+        return True
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _refuse_foreign(address: Any) -> None:
+    """Raise what a host without a network would raise."""
+    if isinstance(address, tuple) and address and not is_local(str(address[0])):
+        raise OSError(errno.ENETUNREACH, f"tests stay on this host; refused {address[0]}")
+
+
+def _leaves_host(request: pytest.FixtureRequest) -> bool:
+    return request.node.get_closest_marker("network") is not None
+
+
+@pytest.fixture(autouse=True)
+def no_network(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Refuse connections to other hosts; Ray and gRPC may use this host's addresses."""
+    if _leaves_host(request):
+        yield
+        return
+    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+    look_up = socket.getaddrinfo
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        _refuse_foreign(address)
+        connect(self, address)
+
+    def guarded_connect_ex(self: socket.socket, address: Any) -> int:
+        _refuse_foreign(address)
+        return connect_ex(self, address)
+
+    def guarded_look_up(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(host, str) and not is_local(host):
+            raise socket.gaierror(socket.EAI_NONAME, f"tests stay on this host; refused {host}")
+        return look_up(host, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded_connect)
+        patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+        patch.setattr(socket, "getaddrinfo", guarded_look_up)
+        yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, with the reason."""
+    if os.environ.get("FEDSLM_NETWORK_TESTS") != "1":
+        _skip(items, "network", "leaves this host; set FEDSLM_NETWORK_TESTS=1 to run it")
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            _skip(items, "gpu", "no CUDA device here")
+
+
+def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
+    for item in items:
+        if item.get_closest_marker(marker):
+            item.add_marker(pytest.mark.skip(reason=reason))
