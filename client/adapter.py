@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from client.families import FAMILIES
+from client.lowrank import low_rank_layers
 from client.model import BaseModel
 from client.quantization import linear_modules
 from shared.errors import AdapterIncompatible, InvalidValue, UnsupportedModel
@@ -98,7 +99,7 @@ def adapt(
         UnsupportedModel: if a target matches no linear layer.
         InvalidValue: if a number is out of range, or the base already carries an adapter.
     """
-    if isinstance(dropout, bool) or not (isinstance(dropout, int | float) and 0 <= dropout < 1):
+    if isinstance(dropout, bool) or not 0 <= dropout < 1:
         msg = f"dropout={dropout!r}, expected a number in [0, 1)."
         raise InvalidValue(msg)
     if getattr(base.model, _MARK, False):
@@ -116,6 +117,7 @@ class AdaptedModel:
         peft_model: PEFT's model around it; ``save_pretrained`` writes PEFT's format.
         spec: names, shapes and order of the factors.
         dropout: probability on the adapter's input while training.
+        layers: the adapted layers, as :mod:`client.lowrank` computes them.
     """
 
     def __init__(
@@ -134,6 +136,7 @@ class AdaptedModel:
         }
         self._views = self._share_storage()
         self._adapter_modules = _adapter_modules(peft_model)
+        self.layers = low_rank_layers(peft_model)
         self.set_trainable("AB")
         self._set_training(False)
 
@@ -201,7 +204,7 @@ class AdaptedModel:
                 self._flat[kinds].copy_(source)
             else:
                 sizes = [view.numel() for view in self._views]
-                for view, piece in zip(self._views, source.split(sizes), strict=True):
+                for view, piece in zip(self._views, torch.split(source, sizes), strict=True):
                     view.copy_(piece)
 
     def read_vector(self, kinds: str) -> Vector:
@@ -225,7 +228,7 @@ class AdaptedModel:
                 self._flat[self._kinds].add_(vector, alpha=scale)
                 return
             sizes = [view.numel() for view in self._views]
-            for view, piece in zip(self._views, vector.split(sizes), strict=True):
+            for view, piece in zip(self._views, torch.split(vector, sizes), strict=True):
                 view.add_(piece, alpha=scale)
 
     def factors(self) -> Factors:
@@ -253,13 +256,27 @@ class AdaptedModel:
         finally:
             self._set_training(False)
 
+    @contextmanager
+    def plain_peft(self) -> Iterator[None]:
+        """Compute the adapted layers by PEFT's own forward inside the ``with`` block."""
+        for layer in self.layers:
+            layer.detach()
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.attach()
+
     def enable_checkpointing(self) -> None:
         """Recompute activations in the backward pass: less memory, about a third more time."""
-        self.base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        base: Any = self.base.model
+        base.gradient_checkpointing_enable({"use_reentrant": False})
         self._adapter_modules = _adapter_modules(self.peft_model)
 
     def release(self) -> BaseModel:
         """Take the adapter out and return the bare base; this object is of no use afterwards."""
+        for layer in self.layers:
+            layer.detach()
         with _peft_warnings():
             self.peft_model.unload()
         setattr(self.base.model, _MARK, False)
@@ -344,15 +361,16 @@ def _inject(base: BaseModel, spec: AdapterSpec, dropout: float) -> PeftModel:
     )
     # PEFT draws A from torch's global generator; the caller's stream goes on as if it had not.
     with _peft_warnings(), torch.random.fork_rng(devices=[]):
-        peft_model = get_peft_model(base.model, config)  # type: ignore[arg-type]
+        peft_model = get_peft_model(base.model, config)
     setattr(base.model, _MARK, True)
-    return peft_model  # type: ignore[return-value]
+    return peft_model
 
 
 def _excluded(base: BaseModel) -> list[str] | None:
     """Return the output embedding's name, which no target may pick up."""
-    head = base.model.get_output_embeddings()
-    names = [name for name, module in base.model.named_modules() if module is head]
+    model: Any = base.model
+    head = model.get_output_embeddings()
+    names = [name for name, module in model.named_modules() if module is head]
     return names or None
 
 

@@ -1,8 +1,8 @@
 """Per-example clipped gradients of LoRA factors, by three engines that agree.
 
-- ``fused``: an autograd function per LoRA layer keeps each example's weight gradient
-  ``G_i = sum_t g_it x_it^T``. At LoRA's ranks that costs as much as the batch gradient. It works on
-  quantised bases and under gradient checkpointing, and is the default.
+- ``fused``: the autograd function of :mod:`client.lowrank` keeps each example's gradient of each
+  factor. At LoRA's ranks that costs as much as the batch gradient. It works on quantised bases and
+  under gradient checkpointing, and is the default.
 - ``microbatch``: one example at a time; the least memory, any layer. For phones.
 - ``opacus``: Opacus' hooks, as the reference of the field.
 
@@ -16,11 +16,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 
 from client.losses import Batch, per_sequence_losses
 from shared.errors import MissingDependency, SensitivityError, UnsupportedModel
@@ -128,7 +128,9 @@ class MicrobatchClipper:
             loss = per_sequence_losses(self._model.peft_model, batch.row(index)).sum()
             if not loss.requires_grad:
                 raise no_gradient()
-            found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            found: Sequence[torch.Tensor | None] = torch.autograd.grad(
+                loss, self._parameters, allow_unused=True
+            )
             gradients = [gradient.double() for gradient in found if gradient is not None]
             if len(gradients) != len(totals):
                 raise no_gradient()
@@ -145,18 +147,13 @@ class FusedClipper:
 
     def __init__(self, model: AdaptedModel) -> None:
         self._model = model
-        self._layers: list[_Recorder] = []
-        modules = {id(m.weight): m for m in _linears(model.peft_model)}
-        for _, parameter in model.trainable:
-            module = modules.get(id(parameter))
-            if module is not None and module.bias is None:
-                self._layers.append(_Recorder(module))
-        require_covered(model, [layer.module.weight for layer in self._layers])
+        require_covered(model, [f for layer in model.layers for f in (layer.a, layer.b)])
+        by_factor = {id(layer.a): (layer, "A") for layer in model.layers}
+        by_factor |= {id(layer.b): (layer, "B") for layer in model.layers}
+        self._factors = [by_factor[id(parameter)] for _, parameter in model.trainable]
 
     def __enter__(self) -> Self:
-        """Exchange the forward of every trainable factor."""
-        for layer in self._layers:
-            layer.module.forward = layer.forward  # type: ignore[method-assign]
+        """Attach nothing: the layers record while :meth:`clipped_sum` runs."""
         return self
 
     def __exit__(
@@ -165,25 +162,24 @@ class FusedClipper:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give every factor its own forward back and drop what was recorded."""
-        for layer in self._layers:
-            layer.module.__dict__.pop("forward", None)
-            layer.gradients = None
+        """End recording and drop what was recorded."""
+        for layer in self._model.layers:
+            layer.record(0)
 
     def clipped_sum(self, batch: Batch, max_grad_norm: float) -> list[torch.Tensor]:
         """Return the clipped sum; see :class:`PerExampleClipper`."""
-        for layer in self._layers:
-            layer.gradients, layer.batch_size = None, batch.ids.shape[0]
+        for layer in self._model.layers:
+            layer.record(batch.ids.shape[0])
         loss = per_sequence_losses(self._model.peft_model, batch).sum()
         if not loss.requires_grad:
             raise no_gradient()
         loss.backward()  # type: ignore[no-untyped-call]
         samples = []
-        for layer in self._layers:
-            if layer.gradients is None:
+        for layer, kind in self._factors:
+            sample = layer.samples.pop(kind, None)
+            if sample is None:
                 raise no_gradient()
-            samples.append(layer.gradients)
-            layer.gradients = None
+            samples.append(sample)
         return clip_and_sum(samples, max_grad_norm)
 
 
@@ -194,6 +190,7 @@ class OpacusClipper:
         self._model = model
         self._parameters = [parameter for _, parameter in model.trainable]
         self._hooks: Any = None
+        self._stack = ExitStack()
         require_covered(model, self._parameters)
 
     def __enter__(self) -> Self:
@@ -207,6 +204,8 @@ class OpacusClipper:
         except ImportError as error:
             msg = "clipper='opacus' needs Opacus, which is not installed."
             raise MissingDependency(msg, hint="pip install 'fedslm[client]'") from error
+        # Opacus hooks torch's own linear modules, which only PEFT's forward calls.
+        self._stack.enter_context(self._model.plain_peft())
         self._hooks = GradSampleHooks(
             self._model.peft_model, batch_first=True, loss_reduction="sum", strict=False
         )
@@ -219,8 +218,10 @@ class OpacusClipper:
         trace: TracebackType | None,
     ) -> None:
         """Remove the hooks and everything that they left on the parameters."""
-        self._hooks.cleanup()
-        self._hooks = None
+        self._stack.close()
+        if self._hooks is not None:
+            self._hooks.cleanup()
+            self._hooks = None
 
     def clipped_sum(self, batch: Batch, max_grad_norm: float) -> list[torch.Tensor]:
         """Return the clipped sum; see :class:`PerExampleClipper`."""
@@ -301,58 +302,3 @@ def require_covered(model: AdaptedModel, covered: Sequence[torch.Tensor]) -> Non
         some = ", ".join(loose[:3]) or "no trainable factor at all"
         msg = f"Per-example clipping does not cover what trains: {some}."
         raise UnsupportedModel(msg, hint="Only LoRA factors of linear layers can train privately.")
-
-
-class _Recorder:
-    """A LoRA factor whose backward keeps one gradient per example."""
-
-    __slots__ = ("batch_size", "gradients", "module")
-
-    def __init__(self, module: torch.nn.Linear) -> None:
-        self.module = module
-        self.gradients: torch.Tensor | None = None
-        self.batch_size = 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return ``x W^T``; the first dimension must be the example."""
-        if not (x.dim() >= 2 and x.shape[0] == self.batch_size):
-            msg = (
-                f"A layer sees an input of shape {tuple(x.shape)} for {self.batch_size} examples: "
-                "its gradient cannot be told apart by example."
-            )
-            raise UnsupportedModel(msg, hint="Use clipper='microbatch'.")
-        product: torch.Tensor = _Recorded.apply(x, self.module.weight, self)  # type: ignore[no-untyped-call]
-        return product
-
-
-class _Recorded(torch.autograd.Function):
-    """A linear layer that gives its recorder per-example weight gradients, and autograd none."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, to: _Recorder) -> torch.Tensor:  # noqa: ANN401
-        """Return ``x W^T``."""
-        ctx.save_for_backward(x, weight)
-        ctx.recorder = to
-        return F.linear(x, weight)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor | None, None, None]:  # noqa: ANN401
-        """Record ``sum_t g_it x_it^T`` for each example i; return the gradient of ``x``."""
-        (grad,) = grads
-        x, weight = ctx.saved_tensors
-        rows = x.shape[0]
-        gradients = torch.bmm(
-            grad.reshape(rows, -1, grad.shape[-1]).transpose(1, 2),
-            x.reshape(rows, -1, x.shape[-1]),
-        )
-        recorder: _Recorder = ctx.recorder
-        # A layer that is used twice in one pass adds up, as autograd would.
-        recorder.gradients = (
-            gradients if recorder.gradients is None else recorder.gradients + gradients
-        )
-        return (grad @ weight if ctx.needs_input_grad[0] else None), None, None
-
-
-def _linears(model: torch.nn.Module) -> list[torch.nn.Linear]:
-    """Return every linear module of a model."""
-    return [module for module in model.modules() if isinstance(module, torch.nn.Linear)]

@@ -187,8 +187,9 @@ def quiet() -> Iterator[None]:
     """
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    library_logging: Any = transformers.logging
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
@@ -295,8 +296,9 @@ def _load_weights(
     options = loading_options(quantization, device)
     if stored != "none":
         options.pop("quantization_config")
+    loader: Any = AutoModelForCausalLM
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = loader.from_pretrained(
             folder,
             dtype=torch.float32,
             use_safetensors=True,
@@ -327,8 +329,8 @@ def _check_vocabulary(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, family: Family, name: str
 ) -> None:
     """Require that every token of the tokenizer has an embedding."""
-    embeddings = model.get_input_embeddings()
-    rows = int(embeddings.weight.shape[0])  # type: ignore[union-attr]
+    embeddings: Any = model.get_input_embeddings()
+    rows = int(embeddings.weight.shape[0])
     if not len(tokenizer) <= rows:
         msg = (
             f"The tokenizer of model {name!r} ({family.model_type}) has {len(tokenizer)} tokens, "

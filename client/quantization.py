@@ -67,10 +67,11 @@ def loading_options(quantization: str, device: str) -> dict[str, Any]:
         raise MissingDependency(msg, hint="pip install 'fedslm[client]'") from error
     from transformers import BitsAndBytesConfig
 
+    make: Any = BitsAndBytesConfig
     if quantization == "int8":
-        options = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+        options = make(load_in_8bit=True, llm_int8_threshold=0.0)
     else:
-        options = BitsAndBytesConfig(
+        options = make(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -107,9 +108,10 @@ def finish_quantized(model: PreTrainedModel, quantization: str, *, cache: bool) 
     """
     if quantization == "none":
         return
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    import bitsandbytes
 
-    kind = Linear8bitLt if quantization == "int8" else Linear4bit
+    nn: Any = bitsandbytes.nn
+    kind = nn.Linear8bitLt if quantization == "int8" else nn.Linear4bit
     layers = list(linear_modules(model))
     left = [
         name
@@ -124,12 +126,12 @@ def finish_quantized(model: PreTrainedModel, quantization: str, *, cache: bool) 
         )
         raise UnsupportedModel(msg, hint="Use quantization='none' for this model.")
     for _, module in layers:
-        if isinstance(module, Linear4bit):
+        if isinstance(module, nn.Linear4bit):
             # Second line of defence: state_dict() and others look at the flag too.
             module.support_avx512bf16_for_cpu = False
         if cache:
             setattr(module, _CACHE, dequantize(module))
-        module.forward = MethodType(_exact_forward, module)  # type: ignore[method-assign]
+        module.forward = MethodType(_exact_forward, module)
 
 
 def dequantize(module: torch.nn.Module) -> torch.Tensor:
@@ -146,6 +148,20 @@ def dequantize(module: torch.nn.Module) -> torch.Tensor:
 
         plain: torch.Tensor = dequantize_4bit(weight.data, weight.quant_state)
         return plain.to(torch.float32)
+
+
+def stored_weight(module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the float32 weight ``(d_out, d_in)`` and the bias of any linear layer.
+
+    Args:
+        module: a ``torch.nn.Linear``, a transformers ``Conv1D``, or a quantised layer.
+    """
+    bias: Any = module.bias
+    weight: Any = module.weight
+    if weight.dtype in {torch.int8, torch.uint8}:
+        cached: torch.Tensor | None = getattr(module, _CACHE, None)
+        return (dequantize(module) if cached is None else cached), bias
+    return (weight if isinstance(module, torch.nn.Linear) else weight.t()), bias
 
 
 def quantized_storage(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -251,7 +251,9 @@ def _mean_gradient(
         losses = per_sequence_losses(model.peft_model, batch)
         if not losses.requires_grad:
             raise no_gradient()
-        gradients = torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
+        gradients: Sequence[torch.Tensor | None] = torch.autograd.grad(
+            losses.sum(), parameters, allow_unused=True
+        )
         found = [gradient for gradient in gradients if gradient is not None]
         if len(found) != len(parameters):
             raise no_gradient()
@@ -294,7 +296,7 @@ def _optimizer(model: AdaptedModel, settings: TrainSettings) -> Callable[[torch.
     sizes = [parameter.numel() for parameter in parameters]
 
     def step(gradient: torch.Tensor) -> None:
-        pieces = gradient.to(torch.float32).split(sizes)
+        pieces = torch.split(gradient.to(torch.float32), sizes)
         for parameter, piece in zip(parameters, pieces, strict=True):
             parameter.grad = piece.view(parameter.shape)
         adamw.step()
