@@ -1,4 +1,8 @@
-"""From two adapters to what a client may send."""
+"""From two adapters to what a client may send, one function per mode.
+
+An update that is not finite becomes the zero update in every mode: a failure then reveals nothing
+and cannot spoil a mean.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +13,80 @@ from shared.lora import Vector
 from shared.privacy.mechanism import AdapterDelta, ClippedDelta, clip_update
 
 
+def plain_update(before: Vector, after: Vector) -> Vector:
+    """Return a client's change of the adapter as it is (mode ``none``).
+
+    Args:
+        before: the trained factors as they were received, float32, shape ``(d,)``.
+        after: the same factors after local training.
+
+    Returns:
+        ``after - before``, float32, finite.
+
+    Raises:
+        SensitivityError: if the two vectors do not have the same shape.
+    """
+    return _change(before, after).vector
+
+
+def noised_update(before: Vector, after: Vector) -> Vector:
+    """Return a change that DP-SGD made (mode ``example``).
+
+    Every step was noised before it moved the factors, so the change is post-processing of released
+    values and needs no bound of its own.
+
+    Args:
+        before: the trained factors as they were received, float32, shape ``(d,)``.
+        after: the same factors after :func:`client.training.train_private`.
+
+    Returns:
+        ``after - before``, float32, finite.
+
+    Raises:
+        SensitivityError: if the two vectors do not have the same shape.
+    """
+    return _change(before, after).vector
+
+
+def clipped_update(before: Vector, after: Vector, *, clipping_norm: float) -> ClippedDelta:
+    """Return a change whose L2 norm over all coordinates is bounded (mode ``client-central``).
+
+    Args:
+        before: the trained factors as they were received, float32, shape ``(d,)``.
+        after: the same factors after local training.
+        clipping_norm: the bound, finite and > 0.
+
+    Returns:
+        The clipped change with its bound; the zero update if the change is not finite.
+
+    Raises:
+        SensitivityError: if the two vectors do not have the same shape.
+        InvalidValue: if the clipping norm is not finite and positive.
+    """
+    return clip_update(_change(before, after), clipping_norm=clipping_norm)
+
+
 def make_update(
     before: Vector, after: Vector, *, clipping_norm: float | None
 ) -> AdapterDelta | ClippedDelta:
-    """Return a client's change of the adapter as the stage that its mode allows.
-
-    Guarantee:
-        With a ``clipping_norm``, the result's L2 norm over all coordinates is at most that. An
-        update that is not finite becomes the zero update, in every mode, so that a failure reveals
-        nothing and cannot spoil a mean.
+    """Return a client's change as the stage that a clipping norm, or its absence, allows.
 
     Args:
         before: the trained factors as they were received, float32, shape ``(d,)``.
         after: the same factors after local training.
         clipping_norm: the bound on the whole update; None in modes that do not clip updates.
 
-    Returns:
-        A :class:`ClippedDelta`, or without a clipping norm an :class:`AdapterDelta`.
-
     Raises:
         SensitivityError: if the two vectors do not have the same shape.
         InvalidValue: if the clipping norm is not finite and positive.
     """
+    if clipping_norm is None:
+        return _change(before, after)
+    return clipped_update(before, after, clipping_norm=clipping_norm)
+
+
+def _change(before: Vector, after: Vector) -> AdapterDelta:
+    """Return ``after - before``, or zero if any coordinate is not finite."""
     if before.shape != after.shape:
         msg = f"An update runs from shape {before.shape} to {after.shape}, expected one shape."
         raise SensitivityError(msg)
@@ -38,5 +94,4 @@ def make_update(
         change = np.subtract(after, before, dtype=np.float32)
     if not np.isfinite(change).all():
         change = np.zeros_like(change)
-    delta = AdapterDelta(vector=change)
-    return delta if clipping_norm is None else clip_update(delta, clipping_norm=clipping_norm)
+    return AdapterDelta(vector=change)
