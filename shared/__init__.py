@@ -1,0 +1,1 @@
+"""What every part of fedslm shares; imports none of the other packages."""

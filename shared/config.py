@@ -1,0 +1,268 @@
+"""The scenario: every setting of a run, validated once at the boundary.
+
+Sections are frozen pydantic models that refuse unknown keys, NaN and infinity. Only the
+``performance`` section may not change a guarantee; :meth:`RunConfig.digest` covers all others and
+travels in every message, ledger entry and manifest. Epsilon, delta, unit and neighbouring relation
+have no defaults: a scenario says them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Strict
+
+from shared.canonical import canonical_json, sha256_hex
+
+Real = Annotated[float, Strict()]
+Integer = Annotated[int, Strict()]
+PositiveReal = Annotated[float, Strict(), Field(gt=0)]
+PositiveInt = Annotated[int, Strict(), Field(ge=1)]
+NonNegativeInt = Annotated[int, Strict(), Field(ge=0)]
+Probability = Annotated[float, Strict(), Field(gt=0, le=1)]
+OpenUnit = Annotated[float, Strict(), Field(gt=0, lt=1)]
+
+Mode = Literal["none", "example", "client-central"]
+
+
+class Section(BaseModel):
+    """What every section has in common: immutable, closed, finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RunSection(Section):
+    """Which run this is."""
+
+    name: str = Field(description="name of the scenario, used for the run folder")
+    rounds: PositiveInt = Field(description="number of training rounds")
+    seed: NonNegativeInt = Field(default=0, description="seed of data order, init and simulation")
+    engine: Literal["inprocess", "flower"] = Field(
+        default="inprocess", description="in this process, or Flower's own simulation engine"
+    )
+
+
+class ModelSection(Section):
+    """The frozen base model."""
+
+    base: str = Field(default="demo", description='"demo", a transformers folder, or a hub id')
+    quantization: Literal["none", "int8", "nf4"] = Field(
+        default="none", description="how the frozen base is stored"
+    )
+    revision: str | None = Field(default=None, description="hub revision; pin it")
+
+
+class LoraSection(Section):
+    """The adapter."""
+
+    r: PositiveInt = Field(default=4, description="rank")
+    alpha: PositiveReal = Field(default=8.0, description="scale numerator; s = alpha / r")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        default="all-linear", description="module names that carry an adapter"
+    )
+    dropout: Annotated[float, Strict(), Field(ge=0, lt=1)] = Field(
+        default=0.0, description="dropout on the adapter's input"
+    )
+
+
+class DataSection(Section):
+    """The private text and how it is dealt to clients."""
+
+    path: str = Field(description='"builtin:clinics", a file, or "hf:<dataset id>"')
+    format: Literal["auto", "jsonl", "csv", "parquet", "text", "datasets", "builtin"] = Field(
+        default="auto", description="format of the file; auto goes by its ending"
+    )
+    text: str | None = Field(default=None, description="column that holds the text")
+    prompt: str | None = Field(default=None, description="column that holds the prompt")
+    response: str | None = Field(default=None, description="column that holds the response")
+    template: str = Field(
+        default="plain", description='"plain", "chat", or text with {prompt} and {response}'
+    )
+    client: str | None = Field(default=None, description="column that names the client")
+    partitioner: Literal["natural", "iid", "dirichlet", "shards"] = Field(
+        default="natural", description="how records become clients"
+    )
+    dirichlet_alpha: PositiveReal | None = Field(
+        default=None, description="concentration; smaller means more different clients"
+    )
+    label: str | None = Field(default=None, description="column for dirichlet and shards")
+    shards_per_client: PositiveInt | None = Field(default=None, description="shards per client")
+    min_records: PositiveInt = Field(default=1, description="drop natural clients with fewer")
+    max_records: PositiveInt | None = Field(
+        default=None, description="bound on the records of one client"
+    )
+    records: PositiveInt | None = Field(
+        default=None, description="records per client of the built-in corpus"
+    )
+    max_length: PositiveInt = Field(default=128, description="tokens per example, cut beyond")
+    holdout: Annotated[float, Strict(), Field(ge=0, lt=1)] = Field(
+        default=0.2, description="share of each client's records that is never trained on"
+    )
+    split: str | None = Field(default=None, description="split of a datasets-library id")
+
+
+class ClientsSection(Section):
+    """Who takes part and what each does in a round."""
+
+    population: NonNegativeInt | None = Field(
+        default=None, description="number of clients; natural data may leave it out"
+    )
+    cohort: PositiveReal | None = Field(
+        default=None, description="expected number of clients a round; default everyone"
+    )
+    local_steps: PositiveInt | None = Field(default=None, description="optimizer steps a round")
+    local_epochs: PositiveReal | None = Field(default=None, description="or passes over the data")
+    batch_size: PositiveInt = Field(default=8, description="examples a step (expected, in example)")
+    learning_rate: PositiveReal = Field(default=0.1, description="client learning rate")
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="client optimizer")
+    max_participations: PositiveInt | None = Field(
+        default=None, description="rounds one client may take part in (example mode)"
+    )
+
+
+class ServerSection(Section):
+    """What the server does with the mean update; post-processing of the release."""
+
+    optimizer: Literal["mean", "momentum", "adam"] = Field(
+        default="mean", description="how the mean update moves the adapter"
+    )
+    learning_rate: PositiveReal = Field(default=1.0, description="server learning rate")
+    momentum: Annotated[float, Strict(), Field(ge=0, lt=1)] = Field(
+        default=0.9, description="decay of the first moment"
+    )
+    second_momentum: Annotated[float, Strict(), Field(ge=0, lt=1)] = Field(
+        default=0.99, description="decay of adam's second moment"
+    )
+    adaptivity: PositiveReal = Field(default=1e-3, description="adam's tau, added to the root")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="server learning rate over the rounds"
+    )
+    averaging: Annotated[float, Strict(), Field(ge=0, lt=1)] = Field(
+        default=0.0, description="share of the last rounds whose adapters are averaged"
+    )
+    quorum: Annotated[float, Strict(), Field(ge=0, le=1)] = Field(
+        default=0.5, description="share of the cohort that must answer"
+    )
+    deadline_seconds: PositiveReal = Field(default=600.0, description="wait for a round")
+
+
+class PrivacySection(Section):
+    """The guarantee; say it, nothing here is assumed."""
+
+    mode: Mode = Field(description='"none", "example" or "client-central"')
+    neighboring_relation: Literal["add-or-remove-one", "replace-one"] | None = Field(
+        default=None, description="which neighbouring data sets are compared"
+    )
+    epsilon: PositiveReal | None = Field(default=None, description="target; noise is derived")
+    noise_multiplier: PositiveReal | None = Field(
+        default=None, description="noise stddev over the clip; epsilon is derived"
+    )
+    delta: OpenUnit | None = Field(default=None, description="failure probability")
+    clipping_norm: PositiveReal | None = Field(
+        default=None, description="L2 bound of a whole client update (client-central)"
+    )
+    max_grad_norm: PositiveReal | None = Field(
+        default=None, description="L2 bound of one example's gradient (example)"
+    )
+    sampling_probability: Probability | None = Field(
+        default=None, description="chance of an example to be in a local step (example)"
+    )
+    cap: PositiveReal | None = Field(
+        default=None, description="epsilon that the ledger never lets pass; default the plan's"
+    )
+    noise_source: Literal["os-entropy", "seeded-simulation"] = Field(
+        default="os-entropy", description="seeded noise repeats a run and protects nobody"
+    )
+
+
+class AggregationSection(Section):
+    """How updates become one."""
+
+    policy: Literal["ffa", "fedavg"] | None = Field(
+        default=None, description="default: ffa under DP, fedavg without"
+    )
+
+
+class AuditSection(Section):
+    """How hard the adapter is attacked before it is shown."""
+
+    canaries: NonNegativeInt = Field(default=0, description="planted secrets; half are held out")
+    repeats: PositiveInt = Field(default=1, description="copies of a canary in its client's data")
+    references: PositiveInt = Field(default=512, description="fresh secrets to rank against")
+    profile: Literal["none", "smoke"] = Field(default="smoke", description="which audits run")
+
+
+class EvaluationSection(Section):
+    """What the simulator measures on held-out text; a deployment has none of it."""
+
+    every: PositiveInt = Field(default=1, description="measure every so many rounds")
+    clients: PositiveInt = Field(default=50, description="clients measured during training")
+    final_clients: PositiveInt = Field(
+        default=1000, description="clients measured before and after"
+    )
+    batch_size: PositiveInt = Field(default=32, description="sequences a forward pass")
+
+
+class PerformanceSection(Section):
+    """What may change speed and memory but never the guarantee; not part of the digest."""
+
+    device: str = Field(default="cpu", description='"cpu" or "cuda"')
+    threads: PositiveInt | None = Field(default=None, description="threads of torch")
+    workers: PositiveInt = Field(default=1, description="processes that train clients")
+    physical_batch: PositiveInt = Field(default=64, description="examples in memory at once")
+    clipper: Literal["fused", "microbatch", "opacus"] = Field(
+        default="fused", description="how per-example gradients are made"
+    )
+    cache_dequantized: bool = Field(
+        default=True, description="keep the dequantised base beside the stored one"
+    )
+    client_cpus: PositiveReal = Field(default=1.0, description="cores per Ray actor (flower)")
+
+
+class RunConfig(Section):
+    """A whole scenario."""
+
+    run: RunSection
+    model: ModelSection = ModelSection()
+    lora: LoraSection = LoraSection()
+    data: DataSection
+    clients: ClientsSection = ClientsSection()
+    server: ServerSection = ServerSection()
+    privacy: PrivacySection
+    aggregation: AggregationSection = AggregationSection()
+    audit: AuditSection = AuditSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    performance: PerformanceSection = PerformanceSection()
+
+    @property
+    def policy(self) -> str:
+        """The aggregation policy in force: ffa under DP, fedavg without, unless said."""
+        if self.aggregation.policy is not None:
+            return self.aggregation.policy
+        return "fedavg" if self.privacy.mode == "none" else "ffa"
+
+    @property
+    def trained_kinds(self) -> str:
+        """Which factors are trained and sent: ``"B"`` under ffa, else ``"AB"``."""
+        return "B" if self.policy == "ffa" else "AB"
+
+    def digest(self) -> str:
+        """Return the SHA-256 of everything but the ``performance`` section."""
+        return sha256_hex(canonical_json(self.model_dump(mode="json", exclude={"performance"})))
+
+    def to_json(self) -> str:
+        """Return the canonical JSON that :func:`shared.configfile.parse_json` reads."""
+        return canonical_json(self.model_dump(mode="json"))
+
+
+def sections() -> dict[str, type[Section]]:
+    """Return the section models by name, in the order of a scenario file."""
+    return {name: _section(field.annotation) for name, field in RunConfig.model_fields.items()}
+
+
+def _section(annotation: object) -> type[Section]:
+    """Return the section class of a field."""
+    if not (isinstance(annotation, type) and issubclass(annotation, Section)):
+        msg = f"{annotation!r} is not a section."
+        raise TypeError(msg)
+    return annotation

@@ -1,0 +1,196 @@
+"""LoRA adapters as named factors and as one flat vector.
+
+``y = W0 x + s B A x`` with ``A (r, d_in)``, ``B (d_out, r)`` and ``s = alpha / r``. A vector is the
+concatenation of the row-major factors in the canonical order of the :class:`AdapterSpec`; it is
+what is clipped, noised, sent and averaged. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.canonical import canonical_json, sha256_hex
+from shared.errors import AdapterIncompatible, InvalidValue
+from shared.seeding import data_rng
+
+Vector = NDArray[np.float32]
+Factors = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factor:
+    """One LoRA factor.
+
+    Attributes:
+        name: PEFT's key in ``adapter_model.safetensors``.
+        kind: ``"A"`` or ``"B"``.
+        shape: ``(r, d_in)`` for A, ``(d_out, r)`` for B.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSpec:
+    """Names, shapes and order of every factor of an adapter; public.
+
+    Attributes:
+        factors: sorted by name; every A has a B of the same module.
+        r: rank of every factor pair.
+        lora_alpha: the numerator of the scale ``s = lora_alpha / r``.
+        target_modules: the module names that carry an adapter, as PEFT takes them.
+        fan_in_fan_out: True for bases that store ``(d_in, d_out)`` weights (GPT-2's Conv1D).
+    """
+
+    factors: tuple[Factor, ...]
+    r: int
+    lora_alpha: float
+    target_modules: tuple[str, ...]
+    fan_in_fan_out: bool = False
+
+    def __post_init__(self) -> None:
+        """Check order, uniqueness and that factors come in pairs."""
+        names = [f.name for f in self.factors]
+        if not names or names != sorted(set(names)):
+            msg = "An adapter needs at least one factor, sorted by unique names."
+            raise AdapterIncompatible(msg)
+        kinds = {f.kind for f in self.factors}
+        if not kinds <= {"A", "B"} or len(self.of_kind("A")) != len(self.of_kind("B")):
+            msg = f"Found factor kinds {sorted(kinds)}, expected as many A as B."
+            raise AdapterIncompatible(msg)
+
+    def of_kind(self, kinds: str) -> tuple[Factor, ...]:
+        """Return the factors of some kinds (``"B"``, ``"AB"``) in canonical order."""
+        return tuple(f for f in self.factors if f.kind in kinds)
+
+    def size(self, kinds: str = "AB") -> int:
+        """Return the number of parameters of some kinds."""
+        return sum(f.size for f in self.of_kind(kinds))
+
+    def flatten(self, factors: Mapping[str, NDArray[Any]], kinds: str = "AB") -> Vector:
+        """Concatenate factors into one float32 vector.
+
+        Args:
+            factors: one array per factor name; others are ignored.
+            kinds: which kinds to take.
+
+        Returns:
+            A vector of ``size(kinds)`` elements.
+
+        Raises:
+            AdapterIncompatible: if a factor is missing or has another shape.
+        """
+        parts = []
+        for factor in self.of_kind(kinds):
+            array = factors.get(factor.name)
+            if array is None or tuple(array.shape) != factor.shape:
+                found = "nothing" if array is None else f"shape {tuple(array.shape)}"
+                msg = f"Found {found} for {factor.name}, expected shape {factor.shape}."
+                raise AdapterIncompatible(msg)
+            parts.append(np.asarray(array, dtype=np.float32).reshape(-1))
+        return np.concatenate(parts)
+
+    def unflatten(self, vector: NDArray[Any], kinds: str = "AB") -> Factors:
+        """Cut a flat vector into named factors; the inverse of :meth:`flatten`.
+
+        Raises:
+            AdapterIncompatible: if the vector does not have ``size(kinds)`` elements.
+        """
+        if vector.shape != (self.size(kinds),):
+            msg = f"Found a vector of shape {vector.shape}, expected ({self.size(kinds)},)."
+            raise AdapterIncompatible(msg)
+        factors: Factors = {}
+        start = 0
+        for factor in self.of_kind(kinds):
+            piece = vector[start : start + factor.size]
+            factors[factor.name] = np.asarray(piece, dtype=np.float32).reshape(factor.shape)
+            start += factor.size
+        return factors
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the canonical JSON form."""
+        return sha256_hex(canonical_json(self.to_json()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON form that :meth:`from_json` reads."""
+        return {
+            "factors": [[f.name, f.kind, list(f.shape)] for f in self.factors],
+            "r": self.r,
+            "lora_alpha": self.lora_alpha,
+            "target_modules": list(self.target_modules),
+            "fan_in_fan_out": self.fan_in_fan_out,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> AdapterSpec:
+        """Read the JSON form of :meth:`to_json`.
+
+        Raises:
+            AdapterIncompatible: if a field is missing or malformed.
+        """
+        try:
+            factors = tuple(
+                Factor(name=str(name), kind=str(kind), shape=(int(shape[0]), int(shape[1])))
+                for name, kind, shape in data["factors"]
+            )
+            return cls(
+                factors=factors,
+                r=int(data["r"]),
+                lora_alpha=float(data["lora_alpha"]),
+                target_modules=tuple(str(m) for m in data["target_modules"]),
+                fan_in_fan_out=bool(data["fan_in_fan_out"]),
+            )
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            msg = "An adapter specification is malformed."
+            raise AdapterIncompatible(msg) from error
+
+
+def initial_factors(spec: AdapterSpec, seed: int) -> Factors:
+    """Make the factors that every client and the server start from.
+
+    Each A has orthonormal rows drawn from the public ``seed`` (Haar-distributed up to signs), each
+    B is zero, so that the adapted model equals the base. Orthonormal rows make the product's noise
+    independent of A's scale, and A costs no bytes: the seed is enough (docs/privacy.md).
+
+    Args:
+        spec: shapes of the factors.
+        seed: public; not a secret and not used for noise.
+
+    Returns:
+        One float32 array per factor.
+
+    Raises:
+        InvalidValue: if ``r`` exceeds a module's input width, where no such A exists.
+    """
+    factors: Factors = {}
+    for factor in spec.factors:
+        if factor.kind == "B":
+            factors[factor.name] = np.zeros(factor.shape, dtype=np.float32)
+            continue
+        rows, columns = factor.shape
+        if rows > columns:
+            msg = f"lora.r={rows}, expected at most {columns}, the input width of {factor.name}."
+            raise InvalidValue(msg)
+        gaussian = data_rng(seed, "lora-A", factor.name).standard_normal((columns, rows))
+        orthonormal, upper = np.linalg.qr(gaussian)
+        factors[factor.name] = np.ascontiguousarray(
+            (orthonormal * np.sign(np.diag(upper))).T, dtype=np.float32
+        )
+    return factors
+
+
+def module_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the sorted set of last components ("q_proj") of dotted module names."""
+    return tuple(sorted({name.rsplit(".", 1)[-1] for name in names}))

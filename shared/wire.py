@@ -1,0 +1,258 @@
+"""The only codec between domain objects and Flower records.
+
+A message carries at most one flat float32 vector and one small record of scalars: many arrays a
+message cost far more than many bytes. Everything that arrives is checked here: names, types,
+shapes, protocol version, configuration digest. A reply carries no count, loss or norm; a failure
+carries a code and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from shared.errors import ClientFailed, SchemaMismatch
+from shared.lora import Vector
+from shared.redact import known_codes
+
+PROTOCOL: Final = 1
+HEADER: Final = "fedslm"
+ADAPTER: Final = "adapter"
+VECTOR: Final = "vector"
+
+T = TypeVar("T")
+Stage = Literal["plain", "clipped", "noised"]
+STAGES: Final[frozenset[str]] = frozenset({"plain", "clipped", "noised"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instruction:
+    """What the server sends for a round of training or measuring.
+
+    Attributes:
+        run_id: which run.
+        server_round: 1-based round.
+        config_digest: digest of the scenario; the client refuses another one.
+        plan_digest: digest of the privacy plan; the client refuses another one.
+        vector: the trained factors of the global adapter, flat float32.
+    """
+
+    run_id: str
+    server_round: int
+    config_digest: str
+    plan_digest: str
+    vector: Vector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientUpdate:
+    """What a client sends after training: one vector and what was done to it.
+
+    Attributes:
+        server_round: the round it answers.
+        config_digest: echoed from the instruction.
+        stage: ``"plain"`` (mode none), ``"clipped"`` (client-central) or ``"noised"`` (example).
+        vector: the adapter delta, flat float32; sensitive unless ``"noised"``.
+    """
+
+    server_round: int
+    config_digest: str
+    stage: Stage
+    vector: Vector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """A held-out loss that a simulated client reports; no event pays for it.
+
+    Attributes:
+        loss: mean nats per token; NaN where the client holds nothing out.
+        tokens: how many tokens it is a mean of.
+    """
+
+    loss: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Introduction:
+    """Which client of the population a node speaks for."""
+
+    client: int
+
+
+def encode_instruction(instruction: Instruction) -> RecordDict:
+    """Write an instruction as Flower records."""
+    header = {
+        "protocol": PROTOCOL,
+        "run-id": instruction.run_id,
+        "server-round": instruction.server_round,
+        "config-digest": instruction.config_digest,
+        "plan-digest": instruction.plan_digest,
+    }
+    return _records(header, instruction.vector)
+
+
+def decode_instruction(records: RecordDict) -> Instruction:
+    """Read an instruction.
+
+    Raises:
+        SchemaMismatch: if a field is missing, has another type, or the version differs.
+    """
+    header = _header(records)
+    return Instruction(
+        run_id=_field(header, "run-id", str),
+        server_round=_field(header, "server-round", int),
+        config_digest=_field(header, "config-digest", str),
+        plan_digest=_field(header, "plan-digest", str),
+        vector=_vector(records),
+    )
+
+
+def encode_update(update: ClientUpdate) -> RecordDict:
+    """Write a client's update as Flower records."""
+    header = {
+        "protocol": PROTOCOL,
+        "server-round": update.server_round,
+        "config-digest": update.config_digest,
+        "stage": update.stage,
+    }
+    return _records(header, update.vector)
+
+
+def decode_update(
+    records: RecordDict, *, server_round: int, config_digest: str, stage: Stage, size: int
+) -> ClientUpdate:
+    """Read an update and check that it answers this round of this run.
+
+    A vector with NaN or infinity is accepted here: what it becomes (the zero update) is decided
+    where it is clipped or averaged, so that failure looks like any other update on the wire.
+
+    Args:
+        records: what the client sent.
+        server_round: the round that is open.
+        config_digest: digest of the scenario.
+        stage: what the privacy mode requires of an update.
+        size: number of parameters expected.
+
+    Raises:
+        ClientFailed: if the client reports a failure; names its code only.
+        SchemaMismatch: if anything does not match.
+    """
+    header = _header(records)
+    if "failure" in header:
+        code = _field(header, "failure", str)
+        shown = code if code in known_codes() else "unexpected"
+        msg = f"A client failed with code {shown!r}."
+        raise ClientFailed(msg, hint="See docs/errors.md; the device's own log says more.")
+    update = ClientUpdate(
+        server_round=_field(header, "server-round", int),
+        config_digest=_field(header, "config-digest", str),
+        stage=stage,
+        vector=_vector(records),
+    )
+    _expect("stage", _field(header, "stage", str), stage)
+    _expect("server-round", update.server_round, server_round)
+    _expect("config-digest", update.config_digest, config_digest)
+    _expect("number of parameters", update.vector.size, size)
+    return update
+
+
+def encode_measurement(measurement: Measurement) -> RecordDict:
+    """Write a held-out loss as Flower records."""
+    header = {
+        "protocol": PROTOCOL,
+        "loss": float(measurement.loss),
+        "tokens": int(measurement.tokens),
+    }
+    return _records(header, None)
+
+
+def decode_measurement(records: RecordDict) -> Measurement:
+    """Read a held-out loss.
+
+    Raises:
+        ClientFailed: if the client reports a failure.
+        SchemaMismatch: if a field is missing or has another type.
+    """
+    header = _header(records)
+    if "failure" in header:
+        code = str(header["failure"])
+        msg = f"A client failed with code {code if code in known_codes() else 'unexpected'!r}."
+        raise ClientFailed(msg)
+    return Measurement(loss=_field(header, "loss", float), tokens=_field(header, "tokens", int))
+
+
+def encode_introduction(introduction: Introduction) -> RecordDict:
+    """Write which client a node speaks for."""
+    return _records({"protocol": PROTOCOL, "client": introduction.client}, None)
+
+
+def decode_introduction(records: RecordDict) -> Introduction:
+    """Read which client a node speaks for.
+
+    Raises:
+        SchemaMismatch: if a field is missing or has another type.
+    """
+    return Introduction(client=_field(_header(records), "client", int))
+
+
+def encode_failure(code: str) -> RecordDict:
+    """Write a failure: a known code and nothing else."""
+    return _records({"protocol": PROTOCOL, "failure": code}, None)
+
+
+def payload_bytes(records: RecordDict) -> int:
+    """Return the bytes of arrays and scalars that a message carries."""
+    return sum(record.count_bytes() for record in records.values())
+
+
+def _records(header: dict[str, Any], vector: Vector | None) -> RecordDict:
+    """Join a header and an optional vector."""
+    records = RecordDict({HEADER: ConfigRecord(header)})
+    if vector is not None:
+        array = Array(np.ascontiguousarray(vector, dtype=np.float32))
+        records[ADAPTER] = ArrayRecord({VECTOR: array})
+    return records
+
+
+def _header(records: RecordDict) -> ConfigRecord:
+    """Return the header of a message of our protocol version."""
+    header = records.get(HEADER)
+    if not isinstance(header, ConfigRecord):
+        msg = "A message has no fedslm header."
+        raise SchemaMismatch(msg, hint="Is the other side running fedslm?")
+    _expect("protocol", header.get("protocol"), PROTOCOL)
+    return header
+
+
+def _field(header: ConfigRecord, name: str, kind: type[T]) -> T:
+    """Return a header field of exactly one type."""
+    value = header.get(name)
+    if not isinstance(value, kind) or type(value) is not kind:
+        msg = f"Header field {name!r} has type {type(value).__name__}, expected {kind.__name__}."
+        raise SchemaMismatch(msg)
+    return value
+
+
+def _vector(records: RecordDict) -> Vector:
+    """Return the flat float32 vector of a message."""
+    record = records.get(ADAPTER)
+    array = record.get(VECTOR) if isinstance(record, ArrayRecord) else None
+    if array is None:
+        msg = "A message has no adapter vector."
+        raise SchemaMismatch(msg)
+    if array.dtype != "float32" or len(array.shape) != 1:
+        msg = f"Found an adapter of dtype {array.dtype} and shape {array.shape}, expected float32."
+        raise SchemaMismatch(msg)
+    return np.asarray(array.numpy(), dtype=np.float32)
+
+
+def _expect(name: str, found: object, expected: object) -> None:
+    """Refuse a value other than the expected one."""
+    if found != expected:
+        msg = f"Found {name}={found!r}, expected {expected!r}."
+        raise SchemaMismatch(msg, hint="Server and client must run the same scenario and version.")
