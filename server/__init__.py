@@ -1,0 +1,1 @@
+"""What coordinates clients: cohort, aggregation, adapters, audits."""

@@ -1,0 +1,110 @@
+"""What the server needs to go on after being killed: one file a round, whole or not there.
+
+The checkpoint of a round is the release of that round: it is written after the ledger was charged
+and before the charge is marked committed, so that a crash in between over-counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from shared.errors import NotResumable
+from shared.files import write_bytes
+from shared.lora import Vector
+
+NAME = "checkpoint.safetensors"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """The state of a run after a finished round.
+
+    Attributes:
+        server_round: the last finished round; 0 before the first.
+        config_digest: the scenario it belongs to.
+        vector: the global adapter's trained factors.
+        average: running mean of the last rounds' adapters (zeros when unused).
+        averaged: how many rounds went into ``average``.
+        optimizer: the server optimizer's moments.
+        optimizer_steps: how many updates it applied.
+        record: the metrics line of the round.
+    """
+
+    server_round: int
+    config_digest: str
+    vector: Vector
+    average: NDArray[np.float64]
+    averaged: int
+    optimizer: Mapping[str, NDArray[np.float64]]
+    optimizer_steps: int
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Replace the folder's checkpoint atomically.
+
+    Raises:
+        OutOfDisk: when no space is left; the previous checkpoint is intact.
+    """
+    header = {
+        "format": _FORMAT,
+        "server_round": checkpoint.server_round,
+        "config_digest": checkpoint.config_digest,
+        "averaged": checkpoint.averaged,
+        "optimizer_steps": checkpoint.optimizer_steps,
+        "record": dict(checkpoint.record),
+    }
+    tensors = {"vector": checkpoint.vector, "average": checkpoint.average}
+    tensors |= {f"optimizer.{name}": value for name, value in checkpoint.optimizer.items()}
+    write_bytes(folder / NAME, save(tensors, metadata={"fedslm": json.dumps(header)}))
+
+
+def read_checkpoint(folder: Path, *, config_digest: str) -> Checkpoint | None:
+    """Read the folder's checkpoint.
+
+    Args:
+        folder: the run folder.
+        config_digest: the scenario that wants to go on.
+
+    Returns:
+        The checkpoint, or None if no round was finished.
+
+    Raises:
+        NotResumable: if it is damaged or belongs to another scenario.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="np") as stream:
+            header = json.loads(stream.metadata()["fedslm"])
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        found = Checkpoint(
+            server_round=int(header["server_round"]),
+            config_digest=str(header["config_digest"]),
+            vector=tensors.pop("vector"),
+            average=tensors.pop("average"),
+            averaged=int(header["averaged"]),
+            optimizer={k.removeprefix("optimizer."): v for k, v in tensors.items()},
+            optimizer_steps=int(header["optimizer_steps"]),
+            record=header["record"],
+        )
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        msg = f"{NAME} cannot be read."
+        raise NotResumable(msg, hint="Start a new run in another folder.") from error
+    if header.get("format") != _FORMAT or found.config_digest != config_digest:
+        msg = "The run folder belongs to another scenario than the one given."
+        raise NotResumable(
+            msg, hint="Resume with the folder's own config.toml, or choose another --out."
+        )
+    return found

@@ -1,0 +1,86 @@
+"""Who exists and who takes part in a round.
+
+Poisson sampling: each client of the population flips its own coin with the probability that the
+accountant is told. The size of a cohort is random, and an empty cohort is a real round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from shared.errors import EmptyPopulation, QuorumNotReached
+from shared.privacy.noise import NoiseSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Population:
+    """Every client that could take part, by index, and the node that speaks for each.
+
+    Attributes:
+        size: number of clients.
+        nodes: node id by client index; None where node ids are client indices plus one.
+    """
+
+    size: int
+    nodes: Mapping[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an empty population."""
+        if self.size < 1:
+            msg = f"population={self.size}, expected at least 1 client."
+            raise EmptyPopulation(msg)
+
+    def node(self, client: int) -> int:
+        """Return the node that speaks for a client.
+
+        Raises:
+            QuorumNotReached: if no node speaks for it.
+        """
+        if self.nodes is None:
+            return client + 1
+        if client not in self.nodes:
+            msg = f"No node speaks for client {client}."
+            raise QuorumNotReached(msg)
+        return self.nodes[client]
+
+
+def sample_cohort(population: int, probability: float, source: NoiseSource) -> list[int]:
+    """Draw a Poisson cohort.
+
+    Guarantee:
+        Each client is in the cohort independently with ``probability``; the result may be empty.
+
+    Args:
+        population: number of clients.
+        probability: chance of each client, in ``(0, 1]``; 1 takes everyone.
+        source: where the coins come from.
+
+    Returns:
+        Client indices in ascending order.
+    """
+    return [int(i) for i in source.poisson_subsample(population, probability)]
+
+
+def cohort_source(*, seed: int, server_round: int, kind: str) -> NoiseSource:
+    """Return the generator of one round's coins.
+
+    Args:
+        seed: the run's seed, used only by ``"seeded-simulation"``.
+        server_round: the round.
+        kind: ``"os-entropy"`` or ``"seeded-simulation"``.
+    """
+    if kind == "seeded-simulation":
+        return NoiseSource.seeded(seed, "cohort", server_round)
+    return NoiseSource.from_os()
+
+
+def within_quota(cohort: Sequence[int], taken: Mapping[int, int], quota: int | None) -> list[int]:
+    """Drop clients that have taken part as often as they may (mode example).
+
+    No amplification is claimed for the sampling of clients in that mode, so leaving one out does
+    not weaken the others' guarantee.
+    """
+    if quota is None:
+        return list(cohort)
+    return [client for client in cohort if taken.get(client, 0) < quota]

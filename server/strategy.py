@@ -1,0 +1,349 @@
+"""The round loop: sample, charge, train, release, step, checkpoint, commit.
+
+The order is the guarantee's: the ledger is charged durably before a message leaves; the checkpoint
+is the release; the charge is committed after it. Killed anywhere, a run goes on from its last
+finished round and has counted at least what was released.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from server.aggregation import STAGE_OF_MODE, Aggregate, make_aggregator
+from server.budget import RunBudget
+from server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from server.cohort import Population, cohort_source, sample_cohort, within_quota
+from server.messenger import INTRODUCE, MEASURE, TRAIN, Messenger
+from server.optimizer import ServerOptimizer
+from shared.config import RunConfig
+from shared.errors import ProtocolError, QuorumNotReached
+from shared.lora import AdapterSpec, Vector, initial_factors
+from shared.privacy.noise import NoiseSource
+from shared.privacy.plan import PrivacyPlan
+from shared.seeding import data_rng
+from shared.wire import (
+    Instruction,
+    Introduction,
+    decode_introduction,
+    decode_measurement,
+    decode_update,
+    encode_instruction,
+    encode_introduction,
+    payload_bytes,
+)
+
+logger = logging.getLogger("fedslm.server")
+
+Losses = dict[int, float]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSetup:
+    """Everything a run is, fixed before its first round.
+
+    Attributes:
+        run_id: names the run in the ledger.
+        config: the scenario.
+        plan: the privacy plan made from it.
+        spec: names and shapes of the adapter.
+        population: number of clients.
+        folder: where checkpoints go.
+    """
+
+    run_id: str
+    config: RunConfig
+    plan: PrivacyPlan
+    spec: AdapterSpec
+    population: int
+    folder: Path
+
+
+class RoundObserver(Protocol):
+    """Is told what happens; decides nothing."""
+
+    def started(self, server_round: int, cohort: int) -> None:
+        """A round begins with so many clients."""
+
+    def client_done(self, server_round: int, answered: int, cohort: int) -> None:
+        """One more client of the round answered."""
+
+    def finished(self, record: Mapping[str, Any]) -> None:
+        """A round is over, checkpointed and charged."""
+
+
+class FederatedRun:
+    """Runs the rounds of one scenario over a Flower grid.
+
+    Args:
+        setup: what the run is.
+        budget: charges the ledger.
+        observer: is told about progress.
+    """
+
+    def __init__(self, setup: RunSetup, *, budget: RunBudget, observer: RoundObserver) -> None:
+        self._setup = setup
+        self._config = setup.config
+        self._budget = budget
+        self._observer = observer
+        self._kinds = setup.config.trained_kinds
+        size = setup.spec.size(self._kinds)
+        self._size = size
+        self._optimizer = ServerOptimizer(
+            setup.config.server, rounds=setup.config.run.rounds, size=size
+        )
+        factors = initial_factors(setup.spec, setup.config.run.seed)
+        self.initial_vector: Vector = setup.spec.flatten(factors, self._kinds)
+        self.vector: Vector = self.initial_vector
+        self._average = np.zeros(size, dtype=np.float64)
+        self._averaged = 0
+        self.finished_rounds = 0
+        self.last_record: Record = {}
+        self._population: Population | None = None
+
+    @property
+    def released(self) -> Vector:
+        """The adapter to release: the average of the last rounds where the scenario asks so."""
+        if self._averaged == 0:
+            return self.vector
+        return (self._average / self._averaged).astype(np.float32)
+
+    def restore(self) -> bool:
+        """Take up the folder's checkpoint; return whether there was one.
+
+        Raises:
+            NotResumable: if it is damaged or belongs to another scenario.
+        """
+        found = read_checkpoint(self._setup.folder, config_digest=self._config.digest())
+        if found is None:
+            return False
+        self.vector = np.array(found.vector, dtype=np.float32)
+        self._average = np.array(found.average, dtype=np.float64)
+        self._averaged = found.averaged
+        self._optimizer.restore(found.optimizer, found.optimizer_steps)
+        self.finished_rounds = found.server_round
+        self.last_record = dict(found.record)
+        return True
+
+    def connect(self, grid: Grid) -> Messenger:
+        """Learn which node speaks for which client.
+
+        Our own grid numbers nodes by client; on any other, each node is asked once.
+
+        Raises:
+            QuorumNotReached: if no node introduces itself.
+        """
+        messenger = Messenger(grid, deadline_seconds=self._config.server.deadline_seconds)
+        if getattr(grid, "nodes_are_clients", False):
+            self._population = Population(size=self._setup.population)
+            return messenger
+        hello = encode_introduction(Introduction(client=0))
+        asked = dict.fromkeys(messenger.nodes(), hello)
+        nodes: dict[int, int] = {}
+        for node, content in messenger.exchange(INTRODUCE, asked, group="introduce"):
+            if content is not None:
+                nodes[decode_introduction(content).client] = node
+        if not nodes:
+            msg = "No node introduced itself."
+            raise QuorumNotReached(msg, hint="Are the clients running?")
+        self._population = Population(size=self._setup.population, nodes=nodes)
+        return messenger
+
+    def train(self, messenger: Messenger) -> None:
+        """Run all rounds that are not finished yet.
+
+        Raises:
+            PrivacyBudgetExhausted: before a round that would pass the cap; every finished round
+                is intact.
+            QuorumNotReached: if too few clients of a round answered.
+        """
+        for server_round in range(self.finished_rounds + 1, self._config.run.rounds + 1):
+            self._round(messenger, server_round)
+
+    def measure(
+        self, messenger: Messenger, clients: Sequence[int], vector: Vector, *, group: str
+    ) -> Losses:
+        """Return held-out losses of some clients under an adapter; a simulation's instrument."""
+        content = encode_instruction(self._instruction(0, vector))
+        population = self._known_population()
+        by_node = {population.node(client): client for client in clients}
+        losses: Losses = {}
+        contents = dict.fromkeys(by_node, content)
+        for node, reply in messenger.exchange(MEASURE, contents, group=group):
+            if reply is None:
+                continue
+            try:
+                measurement = decode_measurement(reply)
+            except ProtocolError as error:
+                logger.warning("client %d was not measured: %s", by_node[node], error.message)
+                continue
+            if measurement.tokens > 0 and math.isfinite(measurement.loss):
+                losses[by_node[node]] = measurement.loss
+        return dict(sorted(losses.items()))
+
+    def measured_clients(self, count: int, *, stream: str) -> list[int]:
+        """Choose which clients are measured; the same ones for a seed."""
+        size = self._setup.population
+        if count >= size:
+            return list(range(size))
+        rng = data_rng(self._config.run.seed, "measured", stream)
+        return sorted(int(i) for i in rng.choice(size, size=count, replace=False))
+
+    def _round(self, messenger: Messenger, server_round: int) -> None:
+        """Run one round from the coins to the commit."""
+        began = time.monotonic()
+        cohort = self._cohort(server_round)
+        reservation = self._budget.reserve(server_round, cohort)
+        self._observer.started(server_round, len(cohort))
+        aggregate, traffic = self._collect(messenger, server_round, cohort)
+        if aggregate is not None:
+            self.vector = self._optimizer.step(self.vector, aggregate.vector, server_round)
+        self._fold_average(server_round)
+        record = self._record(messenger, server_round, len(cohort), aggregate, traffic)
+        record["seconds"] = round(time.monotonic() - began, 3)
+        self._checkpoint(server_round, record)
+        self._budget.commit(reservation)
+        self.finished_rounds = server_round
+        self.last_record = record
+        self._observer.finished(record)
+
+    def _cohort(self, server_round: int) -> list[int]:
+        """Draw the round's clients as the plan says."""
+        clients, plan = self._config.clients, self._setup.plan
+        size = self._setup.population
+        probability = 1.0 if clients.cohort is None else min(1.0, clients.cohort / size)
+        kind = "seeded-simulation" if plan.mode == "none" else plan.noise_source
+        source = cohort_source(seed=self._config.run.seed, server_round=server_round, kind=kind)
+        cohort = sample_cohort(size, probability, source)
+        if plan.mode != "example" or plan.max_participations is None:
+            return cohort
+        return within_quota(cohort, self._budget.participations(), plan.max_participations)
+
+    def _collect(
+        self, messenger: Messenger, server_round: int, cohort: Sequence[int]
+    ) -> tuple[Aggregate | None, tuple[int, int]]:
+        """Send the round, aggregate replies as they come, and release the mean."""
+        plan = self._setup.plan
+        aggregator = make_aggregator(self._size, plan=plan, source=self._noise(server_round))
+        content = encode_instruction(self._instruction(server_round, self.vector))
+        population = self._known_population()
+        contents = {population.node(client): content for client in cohort}
+        answered = up = 0
+        for node, reply in messenger.exchange(TRAIN, contents, group=str(server_round)):
+            if reply is None:
+                continue
+            try:
+                update = decode_update(
+                    reply,
+                    server_round=server_round,
+                    config_digest=self._config.digest(),
+                    stage=STAGE_OF_MODE[plan.mode],
+                    size=self._size,
+                )
+            except ProtocolError as error:
+                logger.warning("round %d, node %d: %s", server_round, node, error.message)
+                continue
+            aggregator.add(update.vector)
+            answered += 1
+            up = max(up, payload_bytes(reply))
+            self._observer.client_done(server_round, answered, len(cohort))
+        self._check_quorum(answered, len(cohort), server_round)
+        return aggregator.release(), (up, payload_bytes(content))
+
+    def _check_quorum(self, answered: int, cohort: int, server_round: int) -> None:
+        """Refuse a round that too few clients answered; what was charged stays charged."""
+        needed = math.ceil(self._config.server.quorum * cohort)
+        if answered < needed:
+            msg = f"Round {server_round}: {answered} of {cohort} clients answered, needed {needed}."
+            raise QuorumNotReached(
+                msg, hint="The log names what failed; --resume repeats the round."
+            )
+
+    def _noise(self, server_round: int) -> NoiseSource:
+        """Return the generator of the server's noise in a round."""
+        if self._setup.plan.noise_source == "seeded-simulation":
+            return NoiseSource.seeded(self._config.run.seed, "central-noise", server_round)
+        return NoiseSource.from_os()
+
+    def _fold_average(self, server_round: int) -> None:
+        """Add the round's adapter to the average of the last rounds, if there is one."""
+        rounds = self._config.run.rounds
+        if server_round > rounds - math.floor(self._config.server.averaging * rounds):
+            self._average += self.vector
+            self._averaged += 1
+
+    def _record(
+        self,
+        messenger: Messenger,
+        server_round: int,
+        cohort: int,
+        aggregate: Aggregate | None,
+        traffic: tuple[int, int],
+    ) -> Record:
+        """Make the metrics line of a round."""
+        evaluation = self._config.evaluation
+        last = server_round == self._config.run.rounds
+        loss = None
+        if last or server_round % evaluation.every == 0:
+            clients = self.measured_clients(evaluation.clients, stream="progress")
+            losses = self.measure(messenger, clients, self.released, group=f"m{server_round}")
+            loss = sum(losses.values()) / len(losses) if losses else None
+        spent = self._budget.spent()
+        private = self._setup.plan.mode != "none"
+        return {
+            "round": server_round,
+            "loss": loss,
+            "perplexity": None if loss is None else math.exp(loss),
+            "epsilon": spent.epsilon if private else None,
+            "epsilon_rdp": spent.epsilon_rdp if private else None,
+            "delta": self._setup.plan.delta if private else None,
+            "cap": self._setup.plan.cap if private else None,
+            "releases": spent.releases,
+            "cohort": cohort,
+            "answered": 0 if aggregate is None else aggregate.count,
+            "learning_rate": self._optimizer.learning_rate(server_round),
+            "bytes_up_per_client": traffic[0],
+            "bytes_down_per_client": traffic[1],
+        }
+
+    def _checkpoint(self, server_round: int, record: Record) -> None:
+        """Write the release of a round."""
+        write_checkpoint(
+            self._setup.folder,
+            Checkpoint(
+                server_round=server_round,
+                config_digest=self._config.digest(),
+                vector=self.vector,
+                average=self._average,
+                averaged=self._averaged,
+                optimizer=self._optimizer.state(),
+                optimizer_steps=self._optimizer.steps,
+                record=record,
+            ),
+        )
+
+    def _instruction(self, server_round: int, vector: Vector) -> Instruction:
+        """Make what clients are told."""
+        return Instruction(
+            run_id=self._setup.run_id,
+            server_round=server_round,
+            config_digest=self._config.digest(),
+            plan_digest=self._setup.plan.digest(),
+            vector=vector,
+        )
+
+    def _known_population(self) -> Population:
+        """Return the population, which exists after :meth:`connect`."""
+        if self._population is None:
+            msg = "The run is not connected to its nodes."
+            raise QuorumNotReached(msg)
+        return self._population
