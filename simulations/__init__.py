@@ -1,0 +1,1 @@
+"""Simulated federations: engines, corpora, scenarios, reports and the `fedslm` command."""

@@ -1,0 +1,130 @@
+"""From a scenario to the objects that run it: dataset, canaries, base model, plan, runtime.
+
+The composition root of a simulation; everything is opened and checked here, before a run folder
+exists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from client.runtime import ClientRuntime
+from shared.config import RunConfig
+from shared.errors import ModelNotFound
+from shared.privacy.plan import UNIT_OF_MODE, PrivacyPlan, make_plan
+from simulations.canaries import CanaryPlan, WithCanaries, plan_canaries
+from simulations.dataset import FederatedDataset, open_dataset
+
+if TYPE_CHECKING:
+    from client.adapter import AdaptedModel
+
+ASSETS = Path(__file__).parent / "assets"
+DEMO = "demo"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembly:
+    """The parts of a run that live next to the data."""
+
+    runtime: ClientRuntime
+    model: AdaptedModel
+    dataset: FederatedDataset
+    canaries: CanaryPlan
+
+
+def base_path(base: str, *, base_dir: Path) -> str:
+    """Resolve ``model.base``: the embedded model, a folder, or a hub id as it is.
+
+    Raises:
+        ModelNotFound: for something that looks like a path and is no folder.
+    """
+    if base == DEMO:
+        return str(ASSETS / DEMO)
+    folder = base_dir / base
+    if folder.is_dir():
+        return str(folder)
+    if base.startswith((".", "/", "~")) or base.count("/") > 1:
+        msg = f"model.base={base!r} is not a folder."
+        raise ModelNotFound(
+            msg, hint='Give a transformers folder, a hub id like "org/name", or "demo".'
+        )
+    return base
+
+
+def open_clients(config: RunConfig, *, base_dir: Path) -> tuple[FederatedDataset, CanaryPlan]:
+    """Open the dataset and plant the scenario's canaries in it."""
+    dataset = open_dataset(
+        config.data,
+        population=config.clients.population,
+        seed=config.run.seed,
+        base_dir=base_dir,
+    )
+    canaries = plan_canaries(
+        count=config.audit.canaries,
+        population=dataset.population,
+        seed=config.run.seed,
+        repeats=config.audit.repeats,
+    )
+    return WithCanaries(dataset, canaries), canaries
+
+
+def plan_of(config: RunConfig, *, population: int) -> PrivacyPlan:
+    """Make the privacy plan of a scenario for a population.
+
+    Raises:
+        PrivacyBudgetExhausted: if the planned epsilon is above the cap.
+        CalibrationError: if no noise reaches the target.
+    """
+    privacy, clients = config.privacy, config.clients
+    probability = privacy.sampling_probability
+    if privacy.mode == "client-central":
+        probability = 1.0 if clients.cohort is None else min(1.0, clients.cohort / population)
+    unit = UNIT_OF_MODE.get(privacy.mode)
+    return make_plan(
+        mode=privacy.mode,
+        unit=None if unit is None else str(unit),
+        neighboring_relation=privacy.neighboring_relation,
+        epsilon=privacy.epsilon,
+        noise_multiplier=privacy.noise_multiplier,
+        delta=privacy.delta,
+        clipping_norm=privacy.clipping_norm,
+        max_grad_norm=privacy.max_grad_norm,
+        sampling_probability=probability,
+        rounds=config.run.rounds,
+        releases_per_round=clients.local_steps or 1,
+        max_participations=clients.max_participations,
+        population=population,
+        noise_source=privacy.noise_source,
+        cap=privacy.cap,
+    )
+
+
+def load_model(config: RunConfig, *, base_dir: Path) -> AdaptedModel:
+    """Load the frozen base and attach the adapter."""
+    from client.adapter import adapt
+    from client.model import load_base
+
+    base = load_base(
+        base_path(config.model.base, base_dir=base_dir),
+        quantization=config.model.quantization,
+        revision=config.model.revision,
+        device=config.performance.device,
+    )
+    lora = config.lora
+    return adapt(
+        base,
+        r=lora.r,
+        alpha=lora.alpha,
+        target_modules=lora.target_modules,
+        dropout=lora.dropout,
+    )
+
+
+def assemble_runtime(config: RunConfig, plan: PrivacyPlan, *, base_dir: Path) -> Assembly:
+    """Build everything that a process needs to speak for the clients of a scenario."""
+    dataset, canaries = open_clients(config, base_dir=base_dir)
+    model = load_model(config, base_dir=base_dir)
+    runtime = ClientRuntime(config=config, plan=plan, model=model, source=dataset)
+    return Assembly(runtime=runtime, model=model, dataset=dataset, canaries=canaries)

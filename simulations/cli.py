@@ -1,0 +1,215 @@
+"""The ``fedslm`` command: noun, then verb; the composition root of the program.
+
+Results go to stdout (``--json`` for machines), everything else to stderr. Heavy packages are
+imported inside the commands, so that ``--help`` is quick. Every expected error is one message and
+its own exit code; see docs/errors.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from shared.configfile import ResolvedConfig
+    from shared.errors import FedSLMError
+
+app = typer.Typer(
+    name="fedslm",
+    help="Fine-tune small language models on data that never leaves its owner's device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Look at a scenario without running it.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+Scenario = Annotated[str, typer.Argument(help="A built-in scenario, or the path of a TOML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Engine = Annotated[
+    str | None, typer.Option(help='"inprocess" or "flower"; the same as --set run.engine=...')
+]
+Seed = Annotated[int | None, typer.Option(help="The same as --set run.seed=...")]
+
+
+def _version(value: bool) -> None:
+    """Print the version and leave."""
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"fedslm {version('fedslm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Hold the options of the program itself."""
+    del version
+
+
+@app.command()
+def simulate(
+    scenario: Annotated[
+        str | None, typer.Argument(help="A built-in scenario, or the path of a TOML file.")
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; default runs/NAME-DATE-TIME.")
+    ] = None,
+    engine: Engine = None,
+    seed: Seed = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an unfinished run (newest, or --out).")
+    ] = False,
+    list_them: Annotated[
+        bool, typer.Option("--list", help="List the built-in scenarios and leave.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a federation of simulated clients and leave a run folder with a report."""
+    if list_them:
+        _list_scenarios(as_json=as_json)
+        return
+    from shared.errors import UsageError
+
+    if scenario is None:
+        msg = "No scenario given."
+        raise UsageError(msg, hint="Try: fedslm simulate quickstart, or fedslm simulate --list")
+    extra = [f'run.engine="{engine}"'] if engine is not None else []
+    extra += [f"run.seed={seed}"] if seed is not None else []
+    resolved = _open(scenario, [*(overrides or []), *extra])
+    _simulate(resolved, out=out, resume=resume, as_json=as_json)
+
+
+@config_app.command("show")
+def config_show(scenario: Scenario, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Print a scenario with every default filled in and where each value came from."""
+    resolved = _open(scenario, overrides)
+    if not as_json:
+        typer.echo(resolved.to_toml(), nl=False)
+        return
+    values = resolved.config.model_dump(mode="json")
+    _print_json({"source": resolved.source, "config": values, "origins": dict(resolved.origins)})
+
+
+@config_app.command("check")
+def config_check(scenario: Scenario, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check a scenario; exit 0 if it is valid, else say everything that is wrong."""
+    resolved = _open(scenario, overrides)
+    digest = resolved.config.digest()
+    if as_json:
+        _print_json({"valid": True, "source": resolved.source, "digest": digest})
+    else:
+        typer.echo(f"{resolved.source} is valid (digest {digest[:12]}).")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check this machine and installation for the usual troubles."""
+    from simulations.doctor import run_checks
+
+    checks = run_checks()
+    failed = any(check.status == "failed" for check in checks)
+    if as_json:
+        _print_json({"ok": not failed, "checks": [check.to_dict() for check in checks]})
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        colours = {"ok": "green", "warning": "yellow", "failed": "red"}
+        table = Table(box=None, pad_edge=False)
+        for column in ("check", "status", "found", "what to do"):
+            table.add_column(column, overflow="fold")
+        for check in checks:
+            status = f"[{colours[check.status]}]{check.status}[/]"
+            table.add_row(check.name, status, check.found, check.hint)
+        Console().print(table)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _open(scenario: str, overrides: list[str] | None) -> ResolvedConfig:
+    """Load a scenario with overrides."""
+    from simulations.catalog import open_scenario
+
+    return open_scenario(scenario, overrides or [])
+
+
+def _list_scenarios(*, as_json: bool) -> None:
+    """Print the built-in scenarios."""
+    from simulations.catalog import scenarios
+
+    found = scenarios()
+    if as_json:
+        _print_json({"scenarios": [{"name": s.name, "about": s.about} for s in found]})
+        return
+    width = max(len(s.name) for s in found)
+    for item in found:
+        typer.echo(f"{item.name:<{width}}  {item.about}")
+
+
+def _simulate(resolved: ResolvedConfig, *, out: Path | None, resume: bool, as_json: bool) -> None:
+    """Run a resolved scenario and print what came out."""
+    from simulations.progress import show_progress
+    from simulations.runfolder import default_folder, latest_folder
+    from simulations.simulate import simulate as run
+
+    name = resolved.config.run.name
+    folder = out or (latest_folder(name) if resume else None) or default_folder(name)
+    with show_progress(resolved.config.run.rounds, quiet=as_json) as progress:
+        result = run(resolved, folder=folder, resume=resume, progress=progress)
+    if as_json:
+        _print_json({**result.summary, "run_folder": str(result.folder)})
+    else:
+        from simulations.summarytable import print_summary
+
+        print_summary(result.summary, result.folder)
+    if result.summary["status"] == "budget-exhausted":
+        from shared.errors import PrivacyBudgetExhausted
+
+        raise typer.Exit(PrivacyBudgetExhausted.exit_code)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    """Print a JSON object on stdout."""
+    typer.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
+
+
+def _fail(error: FedSLMError, *, as_json: bool) -> NoReturn:
+    """Print one clear error and leave with its exit code."""
+    if as_json:
+        _print_json(error.to_dict())
+    typer.echo(f"error [{error.code}]: {error.message}", err=True)
+    if error.hint:
+        typer.echo(f"  {error.hint}", err=True)
+    sys.exit(error.exit_code)
+
+
+def main() -> None:
+    """Run the command line; the process edge where errors become exit codes."""
+    from shared.errors import FedSLMError
+
+    as_json = "--json" in sys.argv[1:]
+    try:
+        app()
+    except FedSLMError as error:
+        _fail(error, as_json=as_json)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; go on with --resume", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Built-in scenarios; line 1 of each is the command that runs it."""

@@ -1,0 +1,280 @@
+"""``fedslm simulate``: from a scenario to a run folder with everything in it.
+
+Everything that can be wrong with a scenario, its data, its base model or its budget is found before
+the run folder exists. Then, in this order: config, measurement before, rounds, measurement after,
+adapter, audit, summary, report. Each file is whole or not there, so that ``--resume`` may trust it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid
+
+from client.app import make_client_app
+from server.app import make_server_app
+from server.budget import RunBudget
+from server.strategy import FederatedRun, RunSetup
+from shared.canonical import canonical_json
+from shared.configfile import ResolvedConfig
+from shared.errors import BaseModelMismatch, NotResumable, PrivacyBudgetExhausted
+from shared.files import write_text
+from shared.lora import Vector
+from shared.privacy.ledger import Ledger
+from shared.privacy.plan import PrivacyPlan
+from simulations.assemble import Assembly, assemble_runtime, open_clients, plan_of
+from simulations.engine import run_in_process
+from simulations.finish import Outcome, finish_run
+from simulations.progress import RunProgress
+from simulations.runfolder import (
+    CONFIG,
+    EVALUATION,
+    IDENTITY,
+    SUMMARY,
+    RunFolder,
+    open_folder,
+)
+
+if TYPE_CHECKING:
+    from shared.config import RunConfig
+
+logger = logging.getLogger("fedslm.simulate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a simulation leaves behind.
+
+    Attributes:
+        folder: the run folder.
+        summary: the contents of ``summary.json``.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+def simulate(
+    resolved: ResolvedConfig,
+    *,
+    folder: Path,
+    resume: bool,
+    progress: RunProgress,
+    base_dir: Path | None = None,
+) -> Result:
+    """Run a scenario, or go on with one, and write its run folder.
+
+    Args:
+        resolved: the scenario.
+        folder: where to write; created if missing.
+        resume: whether ``folder`` may hold an unfinished run of the same scenario.
+        progress: is told what happens.
+        base_dir: what relative paths of the scenario are relative to; default the working
+            directory.
+
+    Returns:
+        The run folder and its summary.
+
+    Raises:
+        FedSLMError: any error of the tree; see docs/errors.md.
+    """
+    began = time.monotonic()
+    config = resolved.config
+    home = base_dir or Path.cwd()
+    _quiet_environment(config)
+    done = _finished(folder, config) if resume else None
+    if done is not None:
+        return Result(folder=folder, summary=done)
+    dataset, _ = open_clients(config, base_dir=home)
+    plan = plan_of(config, population=dataset.population)
+    progress.note(f"loading {config.model.base} ({config.model.quantization})")
+    assembly = assemble_runtime(config, plan, base_dir=home)
+    dataset.client(0)
+    with open_folder(folder, resume=resume) as run_folder:
+        _identify(run_folder, resolved)
+        with Ledger(run_folder.ledger) as ledger:
+            session = _Session(assembly, plan, run_folder, ledger, progress, home)
+            outcome = session.run()
+            progress.note("auditing")
+            summary = finish_run(outcome, began=began)
+    return Result(folder=folder, summary=summary)
+
+
+class _Session:
+    """One process's part of a run: connects the apps, measures, trains, measures again."""
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        plan: PrivacyPlan,
+        folder: RunFolder,
+        ledger: Ledger,
+        progress: RunProgress,
+        base_dir: Path,
+    ) -> None:
+        self._assembly = assembly
+        self._plan = plan
+        self._folder = folder
+        self._ledger = ledger
+        self._progress = progress
+        self._base_dir = base_dir
+        config = assembly.runtime.config
+        self._config = config
+        run_id = f"{config.run.name}-{config.digest()[:12]}"
+        self._budget = RunBudget(ledger, plan=plan, run_id=run_id, scope=config.data.path)
+        setup = RunSetup(
+            run_id=run_id,
+            config=config,
+            plan=plan,
+            spec=assembly.model.spec,
+            population=assembly.dataset.population,
+            folder=folder.path,
+        )
+        self._run = FederatedRun(setup, budget=self._budget, observer=self)
+        self._losses: dict[str, dict[str, float]] = {}
+        self._status = "completed"
+        self._failure: BaseException | None = None
+
+    def run(self) -> Outcome:
+        """Run or resume all rounds on the scenario's engine."""
+        from client.model import frozen_digest
+
+        before = frozen_digest(self._assembly.model.peft_model)
+        if self._run.restore():
+            self._folder.settle_metrics(self._run.finished_rounds, self._run.last_record)
+            self._progress.note(f"resuming after round {self._run.finished_rounds}")
+        else:
+            self._folder.settle_metrics(0, {})
+        self._start_engine()
+        if self._failure is not None:
+            raise self._failure
+        if frozen_digest(self._assembly.model.peft_model) != before:
+            msg = "The frozen base model changed during training."
+            raise BaseModelMismatch(msg, hint="The adapter is not trustworthy; please report this.")
+        return Outcome(
+            assembly=self._assembly,
+            plan=self._plan,
+            folder=self._folder,
+            budget=self._budget,
+            released=self._run.released,
+            rounds=self._run.finished_rounds,
+            losses=self._losses,
+            status=self._status,
+        )
+
+    def started(self, server_round: int, cohort: int) -> None:
+        """Pass on to the display."""
+        self._progress.started(server_round, cohort)
+
+    def client_done(self, server_round: int, answered: int, cohort: int) -> None:
+        """Pass on to the display."""
+        self._progress.client_done(server_round, answered, cohort)
+
+    def finished(self, record: Mapping[str, Any]) -> None:
+        """Write the metrics line and pass on to the display."""
+        self._folder.add_metrics(record)
+        self._progress.finished(record)
+
+    def _start_engine(self) -> None:
+        """Hand both apps to the engine."""
+        server = make_server_app(self._main)
+        population = self._assembly.dataset.population
+        if self._config.run.engine == "inprocess":
+            runtime = self._assembly.runtime
+            run_in_process(server, make_client_app(lambda _: runtime), population=population)
+            return
+        from simulations.flower_engine import actor_client_app, run_on_flower
+
+        client = actor_client_app(
+            self._config.to_json(),
+            canonical_json(self._plan.to_json()),
+            str(self._base_dir.resolve()),
+        )
+        cpus = self._config.performance.client_cpus
+        run_on_flower(server, client, population=population, client_cpus=cpus)
+
+    def _main(self, grid: Grid, context: Context) -> None:
+        """Do what the ServerApp does; an exception is kept for the caller's thread."""
+        del context
+        try:
+            self._federate(grid)
+        except Exception as error:  # noqa: BLE001 - carried across the engine's thread, re-raised
+            self._failure = error
+
+    def _federate(self, grid: Grid) -> None:
+        """Measure, train, measure."""
+        run = self._run
+        messenger = run.connect(grid)
+        clients = run.measured_clients(self._config.evaluation.final_clients, stream="final")
+        known = self._folder.read_json(EVALUATION) or {}
+        if "before" in known:
+            self._losses["before"] = known["before"]
+        else:
+            self._progress.note(f"measuring the base on {len(clients)} clients")
+            initial = run.initial_vector
+            self._losses["before"] = _named(run.measure(messenger, clients, initial, group="b"))
+            self._folder.write_json(EVALUATION, self._losses)
+        try:
+            run.train(messenger)
+        except PrivacyBudgetExhausted as error:
+            self._status = "budget-exhausted"
+            self._progress.note(str(error))
+        self._progress.note(f"measuring the adapter on {len(clients)} clients")
+        released: Vector = run.released
+        self._losses["after"] = _named(run.measure(messenger, clients, released, group="a"))
+        self._folder.write_json(EVALUATION, self._losses)
+
+
+def _named(losses: Mapping[int, float]) -> dict[str, float]:
+    """Return losses under the clients' names in the run folder."""
+    return {f"client-{client}": loss for client, loss in losses.items()}
+
+
+def _identify(folder: RunFolder, resolved: ResolvedConfig) -> None:
+    """Write the config of a new run, or check that a resumed one is the same.
+
+    Raises:
+        NotResumable: if the folder belongs to another scenario.
+    """
+    digest = resolved.config.digest()
+    known = folder.read_json(IDENTITY)
+    if known is None:
+        folder.write_json(
+            IDENTITY, {"config_digest": digest, "config": resolved.config.model_dump(mode="json")}
+        )
+        write_text(folder.path / CONFIG, resolved.to_toml())
+    elif known.get("config_digest") != digest:
+        msg = "The run folder belongs to another scenario than the one given."
+        raise NotResumable(
+            msg, hint="Give the same scenario and --set values, or choose another --out."
+        )
+
+
+def _finished(folder: Path, config: RunConfig) -> dict[str, Any] | None:
+    """Return the summary of a run that is already complete, else None."""
+    run_folder = RunFolder(folder)
+    summary = run_folder.read_json(SUMMARY)
+    identity = run_folder.read_json(IDENTITY)
+    if summary is None or identity is None:
+        return None
+    if identity.get("config_digest") != config.digest():
+        return None
+    return summary if summary.get("status") == "completed" else None
+
+
+def _quiet_environment(config: RunConfig) -> None:
+    """Switch telemetry off and set torch's threads before it is used."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+
+    if config.performance.threads is not None:
+        torch.set_num_threads(config.performance.threads)

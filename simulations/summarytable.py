@@ -1,0 +1,68 @@
+"""The short table that ends a run on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from simulations.runfolder import REPORT
+
+
+def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
+    """Print the headline numbers of a run and the path of its report."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows(summary):
+        table.add_row(name, value)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    console.print(f"report  {folder / REPORT}", highlight=False)
+
+
+def rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the headline numbers as text, epsilon never without what it means."""
+    found = [
+        ("scenario", f"{summary['scenario']} (seed {summary['seed']}, {summary['status']})"),
+        ("clients", f"{summary['population']}, {summary['cohort']:g} a round expected"),
+        ("held-out loss", _change(summary["loss_before"], summary["loss_after"])),
+        ("perplexity", _change(summary["perplexity_before"], summary["perplexity_after"])),
+        ("privacy", privacy_text(summary["privacy"])),
+        ("bytes a round", _bytes(summary)),
+        ("audit", str(summary["audit"]["verdict"])),
+        (
+            "cost",
+            f"{summary['seconds']:.0f} s, {summary['peak_rss_bytes'] / 2**20:,.0f} MiB peak",
+        ),
+    ]
+    return found + [("warning", text) for text in summary["warnings"]]
+
+
+def privacy_text(privacy: Mapping[str, Any]) -> str:
+    """Say a guarantee in one line, or that there is none."""
+    if privacy["mode"] == "none":
+        return "[red]none: nothing bounds what the adapter reveals[/red]"
+    text = (
+        f"epsilon {privacy['epsilon']:.3f} at delta {privacy['delta']:.3g}, per "
+        f"{privacy['unit']}, {privacy['neighboring_relation']}, {privacy['releases']} releases"
+    )
+    if privacy["noise_source"] == "seeded-simulation":
+        text += " [yellow](seeded noise: a simulation, protects nobody)[/yellow]"
+    return text
+
+
+def _change(before: float | None, after: float | None) -> str:
+    """Return ``before -> after (change)``."""
+    if before is None or after is None:
+        return "not measured"
+    return f"{before:.3f} -> {after:.3f} ({(after - before) / before:+.1%})"
+
+
+def _bytes(summary: Mapping[str, Any]) -> str:
+    """Return the payload of one client in one round."""
+    up, down = summary["bytes_up_per_client_round"], summary["bytes_down_per_client_round"]
+    return f"{up:,} up, {down:,} down per client"
