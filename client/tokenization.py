@@ -62,7 +62,8 @@ def make_examples(
     Raises:
         NoUsableText: if there are records and none is usable; names the client, no content.
         ConflictingSettings: for ``"chat"`` with a tokenizer that has no chat template.
-        InvalidValue: for a malformed template or a ``max_length`` below 2.
+        InvalidValue: for a malformed template, a chat template that fails, or a ``max_length``
+            below 2.
     """
     positive_integer(max_length=max_length)
     if max_length < 2:
@@ -208,13 +209,26 @@ def _chat_renderer(tokenizer: PreTrainedTokenizerBase) -> Renderer:
         raise ConflictingSettings(msg, hint=hint)
 
     def render(prompt: str, response: str) -> Rendered:
-        messages = [{"role": "user", "content": prompt}]
-        head = str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        )
-        messages.append({"role": "assistant", "content": response})
-        full = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        user = {"role": "user", "content": prompt}
+        head = _apply_chat(tokenizer, [user], generate=True)
+        full = _apply_chat(tokenizer, [user, {"role": "assistant", "content": response}])
         # A template may rewrite earlier turns; the generation prompt is what inference will show.
         return head, full[len(head) :] if full.startswith(head) else response
 
     return render
+
+
+def _apply_chat(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, generate: bool = False
+) -> str:
+    """Render a chat; an error of the template is not kept as a cause, as it may quote a message."""
+    from jinja2 import TemplateError
+
+    try:
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+        )
+    except TemplateError as error:
+        reason = type(error).__name__
+    msg = f"The chat template of the base model's tokenizer cannot show a pair ({reason})."
+    raise InvalidValue(msg, hint='Use "plain", or a format string with {prompt} and {response}.')
