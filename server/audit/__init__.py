@@ -1,0 +1,1 @@
+"""Audits that attack an adapter before it is released."""
