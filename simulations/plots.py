@@ -1,0 +1,331 @@
+"""The plots of the run report, as small SVG pictures for inlining.
+
+Each function takes plain numbers and returns one ``<svg>`` element without width or height, so
+that it scales with the page. Equal numbers give equal bytes, and text stays text. Colours are
+those of Okabe and Ito, darkened where they would be too pale, and no series is told from another
+by colour alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.audit import stats
+from simulations.svg import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    PURPLE,
+    VERMILLION,
+    legend,
+    plain_numbers,
+    render,
+    whole_numbers,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Points = Sequence[float | None]
+
+
+def measured_by_round(
+    rounds: Sequence[int], values: Points, *, before: float | None, name: str
+) -> str:
+    """Draw a held-out measurement by round, with the base model's value as a line.
+
+    Args:
+        rounds: round numbers, from 1.
+        values: one value a round; None where nothing was measured.
+        before: the value of the base model; drawn as round 0.
+        name: label of the vertical axis, with its unit.
+    """
+
+    def draw(axes: Axes) -> None:
+        x, y = _present(rounds, values)
+        if before is not None:
+            x, y = np.append(0, x), np.append(before, y)
+            axes.axhline(before, color=GREY, linestyle=(0, (4, 3)), linewidth=1.4)
+            axes.annotate(
+                "base model",
+                (1, before),
+                xycoords=("axes fraction", "data"),
+                xytext=(-2, 4),
+                textcoords="offset points",
+                ha="right",
+                fontsize=9.5,
+                color=GREY,
+            )
+            axes.margins(y=0.12)
+        axes.plot(x, y, color=BLUE, marker="o" if x.size <= 40 else None)
+        axes.set_xlabel("round")
+        axes.set_ylabel(name)
+        whole_numbers(axes)
+
+    return render(draw)
+
+
+def epsilon_by_round(
+    rounds: Sequence[int], epsilon: Points, epsilon_rdp: Points, cap: float | None
+) -> str:
+    """Draw the epsilon spent by round, by both accountants, against the cap.
+
+    The vertical axis is logarithmic where the values span more than a factor of thirty.
+    """
+
+    def draw(axes: Axes) -> None:
+        spent = []
+        for values, colour, style, label in (
+            (epsilon, BLUE, "-", "PLD, reported"),
+            (epsilon_rdp, GREEN, (0, (5, 2)), "RDP, decides"),
+        ):
+            x, y = _present(rounds, values)
+            if x.size:
+                axes.plot(
+                    x,
+                    y,
+                    color=colour,
+                    linestyle=style,
+                    label=label,
+                    marker="o" if x.size == 1 else None,
+                )
+                spent.extend(y.tolist())
+        if cap is not None:
+            axes.axhline(cap, color=VERMILLION, linestyle=(0, (2, 2)), label=f"cap {cap:.3g}")
+            spent.append(cap)
+        smallest = min((value for value in spent if value > 0), default=1.0)
+        if spent and max(spent) > 30 * smallest:
+            axes.set_yscale("log")
+            plain_numbers(axes)
+        elif spent:
+            axes.set_ylim(0, 1.12 * max(spent))
+        axes.set_xlabel("round")
+        axes.set_ylabel("epsilon")
+        whole_numbers(axes)
+        legend(axes)
+
+    return render(draw)
+
+
+def clients_before_after(before: Sequence[float], after: Sequence[float]) -> str:
+    """Draw the share of clients at or below each held-out loss, before and after.
+
+    Args:
+        before: held-out loss of each client with the base model, nats per token.
+        after: the same with the adapter.
+    """
+
+    def draw(axes: Axes) -> None:
+        for values, colour, style, label in (
+            (before, GREY, (0, (5, 2)), "base model"),
+            (after, BLUE, "-", "with the adapter"),
+        ):
+            x = np.sort(np.asarray(values, dtype=np.float64))
+            y = np.arange(1, x.size + 1) / x.size
+            axes.step(x, 100 * y, where="post", color=colour, linestyle=style, label=label)
+        axes.axhspan(90, 100, color=VERMILLION, alpha=0.12)
+        axes.annotate(
+            "worst decile",
+            (0, 95),
+            xycoords=("axes fraction", "data"),
+            xytext=(6, 0),
+            textcoords="offset points",
+            ha="left",
+            va="center",
+            fontsize=9.5,
+            color="#8a3b00",
+        )
+        axes.set_ylim(0, 100)
+        axes.set_xlabel("held-out loss of a client (nats per token)")
+        axes.set_ylabel("clients at or below (%)")
+        legend(axes)
+
+    return render(draw)
+
+
+def bytes_by_round(rounds: Sequence[int], up: Points, down: Points) -> str:
+    """Draw the bytes that all clients together sent and received, added up over the rounds."""
+
+    def draw(axes: Axes) -> None:
+        totals = [np.cumsum([value or 0.0 for value in values]) for values in (up, down)]
+        scale, unit = byte_scale(max(float(total[-1]) for total in totals))
+        for total, colour, style, label in (
+            (totals[0], PURPLE, "-", "up, from clients"),
+            (totals[1], GREEN, (0, (3, 3)), "down, to clients"),
+        ):
+            axes.plot(
+                rounds,
+                total / scale,
+                color=colour,
+                linestyle=style,
+                label=label,
+                marker="o" if len(rounds) == 1 else None,
+            )
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("round")
+        axes.set_ylabel(f"{unit}, all clients, summed")
+        whole_numbers(axes)
+        legend(axes)
+
+    return render(draw)
+
+
+def exposure_histogram(
+    included: Sequence[float], held_out: Sequence[float], base: Sequence[float], ceiling: float
+) -> str:
+    """Draw exposure in bins of one bit, with what chance would give.
+
+    Args:
+        included: bits of canaries that were trained on.
+        held_out: bits of canaries that were not.
+        base: bits of the trained-on canaries under the base model.
+        ceiling: the most that can be shown, bits.
+    """
+
+    def draw(axes: Axes) -> None:
+        edges = np.arange(0, math.floor(ceiling) + 2)
+        width = 0.27
+        for offset, (values, colour, hatch, label) in enumerate(
+            (
+                (included, VERMILLION, "", "trained on"),
+                (held_out, BLUE, "////", "kept out"),
+                (base, "#aab2bd", "", "base model"),
+            )
+        ):
+            counts, _ = np.histogram(values, bins=edges)
+            axes.bar(
+                edges[:-1] + 0.095 + width * (offset + 0.5),
+                100 * counts / len(values),
+                width,
+                color=colour,
+                label=label,
+                hatch=hatch,
+                edgecolor="white",
+            )
+        chance = 100 * (2.0 ** -edges[:-1] - 2.0 ** -edges[1:])
+        axes.plot(
+            edges[:-1] + 0.5,
+            chance,
+            color=INK,
+            marker="D",
+            markersize=3,
+            linewidth=1.2,
+            label="chance, 2⁻ᵉ",
+        )
+        axes.set_xticks(edges[:: 1 if edges.size <= 12 else 2])
+        axes.grid(visible=False, axis="x")
+        axes.set_xlabel("exposure (bits)")
+        axes.set_ylabel("canaries (%)")
+        axes.legend(loc="upper right")
+
+    return render(draw)
+
+
+def membership_roc(scores_in: Sequence[float], scores_out: Sequence[float], *, alpha: float) -> str:
+    """Draw the ROC curve of membership on logarithmic axes, with a pointwise interval.
+
+    The band is the Clopper-Pearson interval of the true positive rate at each threshold. Both axes
+    start at the smallest rate that so many held-out canaries can show.
+    """
+    members = np.asarray(scores_in, dtype=np.float64)
+    others = np.asarray(scores_out, dtype=np.float64)
+
+    def draw(axes: Axes) -> None:
+        fpr, tpr = stats.roc(members, others)
+        floor = 1 / max(members.size, others.size)
+        band = np.array(
+            [
+                stats.clopper_pearson(round(rate * members.size), members.size, alpha=alpha)
+                for rate in tpr
+            ]
+        )
+        x = np.maximum(fpr, floor)
+        axes.fill_between(
+            x,
+            np.maximum(band[:, 0], floor),
+            band[:, 1],
+            step="post",
+            color=BLUE,
+            alpha=0.18,
+            label=f"{100 * (1 - alpha):.0f} % interval",
+        )
+        axes.step(x, np.maximum(tpr, floor), where="post", color=BLUE, label="this adapter")
+        axes.plot(
+            [floor, 1],
+            [floor, 1],
+            color=GREY,
+            linestyle=(0, (4, 3)),
+            linewidth=1.4,
+            label="guessing",
+        )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlim(floor, 1)
+        axes.set_ylim(floor, 1)
+        plain_numbers(axes)
+        axes.set_xlabel("false positive rate")
+        axes.set_ylabel("true positive rate")
+        axes.legend(loc="lower right")
+
+    return render(draw)
+
+
+def certified_bound(bound: float, ceiling: float, applicable: float | None) -> str:
+    """Draw the certified lower bound on one line with its ceiling and the epsilon that applies."""
+
+    def draw(axes: Axes) -> None:
+        axes.barh([0], [ceiling], height=0.34, color="#dfe4ea", label="ceiling")
+        axes.barh(
+            [0],
+            [bound],
+            height=0.34,
+            color=BLUE,
+            hatch="////",
+            edgecolor="white",
+            label="lower bound",
+        )
+        reach = ceiling
+        if applicable is not None:
+            axes.axvline(
+                applicable,
+                color=VERMILLION,
+                linestyle=(0, (2, 2)),
+                label=f"epsilon {applicable:.3g}",
+            )
+            reach = max(ceiling, applicable)
+        axes.set_xlim(0, 1.08 * reach)
+        axes.set_ylim(-0.4, 0.4)
+        axes.set_yticks([])
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("epsilon")
+        legend(axes)
+
+    return render(draw, size=(5.2, 1.9))
+
+
+def byte_scale(largest: float) -> tuple[float, str]:
+    """Return the divisor and the decimal unit in which a number of bytes reads well."""
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if largest >= scale:
+            return scale, unit
+    return 1.0, "bytes"
+
+
+def _present(
+    rounds: Sequence[int], values: Points
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the rounds that have a finite value, and these values."""
+    pairs = [
+        (number, value)
+        for number, value in zip(rounds, values, strict=True)
+        if value is not None and math.isfinite(value)
+    ]
+    table = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
