@@ -212,7 +212,7 @@ def split_holdout(
 def _choose_groups(groups: list[list[int]], holdout: float, *, seed: int, client: str) -> set[int]:
     """Draw groups of equal texts until the share is reached, at least one and never all."""
     total = sum(len(group) for group in groups)
-    wanted = min(max(round(holdout * total), 1), total - 1)
+    wanted = min(round(holdout * total), total - 1)
     order = data_rng(seed, "holdout", client).permutation(len(groups))
     held: set[int] = set()
     for index in order:

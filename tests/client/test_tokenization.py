@@ -172,6 +172,13 @@ def test_labels_on_the_prompt_too_if_asked(tokenizer: Any) -> None:
     assert labelled(tokenizer, example) == "q\nZ</s>"
 
 
+def test_a_response_cut_away_is_unusable_even_with_labels_on_the_prompt(tokenizer: Any) -> None:
+    with pytest.raises(NoUsableText):
+        make_examples([pair("qqqq", "Z")], tokenizer, max_length=6, response_only=False)
+    (example,) = make_examples([pair("qqqq", "Z")], tokenizer, max_length=7, response_only=False)
+    assert labelled(tokenizer, example) == "qqqq\nZ"
+
+
 def test_chat_is_the_tokenizers_own_template(chatty: Any) -> None:
     record = pair("Is it so?", "Yes.")
     (example,) = make_examples([record], chatty, max_length=99, template="chat")

@@ -146,6 +146,17 @@ def test_references_are_fresh_and_of_the_same_form() -> None:
         references(plan, 10**12, 1)
 
 
+def test_references_step_over_the_canaries_of_the_plan() -> None:
+    would_be = references(CanaryPlan(seed=0, canaries=(), repeats=1), 3, 1)
+    canaries = tuple(
+        Canary(index=i, words=tuple(text.split()[-4:]), client=i, included=False)
+        for i, text in enumerate(would_be)
+    )
+    plan = CanaryPlan(seed=0, canaries=canaries, repeats=1)
+    assert [canary.text for canary in plan.canaries] == would_be
+    assert not set(references(plan, 3, 1)) & set(would_be)
+
+
 def test_included_canaries_go_to_their_client_and_held_out_ones_nowhere() -> None:
     plain = dataset()
     plan = plan_canaries(count=30, population=50, seed=4, repeats=3)

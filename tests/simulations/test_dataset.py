@@ -194,6 +194,12 @@ def test_blank_records_are_dropped(tmp_path: Path) -> None:
     assert [len(dealt.client(index).train) for index in range(2)] == [1, 1]
 
 
+def test_min_records_counts_usable_records(tmp_path: Path) -> None:
+    rows = [("a", "x"), ("a", " "), ("b", "y"), ("b", "z")]
+    write(tmp_path, [{"who": who, "note": note} for who, note in rows])
+    assert names(opened(tmp_path, **NATURAL, min_records=2)) == ["b"]
+
+
 def test_files_without_text(tmp_path: Path) -> None:
     write(tmp_path, [])
     with pytest.raises(EmptyPopulation, match=r"a\.jsonl holds no records"):
