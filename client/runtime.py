@@ -31,7 +31,7 @@ from shared.wire import ClientUpdate, Instruction, Measurement
 
 if TYPE_CHECKING:
     from client.adapter import AdaptedModel
-    from client.data import ClientData
+    from client.data import ClientData, Record
     from client.training import Example
     from shared.privacy.plan import PrivacyPlan
 
@@ -139,7 +139,7 @@ class ClientRuntime:
             self._cache.popitem(last=False)
         return train, held_out
 
-    def _tokenise(self, records: Sequence[object]) -> list[Example]:
+    def _tokenise(self, records: Sequence[Record]) -> list[Example]:
         """Turn records into examples under the scenario's data section."""
         data = self.config.data
         return make_examples(

@@ -64,7 +64,10 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "optimizer_steps": checkpoint.optimizer_steps,
         "record": dict(checkpoint.record),
     }
-    tensors = {"vector": checkpoint.vector, "average": checkpoint.average}
+    tensors: dict[str, NDArray[Any]] = {
+        "vector": checkpoint.vector,
+        "average": checkpoint.average,
+    }
     tensors |= {f"optimizer.{name}": value for name, value in checkpoint.optimizer.items()}
     write_bytes(folder / NAME, save(tensors, metadata={"fedslm": json.dumps(header)}))
 

@@ -118,12 +118,11 @@ def config_check(scenario: Scenario, overrides: Overrides = None, as_json: AsJso
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check this machine and installation for the usual troubles."""
-    from simulations.doctor import run_checks
+    from simulations.doctor import exit_code, run_checks, to_dict
 
     checks = run_checks()
-    failed = any(check.status == "failed" for check in checks)
     if as_json:
-        _print_json({"ok": not failed, "checks": [check.to_dict() for check in checks]})
+        _print_json(to_dict(checks))
     else:
         from rich.console import Console
         from rich.table import Table
@@ -136,7 +135,7 @@ def doctor(as_json: AsJson = False) -> None:
             status = f"[{colours[check.status]}]{check.status}[/]"
             table.add_row(check.name, status, check.found, check.hint)
         Console().print(table)
-    if failed:
+    if exit_code(checks):
         raise typer.Exit(1)
 
 

@@ -144,7 +144,7 @@ def _write_adapter(outcome: Outcome) -> None:
 
 def _audit(outcome: Outcome) -> dict[str, Any]:
     """Attack the released adapter with the planted canaries."""
-    assembly, plan = outcome.assembly, outcome.plan
+    assembly = outcome.assembly
     config = assembly.runtime.config
     canaries = assembly.canaries
     texts = CanaryTexts(
