@@ -118,6 +118,7 @@ class AdaptedModel:
         spec: names, shapes and order of the factors.
         dropout: probability on the adapter's input while training.
         layers: the adapted layers, as :mod:`client.lowrank` computes them.
+        checkpointing: whether activations are recomputed in the backward pass.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class AdaptedModel:
         self.peft_model = peft_model
         self.spec = spec
         self.dropout = dropout
+        self.checkpointing = False
         self._kinds = "AB"
         self._parameters = _named_factors(peft_model, spec)
         device = next(iter(self._parameters.values())).device
@@ -270,8 +272,11 @@ class AdaptedModel:
     def enable_checkpointing(self) -> None:
         """Recompute activations in the backward pass: less memory, about a third more time."""
         base: Any = self.base.model
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers renamed it in 5.x and warns about the old name.
+        enable = getattr(base, "activation_checkpointing_enable", None)
+        (enable or base.gradient_checkpointing_enable)({"use_reentrant": False})
         self._adapter_modules = _adapter_modules(self.peft_model)
+        self.checkpointing = True
 
     def release(self) -> BaseModel:
         """Take the adapter out and return the bare base; this object is of no use afterwards."""

@@ -191,6 +191,9 @@ class OpacusClipper:
         self._parameters = [parameter for _, parameter in model.trainable]
         self._hooks: Any = None
         self._stack = ExitStack()
+        if model.checkpointing:
+            msg = "clipper='opacus' cannot work under gradient checkpointing."
+            raise UnsupportedModel(msg, hint="Use clipper='fused' or 'microbatch'.")
         require_covered(model, self._parameters)
 
     def __enter__(self) -> Self:

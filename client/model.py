@@ -200,10 +200,10 @@ def quiet() -> Iterator[None]:
 def _find(base: str, revision: str | None) -> tuple[Path, str]:
     """Return the folder of a base model, downloading a hub id, and its public name."""
     path = Path(base).expanduser()
-    if path.is_dir():
+    if base and path.is_dir():
         return path, path.resolve().name
-    if base.startswith((".", "/", "~")) or path.exists() or base.count("/") > 1 or not base:
-        msg = f"Model folder {path.name!r} does not exist or is no folder."
+    if not base or base.startswith((".", "/", "~")) or path.exists() or base.count("/") > 1:
+        msg = f"Model folder {path.name!r} does not exist, or is no folder."
         raise ModelNotFound(msg, hint="Give a transformers folder, a hub id, or 'demo'.")
     return _download(base, revision), base
 
@@ -291,6 +291,7 @@ def _load_weights(
     folder: Path, name: str, quantization: str, stored: str, device: str
 ) -> PreTrainedModel:
     """Load the weights in float32 or quantised; every one must be in the checkpoint."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     options = loading_options(quantization, device)
@@ -307,7 +308,7 @@ def _load_weights(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         msg = f"The weights of model {name!r} cannot be loaded ({type(error).__name__})."
         raise UnsupportedModel(
             msg, hint="Check that config.json and weights belong together."

@@ -19,6 +19,8 @@ The dequantised weight lives for one product and is made again in the backward p
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -144,10 +146,33 @@ def dequantize(module: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
         if weight.dtype == torch.int8:
             return torch.mul(weight.data, weight.SCB.view(-1, 1) * (1.0 / 127.0))
-        from bitsandbytes.functional import dequantize_4bit
+        return _dequantize_nf4(weight)
 
-        plain: torch.Tensor = dequantize_4bit(weight.data, weight.quant_state)
-        return plain.to(torch.float32)
+
+def _dequantize_nf4(weight: Any) -> torch.Tensor:  # noqa: ANN401  (bitsandbytes has no types)
+    """Return the float32 weight of an NF4 parameter, whatever its width.
+
+    bitsandbytes' CPU kernel starts a new block at every row, although blocks run on across rows:
+    where the width is no multiple of the block size (352, say) a part of the weights comes out
+    with a neighbour's scale. Told that every row is one block, it is right.
+    """
+    from bitsandbytes.functional import dequantize_4bit, dequantize_blockwise
+
+    state = weight.quant_state
+    shape, block = tuple(state.shape), int(state.blocksize)
+    if math.prod(shape) % block == 0:
+        by_block = copy.copy(state)
+        by_block.shape = torch.Size((math.prod(shape) // block, block))
+        whole: torch.Tensor = dequantize_4bit(weight.data, by_block)
+        return whole.to(torch.float32).view(shape)
+    scales = state.absmax
+    if state.nested:
+        scales = dequantize_blockwise(scales, state.state2) + state.offset
+    packed = weight.data.view(-1)
+    codes = torch.stack([packed >> 4, packed & 15], dim=1).view(-1).long()[: math.prod(shape)]
+    values: torch.Tensor = state.code[codes].float()
+    spread = scales.float().repeat_interleave(block)[: values.numel()]
+    return (values * spread).view(shape)
 
 
 def stored_weight(module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
