@@ -12,10 +12,6 @@ from shared.redact import known_codes, scrub_exception
 RECORD = "patient 4711 has the code word heron"
 
 
-class _Forged(FedSLMError):
-    """An error that tries to smuggle a record out through its code."""
-
-
 @pytest.mark.parametrize("cls", list(all_errors()))
 def test_our_errors_keep_their_code(cls: type[FedSLMError]) -> None:
     error = cls.__new__(cls)
