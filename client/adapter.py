@@ -240,10 +240,12 @@ class AdaptedModel:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Let the model be the base alone inside the ``with`` block."""
-        with self.peft_model.disable_adapter():
-            yield
-        # PEFT marks every factor as trainable when it switches the adapter on again.
-        self.set_trainable(self._kinds)
+        try:
+            with self.peft_model.disable_adapter():
+                yield
+        finally:
+            # PEFT marks every factor as trainable when it switches the adapter on again.
+            self.set_trainable(self._kinds)
 
     @contextmanager
     def training(self) -> Iterator[None]:

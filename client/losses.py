@@ -1,8 +1,8 @@
 """Batches, and losses that never mix the examples of a batch.
 
 The loss of a sequence is the mean over *its own* label tokens. The library's ``out.loss`` is a mean
-over all tokens of the batch, which makes one example's gradient depend on the others: its measured
-sensitivity is 5.9 times the clip.
+over all tokens of the batch, which makes one example's gradient depend on the others, so that the
+clip no longer bounds what one example can change (``tests/client/test_clipping.py`` shows it).
 """
 
 from __future__ import annotations

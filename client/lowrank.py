@@ -1,11 +1,10 @@
 """An adapted linear layer in one differentiable step, with or without one gradient per example.
 
-PEFT computes ``x W^T + s (x A^T) B^T`` by five matrix products that autograd differentiates one by
-one. Here the layer is ``x (W + s B A)^T``: forwards one product of full size, backwards one more
-and the two thin ones that the factors' gradients need (about 17 % off a training step of a small
-model on one core). ``W + s B A`` lives for one product and is made again in the backward pass, so
-a quantised base stays as small as it is stored. With dropout on the adapter's input there is no
-such sum, and the two thin products are taken instead.
+PEFT computes ``x W^T + s (x A^T) B^T``, which autograd differentiates product by product. Here the
+layer is ``x (W + s B A)^T``: forwards one product of full size, backwards one more and the thin
+ones that the factors' gradients need. ``W + s B A`` lives for one product and is made again in the
+backward pass, so a quantised base stays as small as it is stored. With dropout on the adapter's
+input there is no such sum, and the two thin products are taken instead.
 
 The same function can keep ``G_i``, the factors' gradient of each example i, in place of their sum.
 """

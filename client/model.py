@@ -82,7 +82,8 @@ def load_base(
         ModelNotFound: if there is no such folder or id, or it holds no whole checkpoint.
         TokenizerMissing: if there is no tokenizer beside the weights.
         UnsupportedModel: if the architecture or its files cannot be used; says what is needed.
-        ConflictingSettings: if a stored quantisation is not the one asked for.
+        ConflictingSettings: if a stored quantisation is not the one asked for, or a folder is given
+            a revision.
     """
     check_quantization(quantization)
     folder, name = _find(base, revision)
@@ -201,6 +202,9 @@ def _find(base: str, revision: str | None) -> tuple[Path, str]:
     """Return the folder of a base model, downloading a hub id, and its public name."""
     path = Path(base).expanduser()
     if base and path.is_dir():
+        if revision is not None:
+            msg = f"model.revision={revision!r} with the local folder {path.name!r}, expected none."
+            raise ConflictingSettings(msg, hint="A folder is what it is; its digest names it.")
         return path, path.resolve().name
     if not base or base.startswith((".", "/", "~")) or path.exists() or base.count("/") > 1:
         msg = f"Model folder {path.name!r} does not exist, or is no folder."

@@ -171,8 +171,8 @@ def _dequantize_nf4(weight: Any) -> torch.Tensor:  # noqa: ANN401  (bitsandbytes
     packed = weight.data.view(-1)
     codes = torch.stack([packed >> 4, packed & 15], dim=1).view(-1).long()[: math.prod(shape)]
     values: torch.Tensor = state.code[codes].float()
-    spread = scales.float().repeat_interleave(block)[: values.numel()]
-    return (values * spread).view(shape)
+    spread: torch.Tensor = scales.float().repeat_interleave(block)[: values.numel()]
+    return values.mul_(spread).view(shape)
 
 
 def stored_weight(module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -64,9 +64,8 @@ def save_tokenizer(folder: Path) -> None:
     words = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(VOCABULARY - 3))]
     inner = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = Whitespace()
-    tokenizer: Any = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
+    make: Any = PreTrainedTokenizerFast
+    tokenizer = make(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     tokenizer.save_pretrained(folder)
 
 

@@ -111,7 +111,7 @@ def test_dropout_agrees_with_opacus_on_the_same_masks(
     model = adapted(quantization=quantization, dropout=0.3)
     batch = collate(make_examples(5), 0)
     with torch.random.fork_rng(devices=[]):
-        sums = []
+        sums: list[torch.Tensor] = []
         for engine in ("fused", "opacus", "fused"):
             torch.manual_seed(len(sums) // 2)
             sums.append(flat_sum(model, engine, batch, 0.5))
@@ -175,6 +175,31 @@ def test_sensitivity_is_at_most_the_clip(
         # The difference of two float32 passes carries their rounding on top of the bound.
         slack = 1e-6 * float(full.norm())
         assert float((full - less).norm()) <= bound + slack
+
+
+def test_the_librarys_batch_mean_would_break_the_bound(
+    adapted: MakeAdapted, model_folder: MakeFolder
+) -> None:
+    """Why ``out.loss`` is never used: a long example that leaves scales all the others up."""
+    model = adapted()
+    rng = np.random.default_rng(5)
+    examples = []
+    for size in [3] * 15 + [60]:
+        ids = rng.integers(3, 64, size=size).astype(np.int64)
+        examples.append(Example(ids=ids, labels=ids.copy()))
+    counts = torch.tensor([float(e.ids.size - 1) for e in examples])
+    gradients = truth_gradients(truth_model(model, model_folder()), examples)
+    bound = 0.5 * float(gradients.norm(dim=1).median())
+
+    def summed(weights: torch.Tensor, rows: int) -> torch.Tensor:
+        return truth_clipped_sum(gradients[:rows] * weights[:rows, None], bound)
+
+    # The batch mean gives example i the weight n_i / sum(n) of its own mean (times the batch size).
+    with_long, without = 16 * counts / counts.sum(), 15 * counts / counts[:15].sum()
+    library = float((summed(with_long, 16) - summed(without, 15)).norm())
+    ours = float((summed(torch.ones(16), 16) - summed(torch.ones(15), 15)).norm())
+    assert ours <= bound * (1 + 1e-12)
+    assert library > 1.5 * bound
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def test_a_private_step_and_the_way_through_peft(
     assert not np.array_equal(model.read_vector("AB"), start)
     assert frozen_digest(model.peft_model) == before
 
-    model.peft_model.save_pretrained(tmp_path)
+    model.peft_model.save_pretrained(str(tmp_path))
     stored = load_file(tmp_path / "adapter_model.safetensors")
     assert sorted(stored) == [factor.name for factor in model.spec.factors]
     assert all(stored[factor.name].shape == factor.shape for factor in model.spec.factors)

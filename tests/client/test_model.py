@@ -78,6 +78,10 @@ def test_folders_that_are_not_there(tmp_path: Path) -> None:
     expect(ModelNotFound, "", "does not exist")
 
 
+def test_a_folder_has_no_revision(model_folder: MakeFolder) -> None:
+    expect(ConflictingSettings, str(model_folder()), "revision='main'", revision="main")
+
+
 def test_a_hub_id_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 

@@ -58,7 +58,7 @@ def test_dequantised_weights_are_near_the_originals(
     plain = dict(linear_modules(load_base(str(model_folder(family))).model))
     base = load_base(str(model_folder(family)), quantization=quantization)
     for name, module in linear_modules(base.model):
-        original = plain[name].get_parameter("weight")
+        original: torch.Tensor = plain[name].get_parameter("weight")
         original = original.t() if family == "gpt2" else original
         assert relative_error(dequantize(module), original) < tolerance
 
@@ -85,7 +85,7 @@ def test_the_product_and_its_gradient_are_exact(
         for _, module in linear_modules(base.model):
             weight, bias = dequantize(module), module.bias
             x = torch.randn(2, 3, weight.shape[1], generator=torch.Generator().manual_seed(1))
-            x.requires_grad_(requires_grad=True)
+            x.requires_grad_(True)
             found = module(x)
             expected = F.linear(x, weight, bias)  # type: ignore[arg-type]
             assert torch.equal(found, expected)
