@@ -18,6 +18,7 @@ INTRODUCE = MessageType.QUERY
 
 _SHORTEST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.5
+_GATHER_SECONDS = 60.0
 
 
 class Messenger:
@@ -35,6 +36,13 @@ class Messenger:
     def nodes(self) -> list[int]:
         """Return the ids of the nodes that are connected now."""
         return sorted(self._grid.get_node_ids())
+
+    def gather(self, count: int) -> list[int]:
+        """Wait until so many nodes are connected, at most a minute, and return those that are."""
+        end = time.monotonic() + min(self._deadline, _GATHER_SECONDS)
+        while len(found := self.nodes()) < count and time.monotonic() < end:
+            time.sleep(_LONGEST_PAUSE)
+        return found
 
     def exchange(
         self, kind: str, contents: Mapping[int, RecordDict], *, group: str

@@ -147,7 +147,7 @@ class FederatedRun:
             self._population = Population(size=self._setup.population)
             return messenger
         hello = encode_introduction(Introduction(client=0))
-        asked = dict.fromkeys(messenger.nodes(), hello)
+        asked = dict.fromkeys(messenger.gather(self._setup.population), hello)
         nodes: dict[int, int] = {}
         for node, content in messenger.exchange(INTRODUCE, asked, group="introduce"):
             if content is not None:
