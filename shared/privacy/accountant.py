@@ -6,7 +6,7 @@ Two accountants, both upper bounds:
   fixed in advance. The privacy loss is put on a grid pessimistically ("connect the dots"), so a
   coarse grid only makes epsilon larger: 1e-3 while running (``ONLINE``; at most about 0.02 too
   large, a few hundredths of a second) and 1e-4 for what is reported or calibrated (``REPORT``).
-  Losses that would need more than two million grid points get a coarser grid.
+  Losses that would need more than 1.5 million grid points get a coarser grid.
 * **RDP** (Renyi) is the cross-check, and the filter when parameters may depend on earlier
   outputs: at one order fixed in advance, sums of Renyi divergences compose adaptively (Feldman and
   Zrnic 2021, arXiv:2008.11193).
@@ -46,7 +46,7 @@ AccountantName = Literal["pld", "rdp"]
 
 ONLINE = 1e-3
 REPORT = 1e-4
-_MAX_GRID_POINTS = 2_000_000
+_MAX_GRID_POINTS = 1_500_000
 
 
 class PrivacyAccountant(Protocol):

@@ -72,12 +72,9 @@ def calibrate_noise_multiplier(
     spent = spends(coarse, REPORT)
     if (1.0 - _TOLERANCE) * epsilon <= spent <= epsilon:
         return coarse / _UNIT
-    enough = coarse
-    while not spends(enough, REPORT) <= epsilon:
-        enough += max(1, enough // 1000)
     # Epsilon is roughly proportional to 1 / noise, so this is where the answer should be.
     start = math.floor(coarse * min(1.0, spent / epsilon))
-    return _first(lambda k: spends(k, REPORT) <= epsilon, low, enough, start=start) / _UNIT
+    return _first(lambda k: spends(k, REPORT) <= epsilon, low, high, start=start) / _UNIT
 
 
 def calibrate_count(

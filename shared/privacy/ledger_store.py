@@ -7,6 +7,7 @@ that a query does not replay history, and :func:`replay` rebuilds them to compar
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
@@ -166,8 +167,7 @@ class LedgerStore:
                 yield self._db
                 self._db.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                self._db.rollback()
                 raise
 
     @contextmanager
@@ -178,8 +178,7 @@ class LedgerStore:
             try:
                 yield self._db
             finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                self._db.rollback()
 
     def close(self) -> None:
         """Close the file; the ledger cannot be used afterwards."""
@@ -205,6 +204,9 @@ def translated_errors() -> Iterator[None]:
         hint = "It may be locked, damaged, or not a ledger; restore it from a copy."
         raise LedgerError(msg, hint=hint) from error
     except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            msg = f"the ledger could not be created: {error.strerror}."
+            raise OutOfDisk(msg, hint="Free some space and resume.") from error
         msg = f"the ledger cannot be opened: {error.strerror}."
         raise LedgerError(msg, hint="Check that its folder exists and can be written.") from error
 

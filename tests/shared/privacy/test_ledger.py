@@ -1,0 +1,656 @@
+from __future__ import annotations
+
+import errno
+import math
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.errors import (
+    InvalidValue,
+    LedgerConflict,
+    LedgerError,
+    LedgerTampered,
+    OutOfDisk,
+    PrivacyBudgetExhausted,
+    UnsupportedEvent,
+)
+from shared.privacy.accountant import epsilon_of, filter_epsilon
+from shared.privacy.events import GaussianEvent, NeighboringRelation, NonPrivateEvent, NoOpEvent
+from shared.privacy.ledger import Ledger
+from shared.privacy.ledger_reservations import Reservation
+from shared.privacy.ledger_store import Head, translated_errors
+from shared.privacy.plan import PrivacyPlan, make_plan
+
+ADD = NeighboringRelation.ADD_OR_REMOVE_ONE
+SCOPE = "corpus"
+
+
+def plan_of(**change: Any) -> PrivacyPlan:
+    base: dict[str, Any] = {
+        "mode": "client-central",
+        "unit": "client",
+        "neighboring_relation": "add-or-remove-one",
+        "delta": 1e-4,
+        "noise_multiplier": 2.0,
+        "clipping_norm": 1.0,
+        "sampling_probability": 0.2,
+        "rounds": 6,
+        "population": 100,
+    }
+    return make_plan(**{**base, **change})
+
+
+PLAN = plan_of()
+SEEDED = plan_of(noise_source="seeded-simulation")
+EVENT = PLAN.event_for_participation()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    with Ledger(path) as opened:
+        opened.register_plan("run", PLAN, SCOPE)
+        yield opened
+
+
+def reserve(ledger: Ledger, n: int = 1, *subjects: str, **more: Any) -> Reservation:
+    args: dict[str, Any] = {"run_id": "run", "event": EVENT, **more}
+    return ledger.reserve(server_round=n, subjects=subjects or ("everyone",), **args)
+
+
+def until_refused(ledger: Ledger, **more: Any) -> tuple[int, PrivacyBudgetExhausted]:
+    """Reserve round after round; return how many were accepted, and the refusal."""
+    for n in range(10_000):
+        try:
+            reserve(ledger, n, **more)
+        except PrivacyBudgetExhausted as refused:
+            return n, refused
+    pytest.fail("nothing was ever refused")
+
+
+def damage(path: Path, *statements: str) -> None:
+    """Change the file as someone would who knows SQL and the triggers, but not the hashes."""
+    db = sqlite3.connect(path)
+    db.executescript("DROP TRIGGER IF EXISTS entries_keep; DROP TRIGGER IF EXISTS entries_stay;")
+    for statement in statements:
+        db.execute(statement)
+    db.commit()
+    db.close()
+
+
+def test_reserved_and_committed_count_and_abandoned_does_not(ledger: Ledger) -> None:
+    def spent() -> float:
+        return ledger.spent("everyone", SCOPE).epsilon
+
+    first, second = reserve(ledger, 1), reserve(ledger, 2)
+    two = spent()
+    assert two == pytest.approx(PLAN.epsilon_after(2), abs=1e-9)
+    ledger.commit(first)
+    assert spent() == two
+    ledger.abandon(second)
+    assert spent() == pytest.approx(PLAN.epsilon_after(1), abs=1e-9)
+    ledger.abandon(reserve(ledger, 3, "someone else"))
+    assert ledger.spent("someone else", SCOPE).epsilon == 0.0
+    assert ledger.verify().open_reservations == 0
+
+
+def test_the_account_says_everything_that_an_epsilon_needs(ledger: Ledger) -> None:
+    ledger.commit(reserve(ledger))
+    spent = ledger.spent("everyone", SCOPE)
+    assert (spent.delta, spent.unit, spent.relation, spent.releases) == (1e-4, "client", ADD, 1)
+    assert spent.accountant == "pld"
+    assert spent.cap == PLAN.cap
+    assert spent.remaining == spent.cap - spent.epsilon
+    assert spent.epsilon_rdp == epsilon_of(EVENT, delta=1e-4, relation=ADD, accountant="rdp")
+    assert ledger.subjects() == (("everyone", SCOPE),)
+
+
+def test_a_planned_run_ends_exactly_at_its_cap(ledger: Ledger) -> None:
+    for n in range(PLAN.rounds):
+        ledger.commit(reserve(ledger, n))
+    spent = ledger.spent("everyone", SCOPE)
+    assert spent.epsilon == PLAN.epsilon() == spent.cap
+    assert spent.remaining == 0.0
+    head = ledger.head()
+    with pytest.raises(PrivacyBudgetExhausted) as caught:
+        reserve(ledger, 99)
+    assert caught.value.spent == PLAN.epsilon() == caught.value.cap < caught.value.requested
+    assert "unit=client" in str(caught.value)
+    assert ledger.head() == head
+    assert ledger.affordable(run_id="run", subjects=["everyone", "new"], event=EVENT) == ("new",)
+
+
+def test_peers_bug_a_halt_that_is_never_armed(ledger: Ledger) -> None:
+    accepted, _ = until_refused(ledger)
+    assert accepted == PLAN.rounds
+
+
+def test_peers_bug_a_ledger_reset_at_run_start(path: Path) -> None:
+    for run in ("first", "second"):
+        with Ledger(path) as ledger:
+            ledger.register_plan(run, PLAN, SCOPE)
+            for n in range(3):
+                ledger.commit(reserve(ledger, n, run_id=run))
+            total = ledger.spent("everyone", SCOPE).epsilon
+    assert total == PLAN.epsilon()
+    with Ledger(path) as ledger, pytest.raises(PrivacyBudgetExhausted):
+        reserve(ledger, 7, run_id="second")
+
+
+def test_peers_bug_state_replaced_instead_of_merged_on_load(path: Path) -> None:
+    seen = []
+    for n in range(4):
+        with Ledger(path) as ledger:
+            ledger.register_plan("run", PLAN, SCOPE)
+            reserve(ledger, n)
+            seen.append(ledger.spent("everyone", SCOPE).epsilon)
+    assert seen == sorted(set(seen))
+    assert seen[-1] == pytest.approx(PLAN.epsilon_after(4), abs=1e-9)
+
+
+def test_if_one_subject_is_exhausted_nobody_is_charged(ledger: Ledger) -> None:
+    for n in range(PLAN.rounds):
+        reserve(ledger, n, "tired")
+    with pytest.raises(PrivacyBudgetExhausted, match="tired"):
+        reserve(ledger, 9, "fresh", "tired")
+    assert ledger.subjects() == (("tired", SCOPE),)
+    reserve(ledger, 9, "fresh")
+
+
+def test_scopes_and_subjects_do_not_compose_but_runs_do(ledger: Ledger) -> None:
+    ledger.register_plan("other data", PLAN, "elsewhere")
+    for n in range(PLAN.rounds):
+        reserve(ledger, n)
+    reserve(ledger, 1, run_id="other data")
+    reserve(ledger, 1, "another")
+    one = ledger.spent("everyone", "elsewhere").epsilon
+    assert one == ledger.spent("another", SCOPE).epsilon < ledger.spent("everyone", SCOPE).epsilon
+
+
+def test_a_second_plan_is_decided_by_the_adaptive_filter(path: Path) -> None:
+    first = plan_of(cap=6.0)
+    second = plan_of(cap=6.0, noise_multiplier=3.0, sampling_probability=0.1)
+    with Ledger(path) as ledger:
+        ledger.register_plan("a", first, SCOPE)
+        ledger.register_plan("b", second, SCOPE)
+        reserve(ledger, 1, run_id="a")
+        assert ledger.spent("everyone", SCOPE).accountant == "pld"
+        event = second.event_for_participation()
+        reserve(ledger, 1, run_id="b", event=event)
+        spent = ledger.spent("everyone", SCOPE)
+        assert spent.accountant == "rdp-filter"
+        both: Any = {"delta": 1e-4, "relation": ADD}
+        assert spent.epsilon >= spent.epsilon_rdp
+        assert spent.epsilon_rdp == epsilon_of(EVENT, event, accountant="rdp", **both)
+        accepted, refused = until_refused(ledger, run_id="b", event=event)
+        assert accepted > 0
+        assert refused.spent <= 6.0 < refused.requested
+        assert epsilon_of(EVENT, event, accountant="rdp", **both) < 6.0
+        assert filter_epsilon(EVENT, order=2.0, **both) > 0.0
+        ledger.verify()
+
+
+def test_the_smallest_cap_holds(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.register_plan("low", plan_of(), SCOPE)
+        reserve(ledger, 1, run_id="low")
+        ledger.register_plan("raised", plan_of(cap=100.0), SCOPE)
+        reserve(ledger, 1, "fresh", run_id="raised")
+        assert ledger.spent("fresh", SCOPE).cap == 100.0
+        until_refused(ledger, run_id="raised")
+        assert ledger.spent("everyone", SCOPE).cap == PLAN.cap
+        ledger.register_plan("low again", plan_of(), SCOPE)
+        ledger.verify()
+
+
+def test_a_cap_above_the_plan_allows_a_few_more_releases(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.register_plan("run", plan_of(cap=2 * PLAN.epsilon()), SCOPE)
+        accepted, _ = until_refused(ledger)
+        assert accepted > PLAN.rounds
+        assert PLAN.epsilon() < ledger.spent("everyone", SCOPE).epsilon <= 2 * PLAN.epsilon()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_accepted_stays_under_the_cap(tmp_path: Path, seed: int) -> None:
+    """Random plans, subjects and endings, against the composition kept by the test itself."""
+    rng = random.Random(seed)
+    plans = [plan_of(cap=3.0), plan_of(cap=3.0, noise_multiplier=1.1, rounds=2)]
+    held: dict[str, list[GaussianEvent]] = {"a": [], "b": [], "c": []}
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        for i, plan in enumerate(plans):
+            ledger.register_plan(f"run{i}", plan, SCOPE)
+        for n in range(40):
+            i = rng.randrange(2) if seed % 2 else 0
+            names = rng.sample(sorted(held), rng.randint(1, 3))
+            event = plans[i].event_for_participation()
+            assert isinstance(event, GaussianEvent)
+            try:
+                reservation = reserve(ledger, n, *names, run_id=f"run{i}", event=event)
+            except PrivacyBudgetExhausted:
+                continue
+            if rng.random() < 0.2:
+                ledger.abandon(reservation)
+            else:
+                for name in names:
+                    held[name].append(event)
+                if rng.random() < 0.5:
+                    ledger.commit(reservation)
+        for name, events in held.items():
+            truth = epsilon_of(*events, delta=1e-4, relation=ADD)
+            assert truth <= 3.0
+            if (name, SCOPE) in ledger.subjects():
+                spent = ledger.spent(name, SCOPE)
+                assert truth - 1e-9 <= spent.epsilon <= 3.0
+                assert spent.releases == len(events)
+        ledger.verify()
+
+
+def test_a_repeat_with_the_same_key_is_charged_once_where_noise_repeats(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.register_plan("run", SEEDED, SCOPE)
+        first = reserve(ledger, 1, idempotency_key="round 1")
+        assert not first.repeated
+        again = reserve(ledger, 1, idempotency_key="round 1")
+        assert again.repeated
+        assert (again.id, again.attempt, again.state) == (first.id, 1, "reserved")
+        ledger.commit(first)
+        assert reserve(ledger, 1, idempotency_key="round 1").state == "committed"
+        ledger.commit(again)
+        assert ledger.spent("everyone", SCOPE).releases == 1
+        assert reserve(ledger, 1).attempt == 2
+        assert ledger.spent("everyone", SCOPE).releases == 2
+        ledger.verify()
+
+
+def test_a_repeat_with_fresh_noise_is_a_second_release(ledger: Ledger) -> None:
+    first = reserve(ledger, 1, idempotency_key="round 1")
+    second = reserve(ledger, 1, idempotency_key="round 1")
+    assert second.id != first.id
+    assert second.attempt == 2
+    assert ledger.spent("everyone", SCOPE).releases == 2
+
+
+def test_a_key_names_one_release(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.register_plan("run", SEEDED, SCOPE)
+        first = reserve(ledger, 1, idempotency_key="k")
+        for n, names in ((2, ("everyone",)), (1, ("someone",))):
+            with pytest.raises(LedgerConflict, match="another release"):
+                reserve(ledger, n, *names, idempotency_key="k")
+        ledger.abandon(first)
+        assert not reserve(ledger, 1, idempotency_key="k").repeated
+        assert ledger.spent("everyone", SCOPE).releases == 1
+
+
+def test_an_end_is_final(ledger: Ledger, path: Path) -> None:
+    kept, dropped = reserve(ledger, 1), reserve(ledger, 2)
+    assert ledger.open_reservations("run") == (kept.id, dropped.id)
+    for _ in range(2):
+        ledger.commit(kept)
+        ledger.abandon(dropped)
+    assert ledger.open_reservations("run") == ()
+    with pytest.raises(LedgerConflict, match="was committed"):
+        ledger.abandon(kept)
+    with pytest.raises(LedgerConflict, match="was abandoned"):
+        ledger.commit(dropped)
+    other = Ledger(path.with_name("other.sqlite"))
+    with other, pytest.raises(LedgerConflict, match="unknown"):
+        other.commit(kept)
+    assert ledger.verify().entries == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"delta": 1e-5},
+        {"neighboring_relation": "replace-one"},
+        {"mode": "none"},
+        {"mode": "example", "unit": "example", "max_grad_norm": 1.0},
+    ],
+)
+def test_epsilons_of_different_kinds_are_not_added(ledger: Ledger, change: dict[str, Any]) -> None:
+    reserve(ledger, 1)
+    other = plan_of(**change)
+    ledger.register_plan("other", other, SCOPE)
+    with pytest.raises(LedgerConflict, match="is counted with"):
+        reserve(ledger, 1, run_id="other", event=other.event_for_participation())
+    with pytest.raises(LedgerConflict, match="is counted with"):
+        ledger.affordable(
+            run_id="other", subjects=["everyone"], event=other.event_for_participation()
+        )
+
+
+def test_mode_none_is_recorded_as_infinite(path: Path) -> None:
+    open_plan = plan_of(mode="none")
+    with Ledger(path) as ledger:
+        ledger.register_plan("run", open_plan, SCOPE)
+        ledger.abandon(reserve(ledger, 1, event=NonPrivateEvent()))
+        assert ledger.spent("everyone", SCOPE).releases == 0
+        for n in range(2):
+            ledger.commit(reserve(ledger, n, event=NonPrivateEvent()))
+        spent = ledger.spent("everyone", SCOPE)
+        assert spent.epsilon == spent.cap == spent.releases == spent.epsilon_rdp == math.inf
+        assert spent.remaining == 0.0
+        assert spent.delta is None
+        ledger.verify()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        GaussianEvent(noise_multiplier=2.1, sampling_probability=0.2),
+        GaussianEvent(noise_multiplier=2.0, sampling_probability=0.1),
+        NonPrivateEvent(),
+    ],
+)
+def test_what_was_not_announced_is_not_charged(ledger: Ledger, event: Any) -> None:
+    with pytest.raises(LedgerConflict, match=r"plan\.event_for_participation"):
+        reserve(ledger, 1, event=event)
+    assert ledger.head().seq == 0
+
+
+def test_a_no_op_costs_nothing_but_is_recorded(ledger: Ledger) -> None:
+    ledger.commit(reserve(ledger, 1, event=NoOpEvent()))
+    assert ledger.spent("everyone", SCOPE).epsilon == 0.0
+    assert ledger.verify().entries == 2
+
+
+def test_runs_and_plans_are_registered_first(ledger: Ledger) -> None:
+    with pytest.raises(LedgerConflict, match="0 plans"):
+        reserve(ledger, 1, run_id="unknown")
+    with pytest.raises(LedgerConflict, match="another scope"):
+        ledger.register_plan("run", PLAN, "elsewhere")
+    digest = ledger.register_plan("run", SEEDED, SCOPE)
+    assert ledger.register_plan("run", SEEDED, SCOPE) == digest == SEEDED.digest()
+    with pytest.raises(LedgerConflict, match="2 plans"):
+        reserve(ledger, 1)
+    assert reserve(ledger, 1, plan_digest=digest).plan_digest == digest
+    for names in (("", SCOPE), ("run", "")):
+        with pytest.raises(InvalidValue, match="non-empty"):
+            ledger.register_plan(names[0], PLAN, names[1])
+
+
+@pytest.mark.parametrize("subjects", [(), ("a", "a"), ("",), "abc"])
+def test_subjects_are_names_each_once(ledger: Ledger, subjects: Any) -> None:
+    with pytest.raises(InvalidValue, match="subjects"):
+        ledger.reserve(run_id="run", server_round=1, subjects=subjects, event=EVENT)
+
+
+def test_an_unknown_subject_has_no_account(ledger: Ledger) -> None:
+    with pytest.raises(LedgerError, match="no entry"):
+        ledger.spent("nobody", SCOPE)
+
+
+def test_an_unknown_stored_event_is_refused(ledger: Ledger, path: Path) -> None:
+    reservation = reserve(ledger, 1)
+    damage(path, "UPDATE entries SET event = replace(event, 'gaussian', 'skellam')")
+    with pytest.raises(UnsupportedEvent, match="skellam"):
+        ledger.abandon(reservation)
+    assert ledger.open_reservations("run") == (reservation.id,)
+
+
+SPOILED: dict[str, tuple[tuple[str, ...], str]] = {
+    "edited event": (
+        ("UPDATE entries SET event = replace(event, '2.0', '9.0') WHERE seq = 3",),
+        "entry 3 does not have its hash",
+    ),
+    "edited subject": (
+        ("UPDATE entries SET subject = 'x' WHERE seq = 2",),
+        "entry 2 does not have its hash",
+    ),
+    "deleted from the middle": (("DELETE FROM entries WHERE seq = 3",), "entry 3 is missing"),
+    "deleted from the start": (("DELETE FROM entries WHERE seq = 1",), "entry 1 is missing"),
+    "swapped": (
+        (
+            "UPDATE entries SET seq = 100 WHERE seq = 2",
+            "UPDATE entries SET seq = 2 WHERE seq = 3",
+            "UPDATE entries SET seq = 3 WHERE seq = 100",
+        ),
+        "entry 2 does not follow",
+    ),
+    "tail cut, sums left": (("DELETE FROM entries WHERE seq >= 5",), "sums of"),
+    "sums lowered": (("UPDATE spent SET count = 1",), "sums of"),
+    "sums deleted": (("DELETE FROM spent",), "sums of"),
+    "cap raised": (("UPDATE subjects SET cap = 1000.0",), "terms of"),
+    "reservation reopened": (
+        ("UPDATE reservations SET state = 'abandoned' WHERE id = 1",),
+        "reservation 1",
+    ),
+    "reservation removed": (("DELETE FROM reservations WHERE id = 2",), "reservation 2"),
+    "reservation invented": (
+        (
+            "INSERT INTO reservations SELECT 9, run_id, 9, 1, scope, plan_digest, event, "
+            "subjects_digest, NULL, state FROM reservations WHERE id = 1",
+        ),
+        "reservation 9",
+    ),
+    "plan edited": (
+        ("UPDATE plans SET json = replace(json, '\"rounds\":6', '\"rounds\":7')",),
+        "does not have its digest",
+    ),
+    "plan broken": (("UPDATE plans SET json = '{}'",), "cannot be read"),
+    "plan removed": (("DELETE FROM plans",), "entry 1 belongs to a plan that is missing"),
+    "run removed": (("DELETE FROM runs",), "entry 1 belongs to no registered run"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_tampering_is_found_and_the_first_bad_entry_named(
+    ledger: Ledger, path: Path, how: str
+) -> None:
+    for n in range(3):
+        ledger.commit(reserve(ledger, n))
+    reserve(ledger, 3)
+    assert ledger.verify().entries == 7
+    statements, finding = SPOILED[how]
+    damage(path, *statements)
+    with pytest.raises(LedgerTampered, match=finding):
+        ledger.verify()
+
+
+def test_a_cut_tail_with_matching_state_is_found_only_through_an_anchor(
+    ledger: Ledger, path: Path
+) -> None:
+    first = reserve(ledger, 1)
+    early = ledger.head()
+    reserve(ledger, 2)
+    late = ledger.head()
+    damage(
+        path,
+        "DELETE FROM entries WHERE seq = 2",
+        "UPDATE spent SET count = 1",
+        "DELETE FROM reservations WHERE id = 2",
+    )
+    assert not ledger.verify().anchored
+    assert ledger.verify(early).anchored
+    assert ledger.verify(Head(seq=0, hash="0" * 64)).anchored
+    with pytest.raises(LedgerTampered, match="entry 2 is missing: a head at entry 2"):
+        ledger.verify(late)
+    ledger.commit(first)
+    with pytest.raises(LedgerTampered, match="entry 2 is not the one"):
+        ledger.verify(late)
+
+
+def test_a_hashed_but_senseless_entry_is_found(ledger: Ledger) -> None:
+    from dataclasses import replace
+
+    from shared.privacy.ledger_store import append, read_chain
+
+    reserve(ledger, 1)
+    other = plan_of(delta=1e-5)
+    with ledger._store.snapshot() as db:
+        entry = next(iter(read_chain(db))).entry
+    with ledger._store.transaction() as db:
+        append(db, [replace(entry, state="committed", subject=None, reservation=9)])
+    with pytest.raises(LedgerTampered, match="entry 2 neither reserves nor closes"):
+        ledger.verify()
+    digest = ledger.register_plan("run", other, SCOPE)
+    with ledger._store.transaction() as db:
+        db.execute("DROP TRIGGER entries_stay")
+        db.execute("DELETE FROM entries WHERE seq = 2")
+        append(db, [replace(entry, plan_digest=digest)])
+    with pytest.raises(LedgerTampered, match="entry 2 contradicts an earlier one"):
+        ledger.verify()
+
+
+def test_entries_cannot_be_changed_by_accident(ledger: Ledger, path: Path) -> None:
+    reserve(ledger, 1)
+    db = sqlite3.connect(path)
+    for statement in ("UPDATE entries SET subject = 'x'", "DELETE FROM entries"):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            db.execute(statement)
+    db.close()
+
+
+def _hammer(path: str, worker: int, results: Any) -> None:
+    accepted = 0
+    with Ledger(path) as ledger:
+        for n in range(12):
+            try:
+                reservation = reserve(ledger, 100 * worker + n)
+            except PrivacyBudgetExhausted:
+                break
+            if (worker + n) % 3 == 0:
+                ledger.commit(reservation)
+            accepted += 1
+    results.put(accepted)
+
+
+@pytest.mark.slow
+def test_eight_processes_together_stop_exactly_at_the_cap(path: Path) -> None:
+    plan = plan_of(rounds=20)
+    with Ledger(path) as ledger:
+        ledger.register_plan("run", plan, SCOPE)
+    spawn = multiprocessing.get_context("spawn")
+    results = spawn.Queue()
+    workers = [spawn.Process(target=_hammer, args=(str(path), w, results)) for w in range(8)]
+    for worker in workers:
+        worker.start()
+    accepted = sum(results.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join()
+    assert accepted == 20
+    with Ledger(path) as ledger:
+        assert ledger.spent("everyone", SCOPE).epsilon == plan.epsilon()
+        assert ledger.verify().reservations == 20
+
+
+def _crash(path: str, when: str) -> None:
+    with Ledger(path) as ledger:
+        if when == "inside the transaction":
+            with ledger._store.transaction() as db:
+                db.execute("DELETE FROM spent")
+                os.kill(os.getpid(), signal.SIGKILL)
+        reserve(ledger, 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("when", "counted"), [("after reserving", 2), ("inside the transaction", 1)]
+)
+def test_a_killed_process_over_counts_and_never_under_counts(
+    path: Path, when: str, counted: int
+) -> None:
+    with Ledger(path) as ledger:
+        ledger.register_plan("run", PLAN, SCOPE)
+        ledger.commit(reserve(ledger, 1))
+    spawn = multiprocessing.get_context("spawn")
+    child = spawn.Process(target=_crash, args=(str(path), when))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    with Ledger(path) as ledger:
+        report = ledger.verify()
+        assert report.open_reservations == counted - 1
+        assert ledger.spent("everyone", SCOPE).releases == counted
+        reserve(ledger, 3)
+
+
+def test_a_thousand_clients_are_charged_in_under_a_second(ledger: Ledger) -> None:
+    names = [f"client-{i}" for i in range(1000)]
+    reserve(ledger, 0, *names)
+    start = time.perf_counter()
+    reservation = reserve(ledger, 1, *names)
+    elapsed = time.perf_counter() - start
+    ledger.commit(reservation)
+    assert elapsed < 1.0
+    assert ledger.spent("client-999", SCOPE).releases == 2
+    assert ledger.verify().subjects == 1000
+
+
+def test_the_file_is_private_to_its_owner(ledger: Ledger, path: Path) -> None:
+    reserve(ledger, 1)
+    for file in path.parent.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0
+
+
+def test_a_charge_is_synced_to_the_disk(ledger: Ledger) -> None:
+    with ledger._store.snapshot() as db:
+        assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        assert db.execute("PRAGMA synchronous").fetchone()[0] == 2
+
+
+def _not_a_database(path: Path) -> None:
+    path.write_bytes(b"this is not a ledger" * 400)
+
+
+def _another_database(path: Path) -> None:
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE t (x)")
+    db.close()
+
+
+def _a_newer_ledger(path: Path) -> None:
+    Ledger(path).close()
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+
+
+@pytest.mark.parametrize("spoil", [_not_a_database, _another_database, _a_newer_ledger])
+def test_a_file_that_is_not_our_ledger_is_refused(
+    path: Path, spoil: Callable[[Path], None]
+) -> None:
+    spoil(path)
+    with pytest.raises(LedgerError):
+        Ledger(path)
+
+
+def test_a_missing_folder_is_an_error_without_its_path(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="No such file") as caught:
+        Ledger(tmp_path / "nowhere" / "ledger.sqlite")
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_full_disk_is_its_own_error_and_nothing_is_charged(ledger: Ledger) -> None:
+    reserve(ledger, 1)
+    head = ledger.head()
+    with ledger._store.snapshot() as db:
+        (pages,) = db.execute("PRAGMA page_count").fetchone()
+    ledger._store._db.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(OutOfDisk):
+        reserve(ledger, 2, *(f"client-{i}" for i in range(3000)))
+    ledger._store._db.execute("PRAGMA max_page_count = 1000000")
+    assert ledger.head() == head
+    assert ledger.verify().reservations == 1
+
+
+def test_no_space_from_the_system_is_out_of_disk() -> None:
+    with pytest.raises(OutOfDisk), translated_errors():
+        raise OSError(errno.ENOSPC, "No space left on device")
