@@ -23,7 +23,7 @@ from client.training import (
 )
 from client.update import clipped_update, noised_update, plain_update
 from shared.config import RunConfig
-from shared.errors import InvalidValue, SchemaMismatch
+from shared.errors import InvalidValue, NoUsableText, SchemaMismatch
 from shared.lora import initial_factors
 from shared.privacy.noise import NoiseSource
 from shared.seeding import data_rng
@@ -133,7 +133,7 @@ class ClientRuntime:
             return self._cache[index]
         data = self._source.client(index)
         train = self._tokenise(data.train)
-        held_out = self._tokenise(data.holdout) if data.holdout else []
+        held_out = self._held_out(data.holdout)
         self._cache[index] = (train, held_out)
         if len(self._cache) > _CACHED_CLIENTS:
             self._cache.popitem(last=False)
@@ -145,6 +145,15 @@ class ClientRuntime:
         return make_examples(
             records, self.model.base.tokenizer, max_length=data.max_length, template=data.template
         )
+
+    def _held_out(self, records: Sequence[Record]) -> list[Example]:
+        """Turn held-out records into examples; none where nothing of them is left after cutting."""
+        if not records:
+            return []
+        try:
+            return self._tokenise(records)
+        except NoUsableText:
+            return []
 
     def _train_example(
         self, examples: list[Example], instruction: Instruction, labels: tuple[int, int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -92,7 +93,7 @@ def test_the_run_folder_holds_everything(finished: Result) -> None:
     assert set(finished.summary["lora"]) == {"r", "alpha", "target_modules", "trainable_parameters"}
     rounds = [json.loads(x) for x in (finished.folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["round"] for r in rounds] == [1, 2, 3]
-    assert all(a["epsilon"] < b["epsilon"] for a, b in zip(rounds, rounds[1:], strict=False))
+    assert all(a["epsilon"] < b["epsilon"] for a, b in itertools.pairwise(rounds))
 
 
 def test_the_losses_are_held_out_means_over_clients(finished: Result) -> None:
