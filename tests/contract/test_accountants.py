@@ -182,6 +182,7 @@ def test_peers_bug_the_gdp_accountant_under_reports() -> None:
         assert epsilon_of(event(q, z, n), delta=1e-5, relation=ADD) > truth > clt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_pld_equals_dp_accounting_called_directly(relation: NeighboringRelation) -> None:
     steps = [(0.02, 0.9, 30), (0.02, 0.9, 20), (1.0, 6.0, 4), (0.3, 3.0, 11)]
@@ -194,6 +195,7 @@ def test_pld_equals_dp_accounting_called_directly(relation: NeighboringRelation)
     assert ours == pytest.approx(theirs.get_epsilon(1e-6), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_rdp_equals_dp_accounting_called_directly() -> None:
     theirs = TheirRdp()
     for q, z in [(0.02, 0.9)] * 50 + [(0.3, 3.0)] * 11:
@@ -203,6 +205,7 @@ def test_rdp_equals_dp_accounting_called_directly() -> None:
     assert ours == pytest.approx(theirs.get_epsilon(1e-6), rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_rdp_agrees_with_opacus() -> None:
     """Opacus uses another grid of orders: 0.1 %."""

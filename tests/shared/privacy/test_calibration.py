@@ -29,6 +29,7 @@ def spent(z: float, args: dict[str, Any]) -> float:
     return epsilon_of(event, delta=args["delta"], relation=args["relation"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -37,7 +38,7 @@ def spent(z: float, args: dict[str, Any]) -> float:
         {"epsilon": 0.3, "sampling_probability": 0.01, "count": 1000},
         {"epsilon": 8.0, "sampling_probability": 1.0, "count": 20},
         {"epsilon": 0.05, "delta": 1e-8, "count": 3},
-        {"epsilon": 12.0, "delta": 1e-3, "count": 2},
+        {"epsilon": 5.0, "delta": 1e-3, "count": 2},
     ],
 )
 def test_the_target_is_met_and_not_by_much(change: dict[str, Any]) -> None:
@@ -62,6 +63,7 @@ def test_noise_agrees_with_the_analytic_gaussian() -> None:
     assert exact <= z <= 1.001 * exact + 1e-4
 
 
+@pytest.mark.slow
 def test_calibration_and_its_inverse_agree() -> None:
     z = calibrate_noise_multiplier(**GOOD)
     terms = {k: v for k, v in GOOD.items() if k != "count"}
@@ -75,12 +77,14 @@ def test_the_count_is_the_largest_that_fits() -> None:
     assert spent(1.5, {**GOOD, "count": n}) <= 2.0 < spent(1.5, {**GOOD, "count": n + 1})
 
 
+@pytest.mark.slow
 def test_counts_at_the_ends() -> None:
     terms: dict[str, Any] = {k: v for k, v in GOOD.items() if k != "count"}
     assert calibrate_count(**{**terms, "sampling_probability": 1.0}, noise_multiplier=0.1) == 0
     assert calibrate_count(**{**terms, "epsilon": 1e6}, noise_multiplier=5000.0) == 1_000_000
 
 
+@pytest.mark.slow
 def test_a_generous_target_still_gets_the_smallest_noise() -> None:
     loose = {**GOOD, "epsilon": 1e7, "count": 1, "sampling_probability": 1.0}
     assert calibrate_noise_multiplier(**loose) == 0.01

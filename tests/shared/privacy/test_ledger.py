@@ -181,6 +181,7 @@ def test_scopes_and_subjects_do_not_compose_but_runs_do(ledger: Ledger) -> None:
     assert one == ledger.spent("another", SCOPE).epsilon < ledger.spent("everyone", SCOPE).epsilon
 
 
+@pytest.mark.slow
 def test_a_second_plan_is_decided_by_the_adaptive_filter(path: Path) -> None:
     first = plan_of(cap=6.0)
     second = plan_of(cap=6.0, noise_multiplier=3.0, sampling_probability=0.1)
@@ -434,8 +435,8 @@ SPOILED: dict[str, tuple[tuple[str, ...], str]] = {
     "reservation removed": (("DELETE FROM reservations WHERE id = 2",), "reservation 2"),
     "reservation invented": (
         (
-            "INSERT INTO reservations SELECT 9, run_id, 9, 1, scope, plan_digest, event, "
-            "subjects_digest, NULL, state FROM reservations WHERE id = 1",
+            """INSERT INTO reservations SELECT 9, run_id, 9, 1, scope, plan_digest, event,
+            subjects_digest, NULL, state FROM reservations WHERE id = 1""",
         ),
         "reservation 9",
     ),
