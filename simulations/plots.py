@@ -83,7 +83,7 @@ def epsilon_by_round(
         spent = []
         for values, colour, style, label in (
             (epsilon, BLUE, "-", "PLD, reported"),
-            (epsilon_rdp, GREEN, (0, (5, 2)), "RDP, decides"),
+            (epsilon_rdp, GREEN, (0, (5, 2)), "RDP, cross-check"),
         ):
             x, y = _present(rounds, values)
             if x.size:

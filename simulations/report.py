@@ -147,8 +147,8 @@ def _epsilon_plot(summary: Table, metrics: Sequence[Table]) -> Plot | None:
         title="Epsilon by round",
         alt=f"Epsilon rises to {spent[-1]:.4g} {limit}.",
         caption=(
-            "PLD is the figure that is reported; RDP is looser, composes when plans change, and "
-            "decides whether a round may start."
+            "PLD is the figure that is reported and, for a plan declared in advance, the one that "
+            "decides; RDP is the looser cross-check, and decides once plans follow one another."
         ),
     )
 
