@@ -25,8 +25,9 @@ INSTALL_LOG := $(VENV)/install.log
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-# One thread for each process: the tests are small, and their own processes share the cores.
-check fast: export OMP_NUM_THREADS := 1
+# One thread for each process: the models are small, and threads that wait for each other on a busy
+# machine made a round of the quickstart four times slower (docs/log.md).
+demo check fast: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo test check fast lint clean
 

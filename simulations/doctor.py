@@ -203,9 +203,27 @@ def _machine(where: Path) -> tuple[Check, ...]:
 
 
 def _requirements() -> list[Requirement]:
-    """Return what the installed distribution declares; nothing when it is not installed."""
+    """Return what the installed distribution declares; nothing when it is not installed.
+
+    What an extra of another distribution brings (Ray, through Flower's) is added as if it were
+    declared here, since the name alone would not show that it is missing.
+    """
+    declared = _declared(DISTRIBUTION)
+    brought = [
+        Requirement(f"{inner.name}{inner.specifier} ; {outer.marker}")
+        for outer in declared
+        if outer.marker is not None and outer.name != DISTRIBUTION
+        for extra in outer.extras
+        for inner in _declared(outer.name)
+        if _wanted(inner, extra=extra)
+    ]
+    return declared + brought
+
+
+def _declared(distribution: str) -> list[Requirement]:
+    """Return the requirements in a distribution's metadata; nothing without metadata."""
     try:
-        return [Requirement(line) for line in importlib.metadata.requires(DISTRIBUTION) or ()]
+        return [Requirement(line) for line in importlib.metadata.requires(distribution) or ()]
     except importlib.metadata.PackageNotFoundError:
         return []
 

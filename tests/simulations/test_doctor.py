@@ -88,6 +88,16 @@ def test_extras() -> None:
     assert lacking.hint == "pip install 'fedslm[sim]'"
 
 
+def test_what_an_extra_of_another_distribution_brings_is_looked_for() -> None:
+    if not list(importlib.metadata.Distribution.discover(name="fedslm")):
+        pytest.skip("fedslm is only on the path; `make test` installs it")
+    ray = [r for r in doctor._requirements() if r.name == "ray"]
+    assert [str(r.marker) for r in ray] == ['extra == "ray"']
+    lacking = doctor.check_extras(ray, {"flwr": "1.41.0"})
+    assert "ray: lacks ray" in lacking.found
+    assert lacking.status == "ok"  # only the engine "flower" needs it
+
+
 def test_pins() -> None:
     assert doctor.check_pins({"numpy": "2.4.6"}, {"numpy": "2.4.6"}).status == "ok"
     other = doctor.check_pins({"numpy": "2.4.6"}, {"numpy": "2.5.0"})
