@@ -207,8 +207,9 @@ class PerformanceSection(Section):
     """What may change speed and memory but never the guarantee; not part of the digest."""
 
     device: str = Field(default="cpu", description='"cpu" or "cuda"')
-    threads: PositiveInt | None = Field(default=None, description="threads of torch")
-    workers: PositiveInt = Field(default=1, description="processes that train clients")
+    threads: PositiveInt | None = Field(
+        default=None, description="threads of torch; default 1 for small bases"
+    )
     physical_batch: PositiveInt = Field(default=64, description="examples in memory at once")
     clipper: Literal["fused", "microbatch", "opacus"] = Field(
         default="fused", description="how per-example gradients are made"

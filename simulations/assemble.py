@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent / "assets"
 DEMO = "demo"
+_SMALL = 20_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,7 @@ def load_model(config: RunConfig, *, base_dir: Path) -> AdaptedModel:
         quantization=config.model.quantization,
         revision=config.model.revision,
         device=config.performance.device,
+        cache_dequantized=config.performance.cache_dequantized,
     )
     lora = config.lora
     return adapt(
@@ -126,5 +128,21 @@ def assemble_runtime(config: RunConfig, plan: PrivacyPlan, *, base_dir: Path) ->
     """Build everything that a process needs to speak for the clients of a scenario."""
     dataset, canaries = open_clients(config, base_dir=base_dir)
     model = load_model(config, base_dir=base_dir)
+    _set_threads(config, model)
     runtime = ClientRuntime(config=config, plan=plan, model=model, source=dataset)
     return Assembly(runtime=runtime, model=model, dataset=dataset, canaries=canaries)
+
+
+def _set_threads(config: RunConfig, model: AdaptedModel) -> None:
+    """Set torch's threads: as the scenario says, else one for small bases.
+
+    The products of a small model are too short to share: on two busy cores a second thread made a
+    round of the quickstart several times slower (docs/log.md).
+    """
+    import torch
+
+    threads = config.performance.threads
+    if threads is None and sum(p.numel() for p in model.peft_model.parameters()) < _SMALL:
+        threads = 1
+    if threads is not None:
+        torch.set_num_threads(threads)

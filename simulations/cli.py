@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -186,28 +187,42 @@ def _print_json(value: dict[str, Any]) -> None:
     typer.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
 
 
-def _fail(error: FedSLMError, *, as_json: bool) -> NoReturn:
-    """Print one clear error and leave with its exit code."""
+def _report(error: FedSLMError, *, as_json: bool) -> int:
+    """Print one clear error and return its exit code."""
     if as_json:
         _print_json(error.to_dict())
     typer.echo(f"error [{error.code}]: {error.message}", err=True)
     if error.hint:
         typer.echo(f"  {error.hint}", err=True)
-    sys.exit(error.exit_code)
+    return error.exit_code
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; the process edge where errors become exit codes.
+
+    Args:
+        arguments: what follows ``fedslm``.
+
+    Returns:
+        The exit code.
+    """
+    from shared.errors import FedSLMError
+
+    try:
+        app(list(arguments))
+    except FedSLMError as error:
+        return _report(error, as_json="--json" in arguments)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; go on with --resume", err=True)
+        return 130
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0
+    return 0
 
 
 def main() -> None:
-    """Run the command line; the process edge where errors become exit codes."""
-    from shared.errors import FedSLMError
-
-    as_json = "--json" in sys.argv[1:]
-    try:
-        app()
-    except FedSLMError as error:
-        _fail(error, as_json=as_json)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; go on with --resume", err=True)
-        sys.exit(130)
+    """Run the command line of this process."""
+    sys.exit(run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

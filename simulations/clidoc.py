@@ -25,8 +25,9 @@ def cli_reference() -> str:
         _GENERATED,
         "# Command line",
         "",
-        "Results go to stdout, progress and errors to stderr. With `--json` the result is one JSON",
-        "object with stable keys. Each kind of error has its own exit code: see [errors](errors.md).",
+        "Results go to stdout, progress and errors to stderr. With `--json` the result is one",
+        "JSON object with stable keys. Each kind of error has its own exit code: see",
+        "[errors](errors.md).",
     ]
     for path, command in _commands("fedslm", typer.main.get_command(app)):
         lines += ["", f"## {path}", "", (command.help or "").strip(), ""]
@@ -41,9 +42,9 @@ def scenario_reference() -> str:
         "# Scenario files",
         "",
         "A scenario is a TOML file with these sections. Any value can be changed on the command",
-        "line with `--set section.key=value`; `fedslm config show` prints the result with the origin",
-        "of each value. Only `performance` may never change a guarantee. `privacy.mode=none` alone",
-        "turns a private scenario into its non-private twin.",
+        "line with `--set section.key=value`; `fedslm config show` prints the result with the",
+        "origin of each value. Only `performance` may never change a guarantee.",
+        "`privacy.mode=none` alone turns a private scenario into its non-private twin.",
     ]
     for name, model in sections().items():
         lines += ["", f"## [{name}]", "", (model.__doc__ or "").strip(), ""]

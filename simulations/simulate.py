@@ -88,7 +88,7 @@ def simulate(
     began = time.monotonic()
     config = resolved.config
     home = base_dir or Path.cwd()
-    _quiet_environment(config)
+    _quiet_environment()
     done = _finished(folder, config) if resume else None
     if done is not None:
         return Result(folder=folder, summary=done)
@@ -269,12 +269,8 @@ def _finished(folder: Path, config: RunConfig) -> dict[str, Any] | None:
     return summary if summary.get("status") == "completed" else None
 
 
-def _quiet_environment(config: RunConfig) -> None:
-    """Switch telemetry off and set torch's threads before it is used."""
+def _quiet_environment() -> None:
+    """Switch telemetry off before anything that has some is imported."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import torch
-
-    if config.performance.threads is not None:
-        torch.set_num_threads(config.performance.threads)

@@ -94,8 +94,8 @@ def with_file(text: str, *values: str, name: str = "data.jsonl") -> Make:
     def make(folder: Path) -> list[str]:
         path = folder / name
         path.write_text(text, encoding="utf-8")
-        data = (f"data.path={path}", "data.client=who", "data.text=text", "audit.canaries=0")
-        data = (*data, "clients.cohort=1.0")
+        data = [f"data.path={path}", "data.client=who", "data.text=text"]
+        data += ["audit.canaries=0", "clients.cohort=1.0"]
         return overridden(*data, *values)(folder)
 
     return make
