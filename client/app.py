@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.node import runtime_of_node
 from shared.errors import FedSLMError, SchemaMismatch
 from shared.redact import scrub_exception
 from shared.wire import (
@@ -96,3 +97,6 @@ def _guarded(message: Message, work: Callable[[], RecordDict]) -> Message:
         logger.warning("client message failed with %s", type(error).__name__)
         content = encode_failure(scrub_exception(error))
     return Message(content, reply_to=message)
+
+
+app = make_client_app(lambda context: runtime_of_node(context.run_config, context.node_config))

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+
+from server.prepared import open_prepared
+from shared.errors import SchemaMismatch
+
+RUN_FOLDER = "run-folder"
 
 
 def make_server_app(main: Callable[[Grid, Context], None]) -> ServerApp:
@@ -14,10 +20,28 @@ def make_server_app(main: Callable[[Grid, Context], None]) -> ServerApp:
     Args:
         main: the composition root's function; the same one serves every engine.
     """
-    app = ServerApp()
+    server = ServerApp()
 
-    @app.main()
+    @server.main()
     def run(grid: Grid, context: Context) -> None:
         main(grid, context)
 
-    return app
+    return server
+
+
+def run_prepared(grid: Grid, context: Context) -> None:
+    """Run the rounds of the folder that the run configuration names.
+
+    Raises:
+        SchemaMismatch: if the run configuration names no folder.
+        NotResumable: if the folder holds no prepared run.
+    """
+    folder = context.run_config.get(RUN_FOLDER)
+    if not isinstance(folder, str) or not folder:
+        msg = f"run_config has no {RUN_FOLDER!r}."
+        raise SchemaMismatch(msg, hint="Prepare a run folder and name it.")
+    with open_prepared(Path(folder)) as run:
+        run.train(run.connect(grid))
+
+
+app = make_server_app(run_prepared)

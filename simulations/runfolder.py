@@ -11,18 +11,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from server.prepared import IDENTITY, LEDGER, METRICS
 from shared.errors import NotResumable, RunFolderError, RunFolderExists
 from shared.files import append_line, disk_errors, write_json, write_text
 
 CONFIG = "config.toml"
-METRICS = "metrics.jsonl"
-LEDGER = "ledger.sqlite"
 ADAPTER = "adapter"
 AUDIT = "audit.json"
 SUMMARY = "summary.json"
 EVALUATION = "evaluation.json"
 REPORT = "report.html"
-IDENTITY = "run.json"
 _LOCK = ".lock"
 
 
@@ -124,7 +122,7 @@ def open_folder(path: Path, *, resume: bool) -> Iterator[RunFolder]:
         msg = f"{path.name} is a file, expected a folder."
         raise RunFolderError(msg, hint="Choose another --out.")
     entries = {p.name for p in path.iterdir()} - {_LOCK} if path.is_dir() else set()
-    if entries and CONFIG not in entries:
+    if entries and IDENTITY not in entries:
         msg = f"{path.name} is not empty and holds no run."
         raise NotResumable(msg, hint="Choose another --out.")
     if entries and not resume:

@@ -21,6 +21,7 @@ from flwr.serverapp import Grid
 from client.app import make_client_app
 from server.app import make_server_app
 from server.budget import RunBudget
+from server.prepared import IDENTITY, describe_run, run_name
 from server.strategy import FederatedRun, RunSetup
 from shared.canonical import canonical_json
 from shared.configfile import ResolvedConfig
@@ -36,7 +37,6 @@ from simulations.progress import RunProgress
 from simulations.runfolder import (
     CONFIG,
     EVALUATION,
-    IDENTITY,
     SUMMARY,
     RunFolder,
     open_folder,
@@ -98,7 +98,7 @@ def simulate(
     assembly = assemble_runtime(config, plan, base_dir=home)
     dataset.client(0)
     with open_folder(folder, resume=resume) as run_folder:
-        _identify(run_folder, resolved)
+        _identify(run_folder, resolved, assembly, plan)
         with Ledger(run_folder.ledger) as ledger:
             session = _Session(assembly, plan, run_folder, ledger, progress, home)
             outcome = session.run()
@@ -127,7 +127,7 @@ class _Session:
         self._base_dir = base_dir
         config = assembly.runtime.config
         self._config = config
-        run_id = f"{config.run.name}-{config.digest()[:12]}"
+        run_id = run_name(config)
         self._budget = RunBudget(ledger, plan=plan, run_id=run_id, scope=config.data.path)
         setup = RunSetup(
             run_id=run_id,
@@ -237,24 +237,26 @@ def _named(losses: Mapping[int, float]) -> dict[str, float]:
     return {f"client-{client}": loss for client, loss in losses.items()}
 
 
-def _identify(folder: RunFolder, resolved: ResolvedConfig) -> None:
-    """Write the config of a new run, or check that a resumed one is the same.
+def _identify(
+    folder: RunFolder, resolved: ResolvedConfig, assembly: Assembly, plan: PrivacyPlan
+) -> None:
+    """Write the identity of a new run, or check that a resumed one is the same.
 
     Raises:
         NotResumable: if the folder belongs to another scenario.
     """
-    digest = resolved.config.digest()
+    config = resolved.config
+    identity = describe_run(config, plan, assembly.model.spec, assembly.dataset.population)
     known = folder.read_json(IDENTITY)
     if known is None:
-        folder.write_json(
-            IDENTITY, {"config_digest": digest, "config": resolved.config.model_dump(mode="json")}
-        )
-        write_text(folder.path / CONFIG, resolved.to_toml())
-    elif known.get("config_digest") != digest:
+        folder.write_json(IDENTITY, identity)
+    elif known.get("config_digest") != config.digest():
         msg = "The run folder belongs to another scenario than the one given."
         raise NotResumable(
             msg, hint="Give the same scenario and --set values, or choose another --out."
         )
+    if not (folder.path / CONFIG).exists():
+        write_text(folder.path / CONFIG, resolved.to_toml())
 
 
 def _finished(folder: Path, config: RunConfig) -> dict[str, Any] | None:
