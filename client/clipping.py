@@ -29,9 +29,9 @@ from shared.registry import Registry
 if TYPE_CHECKING:
     from client.adapter import AdaptedModel
 
-# Factors are rounded to float32 when they scale a gradient. Clipping to a bound that is smaller by
-# this fraction keeps every clipped norm below the real bound after rounding.
-_ROUNDING = 2.0**-22
+# Clipping to a bound that is smaller by this fraction keeps every clipped norm, which is computed
+# in float64, below the real bound after rounding.
+_ROUNDING = 1e-12
 
 
 class PerExampleClipper(Protocol):
@@ -275,16 +275,15 @@ def clip_and_sum(samples: Sequence[torch.Tensor], max_grad_norm: float) -> list[
         One float64 tensor per sample, without the batch dimension.
     """
     squared = torch.stack(
-        [sample.flatten(1).square().sum(dim=1, dtype=torch.float64) for sample in samples]
+        [sample.flatten(1).double().square().sum(dim=1) for sample in samples]
     ).sum(dim=0)
     factors = clip_factors(squared, max_grad_norm)
     if not bool(torch.isfinite(squared).all()):
         for sample in samples:
             # Zero times NaN is NaN, so the factor alone would not take the example out.
             sample[factors == 0] = 0.0
-    weights = factors.to(samples[0].dtype)
     return [
-        torch.mv(sample.flatten(1).t(), weights).view(sample.shape[1:]).double()
+        torch.mv(sample.flatten(1).t().double(), factors).view(sample.shape[1:])
         for sample in samples
     ]
 

@@ -25,7 +25,7 @@ _COMMON = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "max_position_embeddings": 64,
-    "initializer_range": 0.15,
+    "initializer_range": 0.08,
 }
 _GROUPED = {**_COMMON, "num_key_value_heads": 2}
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
@@ -39,7 +39,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_layer": 2,
         "n_head": 4,
         "n_positions": 64,
-        "initializer_range": 0.15,
+        "initializer_range": 0.08,
     },
     "gpt_neox": _COMMON,
     "llama": _GROUPED,

@@ -199,7 +199,7 @@ def test_the_librarys_batch_mean_would_break_the_bound(
     library = float((summed(with_long, 16) - summed(without, 15)).norm())
     ours = float((summed(torch.ones(16), 16) - summed(torch.ones(15), 15)).norm())
     assert ours <= bound * (1 + 1e-12)
-    assert library > 1.5 * bound
+    assert library > 1.25 * bound
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +280,7 @@ def test_clip_factors_at_the_edges() -> None:
     squared = torch.tensor([0.0, 4.0, math.inf, math.nan, 1e-300], dtype=torch.float64)
     factors = clip_factors(squared, 1.0).tolist()
     assert factors[0] == 1.0
-    assert factors[1] == pytest.approx(0.5, rel=3e-7)
+    assert factors[1] == pytest.approx(0.5, rel=1e-11)
     assert factors[2:4] == [0.0, 0.0]
     assert factors[4] == 1.0
     assert clip_factors(squared, math.inf).tolist() == [1.0, 1.0, 0.0, 0.0, 1.0]
