@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from simulations.budget_cli import budget_app
+
 if TYPE_CHECKING:
     from shared.configfile import ResolvedConfig
     from shared.errors import FedSLMError
@@ -28,6 +30,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at a scenario without running it.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(budget_app, name="budget")
 
 Scenario = Annotated[str, typer.Argument(help="A built-in scenario, or the path of a TOML file.")]
 Overrides = Annotated[

@@ -55,7 +55,7 @@ def numbers_to_question(
     if observer_epsilon > max(LARGE_EPSILON, epsilon):
         found.append(
             f"whoever knows in which rounds a client took part is bounded only by "
-            f"epsilon={observer_epsilon:.3g}; cap the participations of a client to lower it."
+            f"epsilon={observer_epsilon:.3g}; more noise or fewer rounds lower it."
         )
     if cohort is not None and cohort < SMALL_COHORT:
         found.append(

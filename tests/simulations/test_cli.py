@@ -19,7 +19,18 @@ from simulations.catalog import scenarios
 from simulations.cli import run
 from tests.integration.scenario import scenario_text
 
-COMMANDS = [[], ["simulate"], ["config"], ["config", "show"], ["config", "check"], ["doctor"]]
+COMMANDS = [
+    [],
+    ["simulate"],
+    ["config"],
+    ["config", "show"],
+    ["config", "check"],
+    ["doctor"],
+    ["budget"],
+    ["budget", "plan"],
+    ["budget", "status"],
+    ["budget", "verify"],
+]
 ROOT = Path(__file__).parents[2]
 
 
