@@ -97,6 +97,30 @@ def simulate(
     _simulate(resolved, out=out, resume=resume, as_json=as_json)
 
 
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put finished runs side by side."""
+    from simulations.compare import COLUMNS, as_markdown, read_summaries, row
+
+    summaries = read_summaries(runs)
+    if as_json:
+        _print_json({"runs": summaries})
+    elif markdown:
+        typer.echo(as_markdown(summaries))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(*COLUMNS, box=None, pad_edge=False)
+        for summary in summaries:
+            table.add_row(*row(summary))
+        Console(soft_wrap=True).print(table)
+
+
 @config_app.command("show")
 def config_show(scenario: Scenario, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print a scenario with every default filled in and where each value came from."""

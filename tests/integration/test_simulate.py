@@ -23,11 +23,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from client.adapter import adapt
 from client.model import load_base
 from server.adapters import read_adapter
-from shared.errors import NotResumable, PrivacyBudgetExhausted, RunFolderExists
+from shared.errors import (
+    NotResumable,
+    PrivacyBudgetExhausted,
+    RunFolderError,
+    RunFolderExists,
+)
 from shared.privacy.accountant import epsilon_of
 from shared.privacy.events import GaussianEvent, NeighboringRelation
 from shared.privacy.ledger import Ledger
 from simulations.assemble import ASSETS
+from simulations.cli import run
 from simulations.simulate import Result
 from tests.integration.scenario import run_small, scenario_text
 
@@ -222,6 +228,18 @@ def test_rounds_repeated_with_fresh_noise_are_charged_again(tmp_path: Path) -> N
     assert again.summary["rounds"] == 0
     assert again.summary["privacy"]["releases"] == 3
     assert again.summary["privacy"]["epsilon"] <= 50.0
+
+
+def test_runs_are_compared(finished: Result, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compare", str(finished.folder), str(finished.folder), "--markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert f"{finished.summary['loss_after']:.3f}" in lines[2]
+    assert run(["compare", str(finished.folder), "--json"]) == 0
+    [shown] = json.loads(capsys.readouterr().out)["runs"]
+    assert shown["loss_after"] == finished.summary["loss_after"]
+    assert run(["compare", str(finished.folder)]) == 0
+    assert run(["compare", str(finished.folder.parent)]) == RunFolderError.exit_code
 
 
 def start(folder: Path, scenario: Path, *arguments: str) -> subprocess.Popen[bytes]:

@@ -26,6 +26,7 @@ COMMANDS = [
     ["config", "show"],
     ["config", "check"],
     ["doctor"],
+    ["compare"],
     ["budget"],
     ["budget", "plan"],
     ["budget", "status"],
