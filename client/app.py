@@ -13,7 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.node import runtime_of_node
-from shared.errors import FedSLMError, SchemaMismatch
+from shared.errors import FedSLMError, PolicyRefused, SchemaMismatch
 from shared.redact import scrub_exception
 from shared.wire import (
     Introduction,
@@ -32,15 +32,16 @@ RuntimeOf = Callable[[Context], "ClientRuntime"]
 logger = logging.getLogger("fedslm.client")
 
 
-def make_client_app(runtime_of: RuntimeOf) -> ClientApp:
+def make_client_app(runtime_of: RuntimeOf, *, simulated: bool = False) -> ClientApp:
     """Build the ClientApp around a way to reach the process's runtime.
 
     Guarantee:
-        A reply holds an update, a held-out loss (simulation only), an index, or a code of
-        :mod:`shared.errors`; never the text of an exception.
+        A reply holds an update, an index, or a code of :mod:`shared.errors`; never the text of an
+        exception. A held-out loss, which no event pays for, is answered only by a simulated client.
 
     Args:
         runtime_of: returns the runtime for a context; called for each message, so it caches.
+        simulated: whether the clients are a simulation's, whose operator holds their text anyway.
     """
     app = ClientApp()
 
@@ -55,6 +56,9 @@ def make_client_app(runtime_of: RuntimeOf) -> ClientApp:
     @app.evaluate()
     def measure(message: Message, context: Context) -> Message:
         def work() -> RecordDict:
+            if not simulated:
+                msg = "Held-out losses do not leave a device."
+                raise PolicyRefused(msg)
             instruction = decode_instruction(message.content)
             return encode_measurement(
                 runtime_of(context).measure(client_index(context), instruction)

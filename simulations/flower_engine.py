@@ -81,7 +81,7 @@ def actor_client_app(config_json: str, plan_json: str, base_dir: str) -> ClientA
         del context
         return _actor_runtime(config_json, plan_json, base_dir)
 
-    return make_client_app(runtime_of)
+    return make_client_app(runtime_of, simulated=True)
 
 
 @lru_cache(maxsize=1)

@@ -188,7 +188,8 @@ class _Session:
         population = self._assembly.dataset.population
         if self._config.run.engine == "inprocess":
             runtime = self._assembly.runtime
-            run_in_process(server, make_client_app(lambda _: runtime), population=population)
+            client_app = make_client_app(lambda _: runtime, simulated=True)
+            run_in_process(server, client_app, population=population)
             return
         from simulations.flower_engine import actor_client_app, run_on_flower
 

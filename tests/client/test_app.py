@@ -9,8 +9,9 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.app import app as deployed
 from client.app import client_index, make_client_app
-from shared.errors import NoUsableText, SchemaMismatch
+from shared.errors import ClientFailed, NoUsableText, SchemaMismatch
 from shared.wire import (
     HEADER,
     ClientUpdate,
@@ -63,8 +64,18 @@ def send(app: ClientApp, kind: str, *, node: int = 3) -> RecordDict:
     return reply.content
 
 
-def app_of(error: Exception | None = None) -> ClientApp:
-    return make_client_app(lambda _: Runtime(error))  # type: ignore[arg-type,return-value]
+def app_of(error: Exception | None = None, *, simulated: bool = True) -> ClientApp:
+    return make_client_app(
+        lambda _: Runtime(error),  # type: ignore[arg-type,return-value]
+        simulated=simulated,
+    )
+
+
+def test_a_device_measures_nothing_for_a_server() -> None:
+    """No event pays for a held-out loss; only a simulation's clients answer with one."""
+    for app in (app_of(simulated=False), deployed):
+        with pytest.raises(ClientFailed, match="policy-refused"):
+            decode_measurement(send(app, "evaluate"))
 
 
 def test_work_is_decoded_done_and_encoded() -> None:
