@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shared.errors import EmptyPopulation, QuorumNotReached
+from shared.errors import EmptyPopulation
 from shared.privacy.noise import NoiseSource
 
 
@@ -31,18 +31,12 @@ class Population:
             msg = f"population={self.size}, expected at least 1 client."
             raise EmptyPopulation(msg)
 
-    def node(self, client: int) -> int:
-        """Return the node that speaks for a client.
+    def node(self, client: int) -> int | None:
+        """Return the node that speaks for a client, or None while nobody does.
 
-        Raises:
-            QuorumNotReached: if no node speaks for it.
+        A client without a node is a dropout like any other: it was sampled, and does not answer.
         """
-        if self.nodes is None:
-            return client + 1
-        if client not in self.nodes:
-            msg = f"No node speaks for client {client}."
-            raise QuorumNotReached(msg)
-        return self.nodes[client]
+        return client + 1 if self.nodes is None else self.nodes.get(client)
 
 
 def sample_cohort(population: int, probability: float, source: NoiseSource) -> list[int]:

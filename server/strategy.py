@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from server.aggregation import STAGE_OF_MODE, Aggregate, make_aggregator
@@ -150,8 +151,11 @@ class FederatedRun:
         asked = dict.fromkeys(messenger.gather(self._setup.population), hello)
         nodes: dict[int, int] = {}
         for node, content in messenger.exchange(INTRODUCE, asked, group="introduce"):
-            if content is not None:
-                nodes[decode_introduction(content).client] = node
+            client = self._introduced(node, content)
+            if client is not None and client in nodes:
+                logger.warning("node %d speaks for client %d, which is taken", node, client)
+            elif client is not None:
+                nodes[client] = node
         if not nodes:
             msg = "No node introduced itself."
             raise QuorumNotReached(msg, hint="Are the clients running?")
@@ -174,8 +178,7 @@ class FederatedRun:
     ) -> Losses:
         """Return held-out losses of some clients under an adapter; a simulation's instrument."""
         content = encode_instruction(self._instruction(0, vector))
-        population = self._known_population()
-        by_node = {population.node(client): client for client in clients}
+        by_node = self._by_node(clients)
         losses: Losses = {}
         contents = dict.fromkeys(by_node, content)
         for node, reply in messenger.exchange(MEASURE, contents, group=group):
@@ -197,6 +200,25 @@ class FederatedRun:
             return list(range(size))
         rng = data_rng(self._config.run.seed, "measured", stream)
         return sorted(int(i) for i in rng.choice(size, size=count, replace=False))
+
+    def _by_node(self, clients: Sequence[int]) -> dict[int, int]:
+        """Return client by node, without the clients that nobody speaks for now."""
+        nodes = ((self.known_population.node(client), client) for client in clients)
+        return {node: client for node, client in nodes if node is not None}
+
+    def _introduced(self, node: int, content: RecordDict | None) -> int | None:
+        """Return the client that a node speaks for; None if it does not say or does not exist."""
+        if content is None:
+            return None
+        try:
+            client = decode_introduction(content).client
+        except ProtocolError as error:
+            logger.warning("node %d did not introduce itself: %s", node, error.message)
+            return None
+        if not 0 <= client < self._setup.population:
+            logger.warning("node %d speaks for a client that does not exist", node)
+            return None
+        return client
 
     def _round(self, messenger: Messenger, server_round: int) -> None:
         """Run one round from the coins to the commit."""
@@ -235,8 +257,7 @@ class FederatedRun:
         plan = self._setup.plan
         aggregator = make_aggregator(self._size, plan=plan, source=self._noise(server_round))
         content = encode_instruction(self._instruction(server_round, self.vector))
-        population = self._known_population()
-        contents = {population.node(client): content for client in cohort}
+        contents = dict.fromkeys(self._by_node(cohort), content)
         answered = up = 0
         for node, reply in messenger.exchange(TRAIN, contents, group=str(server_round)):
             if reply is None:
@@ -341,8 +362,13 @@ class FederatedRun:
             vector=vector,
         )
 
-    def _known_population(self) -> Population:
-        """Return the population, which exists after :meth:`connect`."""
+    @property
+    def known_population(self) -> Population:
+        """The clients and their nodes, known after :meth:`connect`.
+
+        Raises:
+            QuorumNotReached: before it.
+        """
         if self._population is None:
             msg = "The run is not connected to its nodes."
             raise QuorumNotReached(msg)

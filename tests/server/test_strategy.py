@@ -22,9 +22,11 @@ from shared.privacy.plan import PrivacyPlan
 from shared.wire import (
     ClientUpdate,
     Instruction,
+    Introduction,
     Measurement,
     decode_instruction,
     encode_failure,
+    encode_introduction,
     encode_measurement,
     encode_update,
 )
@@ -187,3 +189,41 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert np.array_equal(resumed.vector, whole.vector)
     assert np.array_equal(resumed.released, whole.released)
     assert not np.array_equal(whole.released, whole.vector)
+
+
+class ForeignGrid(InProcessGrid):
+    """A grid that does not promise which node speaks for whom."""
+
+    nodes_are_clients = False
+
+
+def test_nodes_that_introduce_themselves_badly_are_left_out(tmp_path: Path) -> None:
+    """Twelve nodes: one is silent, one lies, one repeats another; nine clients remain."""
+    config = resolve(TABLES, ["privacy.mode=none"], source="test").config
+    app = ClientApp()
+
+    @app.query()
+    def introduce(message: Message, context: Context) -> Message:
+        claims = {1: 2, 3: -1, 4: POPULATION}
+        client = int(context.node_config["partition-id"])
+        if client == 0:
+            return Message(encode_failure("unexpected"), reply_to=message)
+        said = Introduction(client=claims.get(client, client))
+        return Message(encode_introduction(said), reply_to=message)
+
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        plan = plan_of(config, population=POPULATION)
+        setup = RunSetup(
+            run_id="r",
+            config=config,
+            plan=plan,
+            spec=SPEC,
+            population=POPULATION,
+            folder=tmp_path,
+        )
+        budget = RunBudget(ledger, plan=plan, run_id="r", scope="test")
+        federated = FederatedRun(setup, budget=budget, observer=Quiet())
+        messenger = federated.connect(ForeignGrid(app, POPULATION))
+    assert messenger.nodes() == list(range(1, POPULATION + 1))
+    known = federated.known_population.nodes
+    assert known == {2: 2, **{client: client + 1 for client in range(5, POPULATION)}}
