@@ -26,6 +26,8 @@ from simulations.engine import InProcessGrid
 from simulations.simulate import Result
 from tests.integration.scenario import run_small
 
+pytestmark = pytest.mark.slow
+
 POLICY: dict[str, str | int | float | bool] = {
     "policy-modes": "client-central",
     "policy-max-epsilon": 1000.0,

@@ -37,6 +37,8 @@ from simulations.cli import run
 from simulations.simulate import Result
 from tests.integration.scenario import run_small, scenario_text
 
+pytestmark = pytest.mark.slow
+
 MACHINE = {"seconds", "peak_rss_bytes"}
 CONTRACT = {
     "scenario",
@@ -252,7 +254,6 @@ def start(folder: Path, scenario: Path, *arguments: str) -> subprocess.Popen[byt
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kill_after_round", [1, 2])
 def test_a_killed_run_goes_on_to_the_same_adapter(
     finished: Result, tmp_path: Path, kill_after_round: int
@@ -280,7 +281,6 @@ def test_a_killed_run_goes_on_to_the_same_adapter(
     assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.slow
 def test_both_engines_give_the_same_adapter(tmp_path: Path) -> None:
     """Without privacy and with the same seed, Ray and the in-process grid agree."""
     pytest.importorskip("ray", reason="engine flower needs the extra fedslm[ray]")

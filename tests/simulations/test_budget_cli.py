@@ -99,6 +99,7 @@ def test_bad_input(
     assert not Path("nowhere").exists()
 
 
+@pytest.mark.slow
 def test_status_says_what_the_summary_says(
     finished: Result, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +117,7 @@ def test_status_says_what_the_summary_says(
     assert run(unknown) == errors.LedgerError.exit_code
 
 
+@pytest.mark.slow
 def test_verify_finds_an_edit_and_a_cut(
     finished: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
