@@ -23,7 +23,8 @@ The tree::
     ├── ProtocolError                30
     │   ├── SchemaMismatch           31
     │   ├── QuorumNotReached         32
-    │   └── ClientFailed             33
+    │   ├── ClientFailed             33
+    │   └── SecureAggregationError   34
     ├── AdapterError                 40
     │   ├── AdapterIncompatible      41
     │   └── AdapterCorrupt           42
@@ -264,6 +265,13 @@ class ClientFailed(ProtocolError):
 
     code = "client-failed"
     exit_code = 33
+
+
+class SecureAggregationError(ProtocolError):
+    """A message of the secure aggregation is not what an honest party would have sent."""
+
+    code = "secure-aggregation"
+    exit_code = 34
 
 
 class AdapterError(FedSLMError):

@@ -18,6 +18,7 @@ from shared.privacy.events import (
     NonPrivateEvent,
     NoOpEvent,
     PrivacyEvent,
+    SkellamEvent,
     event_from_json,
 )
 
@@ -27,8 +28,15 @@ gaussians = st.builds(
     sampling_probability=st.floats(0, 1, exclude_min=True),
     count=st.integers(1, 10**12),
 )
+skellams = st.builds(
+    SkellamEvent,
+    noise_multiplier=st.floats(1e-300, 1e300),
+    grid=st.integers(1, 2**40),
+    sampling_probability=st.floats(0, 1, exclude_min=True),
+    count=st.integers(1, 10**12),
+)
 leaves: st.SearchStrategy[PrivacyEvent] = st.one_of(
-    gaussians, st.just(NonPrivateEvent()), st.just(NoOpEvent())
+    gaussians, skellams, st.just(NonPrivateEvent()), st.just(NoOpEvent())
 )
 events: st.SearchStrategy[PrivacyEvent] = st.recursive(
     leaves,
@@ -55,6 +63,14 @@ def test_the_stored_form_of_version_1_stays_readable() -> None:
     assert json.loads(canonical_json(expected.to_json())) == json.loads(text)
 
 
+SKELLAM = {
+    "schema": 1,
+    "type": "skellam",
+    "noise_multiplier": 1.5,
+    "grid": 1024,
+    "sampling_probability": 0.5,
+    "count": 3,
+}
 GOOD = {
     "schema": 1,
     "type": "gaussian",
@@ -87,6 +103,10 @@ GOOD = {
         {**GOOD, "noise_multiplier": 0},
         {**GOOD, "noise_multiplier": math.nan},
         {**GOOD, "sampling_probability": 1.5},
+        {**SKELLAM, "grid": 0},
+        {**SKELLAM, "grid": 2.0},
+        {**SKELLAM, "noise_multiplier": -1.0},
+        {k: v for k, v in SKELLAM.items() if k != "grid"},
         {"schema": 1, "type": "no-op", "events": []},
         {"schema": 1, "type": "composed", "events": {}},
         {"schema": 1, "type": "composed", "events": [GOOD, {**GOOD, "type": "skellam"}]},
@@ -154,3 +174,48 @@ def test_a_part_is_within_the_whole() -> None:
     assert not take(1, z=2.0).within(take(3))
     assert not Composition.of(NonPrivateEvent()).within(take(3))
     assert take(3).within(take(3).plus(Composition.of(NonPrivateEvent())))
+
+
+def test_the_stored_form_of_skellam_stays_readable() -> None:
+    event = SkellamEvent(noise_multiplier=1.5, grid=1024, sampling_probability=0.5, count=3)
+    assert event_from_json(SKELLAM) == event
+    assert event.to_json() == SKELLAM
+
+
+@given(st.lists(events, max_size=5))
+def test_sums_by_kind_lose_nothing(items: list[PrivacyEvent]) -> None:
+    merged = Composition.of(*items)
+    counts = merged.counts()
+    assert Composition.from_counts(counts) == merged
+    assert list(counts) == sorted(counts)
+    assert len({kind for kind, _ in counts}) == len(counts)
+
+
+def test_kinds_differ_by_everything_but_the_count() -> None:
+    one = SkellamEvent(noise_multiplier=1.0, grid=8, count=2)
+    assert Composition.of(one, one).skellams == ((1.0, 1.0, 8, 4),)
+    finer = SkellamEvent(noise_multiplier=1.0, grid=16)
+    gaussian = GaussianEvent(noise_multiplier=1.0)
+    assert len(Composition.of(one, finer, gaussian).counts()) == 3
+    assert Composition.of(one, finer, gaussian).releases == 4
+    assert not Composition.of(finer).within(Composition.of(one, gaussian))
+    assert Composition.of(one).within(Composition.of(one, gaussian))
+
+
+ONE = canonical_json(GaussianEvent(noise_multiplier=1.0).to_json())
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [(ONE, 0)],
+        [(ONE, -1)],
+        [(canonical_json(GaussianEvent(noise_multiplier=1.0, count=2).to_json()), 1)],
+        [(canonical_json(NonPrivateEvent().to_json()), 2)],
+        [(canonical_json(NoOpEvent().to_json()), 1)],
+        [("{}", 1)],
+    ],
+)
+def test_a_damaged_sum_is_refused(rows: list[tuple[str, int]]) -> None:
+    with pytest.raises(UnsupportedEvent):
+        Composition.from_counts(rows)
