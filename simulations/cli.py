@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from simulations.bench_cli import bench_app
 from simulations.budget_cli import budget_app
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at a scenario without running it.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(budget_app, name="budget")
+app.add_typer(bench_app, name="bench")
 
 Scenario = Annotated[str, typer.Argument(help="A built-in scenario, or the path of a TOML file.")]
 Overrides = Annotated[

@@ -1,0 +1,1 @@
+"""Measurements that a reader can repeat: ``fedslm bench list`` and ``fedslm bench run NAME``."""

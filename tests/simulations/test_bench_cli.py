@@ -1,0 +1,133 @@
+"""``fedslm bench``: finds modules by themselves, writes both forms, fails on a broken promise."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import simulations.benchmarks as package
+from shared.errors import InvalidValue
+from simulations.benchmarks.catalog import benchmark, benchmarks
+from simulations.benchmarks.machine import describe_machine
+from simulations.benchmarks.protocol import BenchResult, Check
+from simulations.cli import run
+
+MODULE = '''
+"""A benchmark for the tests of the command."""
+from simulations.benchmarks.protocol import BenchResult, Check
+
+SUMMARY = "How long nothing takes."
+
+
+def run(*, quick: bool) -> BenchResult:
+    limit = 10.0 if quick else LIMIT
+    return BenchResult(
+        name="nothing",
+        parameters={"clients": 3},
+        rows=({"step": "a|b", "seconds": 0.25}, {"step": "c", "note": True}),
+        checks=(Check(name="nothing at all", measured=20.0, limit=limit, unit="s"),),
+    )
+'''
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real package on a real path, whose modules are forgotten afterwards."""
+    for name in ("nothing", "kept", "helper"):
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}", raising=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "nothing.py").write_text(MODULE.replace("LIMIT", "15.0"), encoding="utf-8")
+    (tmp_path / "kept.py").write_text(MODULE.replace("LIMIT", "25.0"), encoding="utf-8")
+    (tmp_path / "helper.py").write_text('"""No benchmark."""\n', encoding="utf-8")
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    return tmp_path
+
+
+def test_modules_are_found_and_helpers_are_not(folder: Path) -> None:
+    found = benchmarks()
+    assert {"kept", "nothing"} <= set(found)
+    assert not {"helper", "protocol", "catalog", "machine", "markdown"} & set(found)
+    assert list(found) == sorted(found)
+    assert folder.is_dir()
+
+
+@pytest.mark.parametrize("name", ["helper", "nothin", "protocol", "../x"])
+def test_an_unknown_name_is_refused(folder: Path, name: str) -> None:
+    assert folder.is_dir()
+    with pytest.raises(InvalidValue, match="expected one of"):
+        benchmark(name)
+
+
+def test_list_names_each_with_its_summary(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert folder.is_dir()
+    assert run(["bench", "list"]) == 0
+    assert "How long nothing takes." in capsys.readouterr().out
+    assert run(["bench", "list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["benchmarks"]
+    assert {"name": "nothing", "summary": "How long nothing takes."} in found
+
+
+def test_a_broken_promise_is_named_and_fails(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert folder.is_dir()
+    assert run(["bench", "run", "nothing"]) == 1
+    shown = capsys.readouterr()
+    assert "nothing at all" in shown.err
+    assert "15" in shown.err
+    assert run(["bench", "run", "nothing", "--quick"]) == 0
+    assert "note" in capsys.readouterr().err
+    assert run(["bench", "run", "kept"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_out_writes_both_forms(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert folder.is_dir()
+    assert run(["bench", "run", "kept", "--json", "--out", str(tmp_path / "found.json")]) == 0
+    printed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    written = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert written == printed
+    assert printed["parameters"] == {"clients": 3}
+    assert printed["passed"] is True
+    page = (tmp_path / "found.md").read_text(encoding="utf-8")
+    assert page.startswith("# nothing\n")
+    assert "| a/b | 0.25 | - |" in page
+    assert "| nothing at all | 20 | 25 | s | yes |" in page
+    assert "fedslm bench run nothing" in page
+
+
+def test_the_machine_is_described_without_names_or_paths(tmp_path: Path) -> None:
+    import platform
+
+    machine = json.dumps(describe_machine())
+    assert "numpy" in machine
+    assert platform.node() not in machine or len(platform.node()) < 4
+    assert str(Path.home()) not in machine
+    assert describe_machine(tmp_path / "none")["cpu"] == platform.machine()
+
+
+def test_a_number_that_is_not_finite_fails_and_has_a_json_form() -> None:
+    check = Check(name="n", measured=math.nan, limit=math.inf, unit="s")
+    result = BenchResult(name="r", parameters={}, rows=({"x": math.inf},), checks=(check,))
+    assert not check.passed
+    assert not result.passed
+    found = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert found["rows"] == [{"x": None}]
+    assert found["checks"][0]["measured"] is None
+
+
+def test_every_shipped_benchmark_keeps_the_protocol() -> None:
+    for name, item in benchmarks().items():
+        assert item.SUMMARY.endswith("."), name
+        assert "\n" not in item.SUMMARY
+        assert callable(item.run)
