@@ -9,7 +9,8 @@ searched in hours. Two kinds of source exist, and every report names the one tha
 
 Normal variates are float64 from 53-bit uniforms. Floating-point noise has gaps that an attacker
 who sees all 53 bits could use (Mironov 2012); releases are rounded to float32, which hides most
-of them but is not a proof. Discrete noise on a grid is the remedy where a mode allows it.
+of them but is not a proof. Discrete noise on a grid is the remedy where a mode allows it: Skellam
+variates are integers, and what is released is exact (see :mod:`shared.privacy.poisson`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from shared.errors import InvalidValue, PrivacyError
+from shared.privacy.poisson import LARGEST_MEAN, poisson
 from shared.seeding import encode_labels
 
 NoiseKind = Literal["os-entropy", "seeded-simulation"]
@@ -38,7 +40,7 @@ _TWO_PI = 2.0 * np.pi
 
 
 class NoiseSource:
-    """A cryptographic stream of uniforms, normals, coins and integers.
+    """A cryptographic stream of uniforms, normals, Skellam variates, coins and integers.
 
     Build one with :meth:`from_os` or :meth:`seeded`. Every call draws from a fresh part of the
     key stream (its own nonce), so no two calls share a bit. A source cannot be copied or pickled:
@@ -162,6 +164,29 @@ class NoiseSource:
             out[start : start + half] = radius * np.cos(angle)
             out[start + half : stop] = (radius * np.sin(angle))[: stop - start - half]
         return out
+
+    def skellam(self, variance: float, n: int) -> npt.NDArray[np.int64]:
+        """Draw ``n`` independent symmetric Skellam integers: differences of two Poisson numbers.
+
+        Sums of independent Skellam variables are Skellam, and variances add, so shares drawn by
+        several parties are together the noise that one party would have added.
+
+        Args:
+            variance: in ``(0, 2**53]``.
+            n: how many, at least 0.
+
+        Returns:
+            Shape ``(n,)``, int64, mean 0.
+
+        Raises:
+            InvalidValue: if the variance is out of range or ``n`` is not an integer >= 0.
+        """
+        _require_size(n)
+        if not (_real(variance) and 0 < variance <= 2.0 * LARGEST_MEAN):
+            msg = f"variance={variance!r}, expected a number in (0, 2**53]."
+            raise InvalidValue(msg)
+        mean = float(variance) / 2.0
+        return poisson(self.words, mean, n) - poisson(self.words, mean, n)
 
     def bernoulli(self, p: float, n: int) -> npt.NDArray[np.bool_]:
         """Toss ``n`` independent coins.

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 from shared.errors import InvalidValue, PrivacyError
 from shared.privacy.noise import NoiseSource
+from shared.privacy.poisson import poisson
 
 
 def test_words_are_the_chacha20_key_stream() -> None:
@@ -199,3 +200,20 @@ def test_a_forked_process_does_not_repeat_its_parents_noise() -> None:
         child.join()
     draws.append(source.words(4).tolist())
     assert draws[0] != draws[1] != draws[2] != draws[0]
+
+
+def test_skellam_numbers_are_differences_of_poisson_numbers() -> None:
+    source = NoiseSource.seeded(8)
+    expected = poisson(source.words, 50.0, 9) - poisson(source.words, 50.0, 9)
+    drawn = NoiseSource.seeded(8).skellam(100, 9)
+    assert drawn.tolist() == expected.tolist()
+    assert drawn.dtype == np.int64
+    assert NoiseSource.seeded(8).skellam(0.5, 0).shape == (0,)
+
+
+@pytest.mark.parametrize("variance", [0, -1.0, math.nan, math.inf, 2.0**53 * 1.01, True, "1"])
+def test_a_skellam_variance_is_in_range(variance: object) -> None:
+    with pytest.raises(InvalidValue, match="variance="):
+        NoiseSource.seeded(1).skellam(variance, 3)  # type: ignore[arg-type]
+    with pytest.raises(InvalidValue, match="n="):
+        NoiseSource.seeded(1).skellam(1.0, -1)
