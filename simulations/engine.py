@@ -29,8 +29,9 @@ _RUN = 1
 class InProcessGrid(Grid):
     """A Flower Grid whose nodes are the clients of one process.
 
-    Node ``i + 1`` is client ``i``. Contexts are made when a client is called and dropped after it:
-    memory does not grow with the population.
+    Node ``i + 1`` is client ``i``. Contexts are made when a client is called. What a client leaves
+    in its state is kept for its next message, as Flower does, and dropped once it leaves nothing:
+    memory grows with the clients that are in the middle of something, not with the population.
 
     Args:
         app: the ClientApp.
@@ -44,6 +45,7 @@ class InProcessGrid(Grid):
         self._population = population
         self._queue: deque[Message] = deque()
         self._ids = itertools.count(1)
+        self._states: dict[int, RecordDict] = {}
         TaskIdentity.run_id = _RUN
         TaskIdentity.node_id = _SERVER_NODE
         TaskIdentity.task_id = 1
@@ -107,10 +109,13 @@ class InProcessGrid(Grid):
             run_id=_RUN,
             node_id=node,
             node_config={"partition-id": node - 1, "num-partitions": self._population},
-            state=RecordDict(),
+            state=self._states.pop(node, None) or RecordDict(),
             run_config={},
         )
-        return self._app(message, context)
+        reply = self._app(message, context)
+        if context.state:
+            self._states[node] = context.state
+        return reply
 
 
 def run_in_process(server: ServerApp, client: ClientApp, *, population: int) -> None:

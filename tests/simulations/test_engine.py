@@ -84,3 +84,26 @@ def test_a_million_clients_cost_no_memory() -> None:
     tracemalloc.stop()
     assert len(grid.get_node_ids()) == 1_000_000
     assert peak < 1_000_000
+
+
+def test_a_clients_state_lasts_until_it_leaves_none() -> None:
+    app = ClientApp()
+
+    @app.train()
+    def count(message: Message, context: Context) -> Message:
+        known = context.state.get("seen")
+        seen = int(str(known["n"])) + 1 if isinstance(known, ConfigRecord) else 1
+        context.state["seen"] = ConfigRecord({"n": seen})
+        if value_of(message, "x", "v") == 0:
+            context.state.clear()
+        return Message(RecordDict({"y": ConfigRecord({"in": seen})}), reply_to=message)
+
+    grid = InProcessGrid(app, population=3)
+
+    def seen(node: int, value: int) -> int:
+        (reply,) = grid.send_and_receive([message(node, value)])
+        return value_of(reply, "y", "in")
+
+    assert [seen(1, 1), seen(1, 1), seen(2, 1), seen(1, 0), seen(1, 1)] == [1, 2, 1, 3, 1]
+    assert seen(2, 0) == 2
+    assert seen(2, 0) == 1
