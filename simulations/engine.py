@@ -109,7 +109,7 @@ class InProcessGrid(Grid):
             run_id=_RUN,
             node_id=node,
             node_config={"partition-id": node - 1, "num-partitions": self._population},
-            state=self._states.pop(node, None) or RecordDict(),
+            state=self._states.pop(node, RecordDict()),
             run_config={},
         )
         reply = self._app(message, context)
