@@ -1,4 +1,4 @@
-"""The terms of distributed noise: what secure aggregation is trusted with, and what it tolerates."""
+"""The terms of distributed noise: whom secure aggregation trusts, and what it tolerates."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class DistributedTerms:
         if not self.min_cohort >= MIN_COHORT:
             msg = f"min_cohort={self.min_cohort!r}, expected at least {MIN_COHORT}."
             raise ConflictingSettings(msg, hint="A sum over one or two clients hides little.")
-        if not 2.0 * self.survivor_fraction + self.honest_fraction > 2.0:  # noqa: PLR2004
+        if not 2.0 * self.survivor_fraction + self.honest_fraction > 2.0:
             msg = (
                 f"honest_fraction={self.honest_fraction!r} and survivor_fraction="
                 f"{self.survivor_fraction!r}, expected 2 * survivor_fraction + honest_fraction > 2."

@@ -36,7 +36,8 @@ def test_the_hidden_share_is_never_more_than_the_worst_case_leaves(
 
 def test_terms_are_stored_and_read() -> None:
     assert DistributedTerms.from_json(terms().to_json()) == terms()
-    for bad in (None, [], {}, {**terms().to_json(), "extra": 1}):
+    damaged: list[object] = [None, [], {}, {**terms().to_json(), "extra": 1}]
+    for bad in damaged:
         with pytest.raises(SchemaMismatch):
             DistributedTerms.from_json(bad)
 
