@@ -119,6 +119,7 @@ class AdaptedModel:
         dropout: probability on the adapter's input while training.
         layers: the adapted layers, as :mod:`client.lowrank` computes them.
         checkpointing: whether activations are recomputed in the backward pass.
+        reentrant: whether that is torch's older, reentrant way of doing it.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class AdaptedModel:
         self.spec = spec
         self.dropout = dropout
         self.checkpointing = False
+        self.reentrant = False
         self._kinds = "AB"
         self._parameters = _named_factors(peft_model, spec)
         device = next(iter(self._parameters.values())).device
@@ -271,23 +273,46 @@ class AdaptedModel:
             for layer in self.layers:
                 layer.attach()
 
-    def enable_checkpointing(self) -> None:
-        """Recompute activations in the backward pass: less memory, about a third more time."""
+    def enable_checkpointing(self, *, reentrant: bool = False) -> None:
+        """Recompute activations in the backward pass: less memory, about a third more time.
+
+        Args:
+            reentrant: run a second backward pass inside the first one, as torch did before version
+                1.11. Opacus' hooks need it; everything else works either way.
+        """
+        self._disable_checkpointing()
         base: Any = self.base.model
         # transformers renamed it in 5.x and warns about the old name.
         enable = getattr(base, "activation_checkpointing_enable", None)
-        (enable or base.gradient_checkpointing_enable)({"use_reentrant": False})
+        (enable or base.gradient_checkpointing_enable)({"use_reentrant": reentrant})
+        if reentrant:
+            # Blocks whose input needs no gradient would return an output without one.
+            base.enable_input_require_grads()
         self._adapter_modules = _adapter_modules(self.peft_model)
         self.checkpointing = True
+        self.reentrant = reentrant
 
     def release(self) -> BaseModel:
         """Take the adapter out and return the bare base; this object is of no use afterwards."""
+        self._disable_checkpointing()
         for layer in self.layers:
             layer.detach()
         with _peft_warnings():
             self.peft_model.unload()
         setattr(self.base.model, _MARK, False)
         return self.base
+
+    def _disable_checkpointing(self) -> None:
+        """Keep activations again; the base is then as it was loaded."""
+        if not self.checkpointing:
+            return
+        base: Any = self.base.model
+        disable = getattr(base, "activation_checkpointing_disable", None)
+        (disable or base.gradient_checkpointing_disable)()
+        if self.reentrant:
+            base.disable_input_require_grads()
+        self._adapter_modules = _adapter_modules(self.peft_model)
+        self.checkpointing = self.reentrant = False
 
     def _set_training(self, training: bool) -> None:
         """Set the flag on the adapter's modules (and checkpointed blocks) alone."""

@@ -77,6 +77,28 @@ def no_gradient() -> UnsupportedModel:
     return UnsupportedModel(msg, hint=hint)
 
 
+def gradients_of(model: AdaptedModel, loss: torch.Tensor) -> list[torch.Tensor]:
+    """Return the gradient of a loss by every trainable factor, in canonical order.
+
+    Raises:
+        UnsupportedModel: if a factor gets none.
+    """
+    parameters = [parameter for _, parameter in model.trainable]
+    found: Sequence[torch.Tensor | None]
+    if model.reentrant:
+        # A backward pass inside the backward pass can only leave its results on the parameters.
+        loss.backward()  # type: ignore[no-untyped-call]
+        found = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+    else:
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    gradients = [gradient for gradient in found if gradient is not None]
+    if len(gradients) != len(parameters):
+        raise no_gradient()
+    return gradients
+
+
 def clip_factors(squared_norms: torch.Tensor, max_grad_norm: float) -> torch.Tensor:
     """Return what each example's gradient is multiplied with.
 
@@ -128,12 +150,7 @@ class MicrobatchClipper:
             loss = per_sequence_losses(self._model.peft_model, batch.row(index)).sum()
             if not loss.requires_grad:
                 raise no_gradient()
-            found: Sequence[torch.Tensor | None] = torch.autograd.grad(
-                loss, self._parameters, allow_unused=True
-            )
-            gradients = [gradient.double() for gradient in found if gradient is not None]
-            if len(gradients) != len(totals):
-                raise no_gradient()
+            gradients = [g.double() for g in gradients_of(self._model, loss)]
             squared = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
             factor = float(clip_factors(squared.reshape(1), max_grad_norm))
             if factor > 0:
@@ -191,9 +208,10 @@ class OpacusClipper:
         self._parameters = [parameter for _, parameter in model.trainable]
         self._hooks: Any = None
         self._stack = ExitStack()
-        if model.checkpointing:
-            msg = "clipper='opacus' cannot work under gradient checkpointing."
-            raise UnsupportedModel(msg, hint="Use clipper='fused' or 'microbatch'.")
+        if model.checkpointing and not model.reentrant:
+            msg = "clipper='opacus' cannot work under gradient checkpointing that is not reentrant."
+            hint = "Use clipper='fused' or 'microbatch', or enable_checkpointing(reentrant=True)."
+            raise UnsupportedModel(msg, hint=hint)
         require_covered(model, self._parameters)
 
     def __enter__(self) -> Self:

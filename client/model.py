@@ -46,7 +46,7 @@ class BaseModel:
         digest: SHA-256 of the source checkpoint, the same for every quantisation.
         name: the folder's name or the hub id, never a full path.
         family: ``model_type``, a key of :data:`client.families.FAMILIES`.
-        quantization: ``"none"`` (float32), ``"int8"`` or ``"nf4"``.
+        quantization: ``"none"`` (float32), ``"int8"``, ``"int4"`` or ``"nf4"``.
     """
 
     model: PreTrainedModel
@@ -69,7 +69,7 @@ def load_base(
 
     Args:
         base: path of a transformers folder, or an id such as ``"owner/name"``.
-        quantization: ``"none"`` (float32), ``"int8"`` or ``"nf4"``.
+        quantization: ``"none"`` (float32), ``"int8"``, ``"int4"`` or ``"nf4"``.
         revision: branch, tag or commit of a hub id; a folder has none.
         device: where the model lives, ``"cpu"`` or ``"cuda"``.
         cache_dequantized: keep dequantised weights beside the quantised ones; changes speed and

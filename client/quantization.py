@@ -1,9 +1,10 @@
 """Frozen linear layers whose weights are stored in 8 or 4 bits.
 
 bitsandbytes quantises and stores the weights: ``nf4`` with double quantisation (about half a byte
-per weight), ``int8`` row by row (1 byte per weight). The matrix product is done here, on the
-dequantised float32 weight, forwards and backwards, which has three consequences that training
-under differential privacy relies on:
+per weight), ``int8`` row by row (1 byte per weight). ``int4`` is ours (:mod:`client.int4`, 0.56
+bytes per weight) and needs no bitsandbytes. The matrix product is done here, on the dequantised
+float32 weight, forwards and backwards, which has three consequences that training under
+differential privacy relies on:
 
 - **Gradients always flow.** On CPUs with AVX512-BF16, bitsandbytes' own NF4 layer repacks its
   weight in the first evaluation and is not differentiable from then on; adapters then get no
@@ -28,14 +29,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 
+from client.int4 import Int4Linear, replace_linear
 from shared.errors import InvalidValue, MissingDependency, UnsupportedModel
 from shared.registry import suggestion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-QUANTIZATIONS = ("none", "int8", "nf4")
-_STORAGE = {"int8": torch.int8, "nf4": torch.uint8}
+QUANTIZATIONS = ("none", "int8", "int4", "nf4")
+_STORAGE = {"int8": torch.int8, "int4": torch.uint8, "nf4": torch.uint8}
 _CACHE = "_fedslm_dequantized"
 
 
@@ -54,13 +56,13 @@ def loading_options(quantization: str, device: str) -> dict[str, Any]:
     """Return what ``from_pretrained`` needs to quantise while it loads.
 
     Args:
-        quantization: ``"none"``, ``"int8"`` or ``"nf4"``.
+        quantization: ``"none"``, ``"int8"``, ``"int4"`` or ``"nf4"``.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:0"``.
 
     Raises:
         MissingDependency: if bitsandbytes is needed and not installed.
     """
-    if quantization == "none":
+    if quantization in {"none", "int4"}:
         return {}
     try:
         import bitsandbytes  # noqa: F401
@@ -101,7 +103,7 @@ def finish_quantized(model: PreTrainedModel, quantization: str, *, cache: bool) 
     """Check that every linear layer was quantised and give each the exact product.
 
     Args:
-        model: a model that was just loaded.
+        model: a model that was just loaded; for ``"int4"`` in full precision, and quantised here.
         quantization: what was asked for; ``"none"`` does nothing.
         cache: keep the dequantised weights (the same numbers, more memory, less time).
 
@@ -110,10 +112,9 @@ def finish_quantized(model: PreTrainedModel, quantization: str, *, cache: bool) 
     """
     if quantization == "none":
         return
-    import bitsandbytes
-
-    nn: Any = bitsandbytes.nn
-    kind = nn.Linear8bitLt if quantization == "int8" else nn.Linear4bit
+    if quantization == "int4":
+        replace_linear(model, [name for name, _ in linear_modules(model)])
+    kind = _layer_type(quantization)
     layers = list(linear_modules(model))
     left = [
         name
@@ -128,20 +129,36 @@ def finish_quantized(model: PreTrainedModel, quantization: str, *, cache: bool) 
         )
         raise UnsupportedModel(msg, hint="Use quantization='none' for this model.")
     for _, module in layers:
-        if isinstance(module, nn.Linear4bit):
+        if quantization == "nf4":
             # Second line of defence: state_dict() and others look at the flag too.
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         if cache:
             setattr(module, _CACHE, dequantize(module))
         module.forward = MethodType(_exact_forward, module)
+
+
+def _layer_type(quantization: str) -> type[torch.nn.Module]:
+    """Return the class of layers that a quantisation makes."""
+    if quantization == "int4":
+        return Int4Linear
+    import bitsandbytes
+
+    layers: Any = bitsandbytes.nn
+    kind: type[torch.nn.Module] = (
+        layers.Linear8bitLt if quantization == "int8" else layers.Linear4bit
+    )
+    return kind
 
 
 def dequantize(module: torch.nn.Module) -> torch.Tensor:
     """Return the float32 weight ``(d_out, d_in)`` that a quantised layer stands for.
 
     Args:
-        module: a bitsandbytes ``Linear4bit`` or ``Linear8bitLt`` with quantised weights.
+        module: an :class:`~client.int4.Int4Linear`, or a bitsandbytes ``Linear4bit`` or
+            ``Linear8bitLt`` with quantised weights.
     """
+    if isinstance(module, Int4Linear):
+        return module.dequantized()
     weight: Any = module.weight
     with torch.no_grad():
         if weight.dtype == torch.int8:

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from client.clipping import MicrobatchClipper, PerExampleClipper, make_clipper, no_gradient
+from client.clipping import (
+    MicrobatchClipper,
+    PerExampleClipper,
+    gradients_of,
+    make_clipper,
+    no_gradient,
+)
 from client.examples import Example
 from client.losses import Batch, collate, per_sequence_losses, token_losses
 from shared.errors import InvalidValue, NoUsableText
@@ -245,18 +251,12 @@ def _mean_gradient(
 
     An example whose gradient is not finite contributes zero.
     """
-    parameters = [parameter for _, parameter in model.trainable]
     total = torch.zeros(model.spec.size(model.kinds), device=model.device)
     for batch in _chunks(model, examples, settings.physical_batch):
         losses = per_sequence_losses(model.peft_model, batch)
         if not losses.requires_grad:
             raise no_gradient()
-        gradients: Sequence[torch.Tensor | None] = torch.autograd.grad(
-            losses.sum(), parameters, allow_unused=True
-        )
-        found = [gradient for gradient in gradients if gradient is not None]
-        if len(found) != len(parameters):
-            raise no_gradient()
+        found = gradients_of(model, losses.sum())
         flat = torch.cat([gradient.reshape(-1) for gradient in found])
         if not bool(torch.isfinite(flat.sum())):
             flat = _finite_sum(model, batch)

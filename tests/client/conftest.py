@@ -167,7 +167,7 @@ def truth_model(model: AdaptedModel, folder: Path) -> torch.nn.Module:
             weight: Any = dict(module.named_parameters(recurse=False)).get("weight")
             if weight is None or weight.dtype not in {torch.int8, torch.uint8}:
                 continue
-            dense = defined_weight(weight).double()
+            dense = defined_weight(module).double()
             own = name.removeprefix("base_model.model.").replace(".base_layer", "")
             target = plain.get_submodule(own).weight
             transposed = type(plain.get_submodule(own)).__name__ == "Conv1D"
@@ -192,15 +192,27 @@ def truth_model(model: AdaptedModel, folder: Path) -> torch.nn.Module:
     return wrapped
 
 
-def defined_weight(weight: Any) -> torch.Tensor:
-    """Return what a quantised parameter stands for, from the definition of its format.
+def defined_weight(module: Any) -> torch.Tensor:
+    """Return what a quantised layer's weight stands for, from the definition of its format.
 
     ``int8``: rows scaled to 127. ``nf4``: two codes a byte, the high half first, blocks of 64 in
-    row-major order, their scales quantised to 8 bits in blocks of 256 around a mean.
+    row-major order, their scales quantised to 8 bits in blocks of 256 around a mean. ``int4``: rows
+    of groups of 16 bytes; byte j holds weight j low and weight j + 16 high, from 8 (zero) times the
+    group's scale.
     """
+    weight = module.weight
     if weight.dtype == torch.int8:
         int8: torch.Tensor = weight.data.double() * (weight.SCB.double()[:, None] / 127)
         return int8
+    if weight.dim() == 3:
+        scales = module.scales.double()
+        dense = torch.zeros((weight.shape[0], 32 * weight.shape[1]), dtype=torch.float64)
+        for row, groups in enumerate(weight.data.tolist()):
+            for group, codes in enumerate(groups):
+                for j, byte in enumerate(codes):
+                    for half, code in ((0, byte % 16), (16, byte // 16)):
+                        dense[row, 32 * group + half + j] = (code - 8) * scales[row, group]
+        return dense[:, : module.in_features]
     state = weight.quant_state
     packed = weight.data.flatten().tolist()
     codes = [half for byte in packed for half in (byte >> 4, byte & 15)]

@@ -10,10 +10,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from client.adapter import AdaptedModel
+from client.adapter import AdaptedModel, adapt
 from client.clipping import CLIPPERS, clip_and_sum, clip_factors, make_clipper
 from client.examples import IGNORED, Example
 from client.losses import Batch, collate
+from client.quantization import QUANTIZATIONS
 from shared.errors import InvalidValue, SensitivityError, UnsupportedModel
 from tests.client.conftest import (
     MakeAdapted,
@@ -34,7 +35,7 @@ def flat_sum(model: AdaptedModel, engine: str, batch: Batch, bound: float) -> to
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "qwen2"])
 def test_clipped_sum_equals_float64_truth(
     adapted: MakeAdapted, model_folder: MakeFolder, family: str, quantization: str, engine: str
@@ -61,13 +62,22 @@ def test_one_kind_of_factor_equals_float64_truth(
     assert relative_error(found, truth_clipped_sum(gradients, bound)) <= 1e-6
 
 
-@pytest.mark.parametrize("engine", ["fused", "microbatch"])
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize(
+    ("engine", "reentrant"),
+    [
+        ("fused", False),
+        ("fused", True),
+        ("microbatch", False),
+        ("microbatch", True),
+        ("opacus", True),
+    ],
+)
+@pytest.mark.parametrize("quantization", ["none", "int4"])
 def test_gradient_checkpointing_changes_nothing(
-    adapted: MakeAdapted, model_folder: MakeFolder, quantization: str, engine: str
+    adapted: MakeAdapted, model_folder: MakeFolder, quantization: str, engine: str, reentrant: bool
 ) -> None:
     model = adapted(quantization=quantization)
-    model.enable_checkpointing()
+    model.enable_checkpointing(reentrant=reentrant)
     examples = make_examples(4)
     gradients = truth_gradients(truth_model(model, model_folder()), examples)
     bound = float(gradients.norm(dim=1).median())
@@ -75,23 +85,31 @@ def test_gradient_checkpointing_changes_nothing(
     assert relative_error(found, truth_clipped_sum(gradients, bound)) <= 1e-6
 
 
-def test_checkpointing_really_recomputes(adapted: MakeAdapted) -> None:
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_really_recomputes(adapted: MakeAdapted, reentrant: bool) -> None:
     model = adapted()
     batch = collate(make_examples(2), 0)
     calls = []
     block = model.base.model.get_submodule("model.layers.0.mlp")
     with block.register_forward_pre_hook(lambda *_: calls.append(1)):
         flat_sum(model, "fused", batch, 1.0)
-        model.enable_checkpointing()
+        model.enable_checkpointing(reentrant=reentrant)
         flat_sum(model, "fused", batch, 1.0)
     assert len(calls) == 3
 
 
-def test_opacus_refuses_checkpointing(adapted: MakeAdapted) -> None:
+def test_opacus_refuses_the_checkpointing_that_its_hooks_do_not_survive(
+    adapted: MakeAdapted,
+) -> None:
     model = adapted()
     model.enable_checkpointing()
     with pytest.raises(UnsupportedModel, match="checkpointing"):
         make_clipper("opacus", model)
+    base = model.release()
+    again = adapt(base, r=2, alpha=4, target_modules="all-linear")
+    assert not again.checkpointing
+    with make_clipper("opacus", again):
+        pass  # a base that was released keeps its activations again
 
 
 def test_tied_and_untied_embeddings(adapted: MakeAdapted, model_folder: MakeFolder) -> None:
@@ -104,7 +122,7 @@ def test_tied_and_untied_embeddings(adapted: MakeAdapted, model_folder: MakeFold
         assert relative_error(found, truth_clipped_sum(gradients, 0.5)) <= 1e-6
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", "int4"])
 def test_dropout_agrees_with_opacus_on_the_same_masks(
     adapted: MakeAdapted, quantization: str
 ) -> None:
@@ -137,7 +155,7 @@ def test_a_model_is_left_as_it_was(adapted: MakeAdapted, engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_an_examples_gradient_does_not_see_the_others(
     adapted: MakeAdapted, quantization: str, engine: str
 ) -> None:
@@ -204,7 +222,6 @@ def test_the_librarys_batch_mean_would_break_the_bound(
 
 @pytest.fixture(scope="module")
 def sensitivity_model(model_folder: MakeFolder) -> AdaptedModel:
-    from client.adapter import adapt
     from client.model import load_base
     from shared.lora import initial_factors
 

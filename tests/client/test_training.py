@@ -329,7 +329,7 @@ def test_the_twin_takes_an_empty_step(adapted: MakeAdapted) -> None:
 
 
 @pytest.mark.parametrize("kinds", ["A", "B", "AB"])
-@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4", "nf4"])
 def test_the_frozen_base_does_not_move(adapted: MakeAdapted, quantization: str, kinds: str) -> None:
     model = adapted(quantization=quantization, kinds=kinds)
     frozen = "".join(kind for kind in "AB" if kind not in kinds)

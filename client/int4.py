@@ -1,0 +1,106 @@
+"""Frozen linear weights in 4 bits, in groups of 32 along the inputs of a row.
+
+The format is that of the runtimes on devices (llama.cpp's ``Q4_0``, ONNX Runtime's symmetric
+``MatMulNBits`` with blocks of 32): a group shares one float16 scale ``d``, the signed weight of the
+largest magnitude divided by -8, and each weight is an integer q from -8 to 7 that stands for
+``q * d``. That is 4.5 bits a weight. Nothing but torch is needed, so that a client without
+bitsandbytes can hold its base in 4 bits, and train on the numbers that the device will run.
+
+Weights only: activations are never quantised (see :mod:`client.quantization`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+
+from shared.errors import UnsupportedModel
+
+GROUP = 32
+"""Weights that share a scale."""
+_HALF = GROUP // 2
+
+
+class Int4Linear(torch.nn.Linear):
+    """A frozen linear layer whose weight is stored in 4 bits; the product is made elsewhere.
+
+    Attributes:
+        weight: uint8, shape ``(d_out, groups, 16)``: byte j of a group holds weight j in its low
+            half and weight j + 16 in its high half, each as ``q + 8``.
+        scales: float16, shape ``(d_out, groups)``.
+        bias: float32, shape ``(d_out,)``, or None.
+    """
+
+    scales: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Quantise a weight of shape ``(d_out, d_in)``."""
+        # The parent would allocate the float weight; only its attributes are wanted.
+        torch.nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        packed, scales = quantize_int4(weight)
+        self.weight = torch.nn.Parameter(packed, requires_grad=False)
+        self.register_buffer("scales", scales)
+        self.bias = None if bias is None else torch.nn.Parameter(bias.detach(), requires_grad=False)  # type: ignore[assignment]
+
+    def dequantized(self) -> torch.Tensor:
+        """Return the float32 weight ``(d_out, d_in)`` that the codes stand for."""
+        return dequantize_int4(self.weight.data, self.scales, self.in_features)
+
+
+def quantize_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise a matrix.
+
+    Args:
+        weight: ``(d_out, d_in)``, floating point, finite; the last group of a row is filled up
+            with zeros.
+
+    Returns:
+        Codes, uint8 ``(d_out, groups, 16)``, and scales, float16 ``(d_out, groups)``. A weight is
+        off by at most half a scale, except that one opposite in sign and equal in size to the
+        group's largest is off by a whole one (there is no +8).
+
+    Raises:
+        UnsupportedModel: if a weight is not finite, or too large for a scale of 16 bits.
+    """
+    rows, columns = weight.shape
+    groups = -(-columns // GROUP)
+    padded = torch.zeros((rows, groups * GROUP), dtype=torch.float32, device=weight.device)
+    padded[:, :columns] = weight.detach()
+    blocks = padded.view(rows, groups, GROUP)
+    largest = blocks.gather(2, blocks.abs().argmax(dim=2, keepdim=True))
+    scales = (largest / -8.0).to(torch.float16)
+    if not bool(torch.isfinite(scales).all()):
+        msg = "A weight is not finite, or above 524032 in size: 4-bit groups cannot scale it."
+        raise UnsupportedModel(msg, hint="Use quantization='none' for this model.")
+    # The codes belong to the scale as it is stored, not to the one before rounding to 16 bits.
+    divisor = scales.float()
+    codes = torch.where(divisor == 0.0, 0.0, blocks / divisor).round_().clamp_(-8, 7)
+    halves = (codes + 8).to(torch.uint8)
+    packed = halves[..., :_HALF] | (halves[..., _HALF:] << 4)
+    return packed.contiguous(), scales.squeeze(2)
+
+
+def dequantize_int4(packed: torch.Tensor, scales: torch.Tensor, columns: int) -> torch.Tensor:
+    """Return the float32 matrix ``(d_out, columns)`` that codes and scales stand for."""
+    codes = torch.cat([packed & 15, packed >> 4], dim=2).float().sub_(8.0)
+    blocks = codes.mul_(scales.float().unsqueeze(2))
+    return blocks.view(blocks.shape[0], -1)[:, :columns].contiguous()
+
+
+def replace_linear(model: torch.nn.Module, names: list[str]) -> None:
+    """Replace linear layers of a model by their 4-bit forms, in place, one after the other.
+
+    Args:
+        model: holds ``torch.nn.Linear`` or transformers ``Conv1D`` layers under the names.
+        names: dotted names of the layers.
+    """
+    for name in names:
+        old: Any = model.get_submodule(name)
+        # Conv1D stores (d_in, d_out).
+        dense = old.weight if isinstance(old, torch.nn.Linear) else old.weight.t()
+        parent, _, leaf = name.rpartition(".")
+        new = Int4Linear(cast("torch.Tensor", dense), old.bias)
+        new.train(old.training)
+        setattr(model.get_submodule(parent), leaf, new)
