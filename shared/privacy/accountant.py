@@ -9,34 +9,22 @@ Two accountants, both upper bounds:
   Losses that would need more than 1.5 million grid points get a coarser grid.
 * **RDP** (Renyi) is the cross-check, and the filter when parameters may depend on earlier
   outputs: at one order fixed in advance, sums of Renyi divergences compose adaptively (Feldman and
-  Zrnic 2021, arXiv:2008.11193).
-
-Replace-one. A noise multiplier is always noise divided by the clip C, and replacing a unit moves
-the sum by up to 2C. ``dp-accounting`` 0.6 handles this in its PLD (the pair N(-1), N(+1)) but not
-in its RDP accountant, which returns the add-or-remove figure for a Gaussian event and refuses a
-Poisson-sampled one. Here the RDP curve under replace-one is the smaller of two sound bounds:
-``2 * alpha / z**2`` (everyone takes part, sensitivity 2C; sampling cannot make it larger) and the
-weak triangle inequality through the dataset without the unit (Mironov 2017, Corollary 4)::
-
-    D_a(P, Q) <= (a - 1/2) / (a - 1) * D_2a(P, R) + D_2a-1(R, Q)
-
-It is looser than PLD, never smaller than the truth.
+  Zrnic 2021, arXiv:2008.11193). It is also the reported number where Skellam noise was used: the
+  privacy loss of a Skellam vector depends on the direction of the change and its worst one is not
+  known, so there is no PLD for it, and :class:`PldAccountant` refuses it.
 
 ``dp_accounting`` takes about a second to import, so it is imported on first use.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
-import numpy as np
-import numpy.typing as npt
-
 from shared import validate
-from shared.errors import InvalidValue
+from shared.errors import InvalidValue, UnsupportedEvent
+from shared.privacy import renyi
 from shared.privacy.events import Composition, NeighboringRelation, PrivacyEvent
 
 if TYPE_CHECKING:
@@ -103,8 +91,12 @@ class PldAccountant:
         return self._relation
 
     def compose(self, event: PrivacyEvent) -> None:
-        """Add one event (see :class:`PrivacyAccountant`)."""
-        self._seen = self._seen.plus(Composition.of(event))
+        """Add one event (see :class:`PrivacyAccountant`); Skellam releases are unsupported."""
+        new = Composition.of(event)
+        if new.skellams:
+            msg = "a Skellam release has no privacy loss distribution here."
+            raise UnsupportedEvent(msg, hint='Use accountant "rdp".')
+        self._seen = self._seen.plus(new)
 
     def epsilon(self, delta: float) -> float:
         """Return epsilon at ``delta`` (see :class:`PrivacyAccountant`)."""
@@ -163,14 +155,14 @@ class RdpAccountant:
 
     def epsilon(self, delta: float) -> float:
         """Return epsilon at ``delta``, at the best order (see :class:`PrivacyAccountant`)."""
-        return _rdp_best(self._seen, delta, self._relation)[0]
+        return renyi.best(self._seen, delta, self._relation)[0]
 
 
 def epsilon_of(
     *events: PrivacyEvent,
     delta: float,
     relation: NeighboringRelation,
-    accountant: AccountantName = "pld",
+    accountant: AccountantName | None = None,
     interval: float = REPORT,
 ) -> float:
     """Return an upper bound on epsilon of some events on the same unit's data.
@@ -182,7 +174,8 @@ def epsilon_of(
         *events: in any order; none at all gives 0.
         delta: in ``(0, 1)``.
         relation: the neighbouring relation.
-        accountant: ``"pld"`` or ``"rdp"``.
+        accountant: ``"pld"`` or ``"rdp"``; by default the one whose number is reported, see
+            :func:`reporting_accountant`.
         interval: grid of the privacy loss for PLD.
 
     Returns:
@@ -190,17 +183,30 @@ def epsilon_of(
 
     Raises:
         InvalidValue: for a delta, relation or accountant that is not one.
-        UnsupportedEvent: if an event, nested or not, cannot be accounted for.
+        UnsupportedEvent: if an event, nested or not, cannot be accounted for by this accountant.
     """
     composition = Composition.of(*events)
     validate.open_unit(delta=delta)
     relation = relation_of(relation)
+    if accountant is None:
+        accountant = _reporting(composition)
     if accountant not in get_args(AccountantName):
         msg = f"accountant={accountant!r}, expected 'pld' or 'rdp'."
         raise InvalidValue(msg)
     if accountant == "pld":
         return _pld_epsilon(composition, delta, relation, interval)
-    return _rdp_best(composition, delta, relation)[0]
+    return renyi.best(composition, delta, relation)[0]
+
+
+def reporting_accountant(*events: PrivacyEvent) -> AccountantName:
+    """Return the accountant whose number is reported for these events.
+
+    ``"pld"``, or ``"rdp"`` if a Skellam release is among them.
+
+    Raises:
+        UnsupportedEvent: for an object that is not an event, nested or not.
+    """
+    return _reporting(Composition.of(*events))
 
 
 def best_order(*events: PrivacyEvent, delta: float, relation: NeighboringRelation) -> float:
@@ -216,7 +222,7 @@ def best_order(*events: PrivacyEvent, delta: float, relation: NeighboringRelatio
     Returns:
         The order, > 1. For events that are not private, some order of the grid.
     """
-    return _rdp_best(Composition.of(*events), delta, relation)[1]
+    return renyi.best(Composition.of(*events), delta, relation)[1]
 
 
 def filter_epsilon(
@@ -241,14 +247,7 @@ def filter_epsilon(
     """
     composition = Composition.of(*events)
     validate.open_unit(delta=delta)
-    if order not in _orders():
-        msg = f"order={order!r} is not on the grid of Renyi orders."
-        raise InvalidValue(msg)
-    if not composition.private:
-        return math.inf
-    index = _orders().index(order)
-    curve = _rdp_curve(composition, relation_of(relation))
-    return _rdp_epsilon((order,), curve[index : index + 1], delta)[0]
+    return renyi.at(composition, delta, relation_of(relation), order)
 
 
 def relation_of(value: str) -> NeighboringRelation:
@@ -263,6 +262,11 @@ def relation_of(value: str) -> NeighboringRelation:
         known = ", ".join(repr(str(r)) for r in NeighboringRelation)
         msg = f"neighboring_relation={value!r}, expected one of: {known}."
         raise InvalidValue(msg) from error
+
+
+def _reporting(composition: Composition) -> AccountantName:
+    """Return the accountant whose number is reported."""
+    return "rdp" if composition.skellams else "pld"
 
 
 @lru_cache(maxsize=65_536)
@@ -322,74 +326,3 @@ def _interval(composition: Composition, relation: NeighboringRelation, base: flo
     needed = 2.0 * (widest + mean + 10.0 * math.sqrt(2.0 * mean)) / _MAX_GRID_POINTS
     # Powers of two, so that a growing history rarely changes its grid.
     return base if needed <= base else base * 2.0 ** math.ceil(math.log2(needed / base))
-
-
-@lru_cache(maxsize=1)
-def _orders() -> tuple[float, ...]:
-    """Return the grid of Renyi orders, the default one of ``dp-accounting``."""
-    from dp_accounting.rdp.rdp_privacy_accountant import DEFAULT_RDP_ORDERS
-
-    return tuple(float(order) for order in DEFAULT_RDP_ORDERS)
-
-
-@lru_cache(maxsize=4096)
-def _add_remove_curve(q: float, z: float, orders: tuple[float, ...]) -> npt.NDArray[np.float64]:
-    """Return the Renyi divergences of one release under add-or-remove-one."""
-    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
-    from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant as Theirs
-
-    logging.getLogger("absl").addFilter(_is_not_about_one_order)
-    accountant = Theirs(orders)
-    accountant.compose(PoissonSampledDpEvent(q, GaussianDpEvent(z)))
-    return np.asarray(accountant.rdp, dtype=np.float64)
-
-
-@lru_cache(maxsize=4096)
-def _pair_curve(q: float, z: float, relation: NeighboringRelation) -> npt.NDArray[np.float64]:
-    """Return the Renyi divergences of one release, under either relation."""
-    orders = _orders()
-    if relation is NeighboringRelation.ADD_OR_REMOVE_ONE:
-        return _add_remove_curve(q, z, orders)
-    alpha = np.asarray(orders)
-    whole = 2.0 * alpha / z**2
-    if q == 1.0:
-        return whole
-    first = _add_remove_curve(q, z, tuple(2.0 * alpha))
-    second = _add_remove_curve(q, z, tuple(2.0 * alpha - 1.0))
-    return np.minimum(whole, (alpha - 0.5) / (alpha - 1.0) * first + second)
-
-
-def _is_not_about_one_order(record: logging.LogRecord) -> bool:
-    """Drop the library's note that a Renyi order did not converge: it counts as infinite."""
-    return not str(record.msg).startswith("_compute_log_a_frac failed to converge")
-
-
-def _rdp_curve(composition: Composition, relation: NeighboringRelation) -> npt.NDArray[np.float64]:
-    """Sum the Renyi divergences of a composition."""
-    total = np.zeros(len(_orders()))
-    for q, z, n in composition.pairs:
-        total += n * _pair_curve(q, z, relation)
-    return total
-
-
-def _rdp_best(
-    composition: Composition, delta: float, relation: NeighboringRelation
-) -> tuple[float, float]:
-    """Return the smallest epsilon over the grid of orders, and its order."""
-    validate.open_unit(delta=delta)
-    orders = _orders()
-    if not composition.private:
-        return math.inf, orders[0]
-    if not composition.pairs:
-        return 0.0, orders[0]
-    return _rdp_epsilon(orders, _rdp_curve(composition, relation), delta)
-
-
-def _rdp_epsilon(
-    orders: tuple[float, ...], curve: npt.NDArray[np.float64], delta: float
-) -> tuple[float, float]:
-    """Convert Renyi divergences to epsilon (Canonne, Kamath, Steinke 2020, Proposition 12)."""
-    from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
-
-    epsilon, order = compute_epsilon(orders, curve, delta)
-    return float(epsilon), float(order)

@@ -1,7 +1,8 @@
 """From a target epsilon to the noise that meets it, or to the releases that fit.
 
-Both searches ask the PLD accountant, first on its coarse grid (pessimistic, quick), then on the
-fine one near the answer. What is returned was itself checked on the fine grid.
+Every search asks the accountant whose number is reported: PLD first on its coarse grid
+(pessimistic, quick), then on the fine one near the answer; Renyi, where Skellam noise was used, has
+no grid. What is returned was itself checked on the fine grid.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Callable
 
 from shared import validate
 from shared.errors import CalibrationError
-from shared.privacy.accountant import ONLINE, REPORT, epsilon_of, relation_of
-from shared.privacy.events import GaussianEvent, NeighboringRelation
+from shared.privacy.accountant import ONLINE, REPORT, AccountantName, epsilon_of, relation_of
+from shared.privacy.events import GaussianEvent, NeighboringRelation, PrivacyEvent
 
 DECIMALS = 4
 SMALLEST_NOISE = 0.01
@@ -22,22 +23,23 @@ _UNIT: int = 10**DECIMALS
 _TOLERANCE = 1e-3
 
 
-def calibrate_noise_multiplier(
+def calibrate(
+    event_of: Callable[[float], PrivacyEvent],
     *,
     epsilon: float,
     delta: float,
     relation: NeighboringRelation,
-    sampling_probability: float,
-    count: int,
+    accountant: AccountantName | None = None,
 ) -> float:
     """Return the noise multiplier whose epsilon comes closest to the target from below.
 
     Args:
+        event_of: everything that a run would release with a given noise multiplier; its epsilon
+            falls as noise grows. It is called with multiples of 0.0001 from 0.01 to 10,000.
         epsilon: target, > 0 and finite.
         delta: in ``(0, 1)``.
         relation: the neighbouring relation.
-        sampling_probability: of each Poisson-subsampled release, in ``(0, 1]``.
-        count: number of releases, >= 1.
+        accountant: which bound on epsilon must meet the target; by default the reported one.
 
     Returns:
         A multiple of 0.0001: ``epsilon_of`` the result is at most ``epsilon``, and either above
@@ -46,25 +48,27 @@ def calibrate_noise_multiplier(
 
     Raises:
         InvalidValue: for an argument out of range.
+        UnsupportedEvent: if the accountant does not know an event.
         CalibrationError: if even a noise multiplier of 10,000 is not enough, as happens when
-            ``delta`` is below what the accountant resolves (about 1e-15).
+            ``delta`` is below what the accountant resolves (about 1e-15 for PLD).
     """
     validate.positive(epsilon=epsilon)
     validate.open_unit(delta=delta)
     relation = relation_of(relation)
-    GaussianEvent(noise_multiplier=1.0, sampling_probability=sampling_probability, count=count)
 
     def spends(units: int, interval: float) -> float:
-        event = GaussianEvent(
-            noise_multiplier=units / _UNIT, sampling_probability=sampling_probability, count=count
+        return epsilon_of(
+            event_of(units / _UNIT),
+            delta=delta,
+            relation=relation,
+            accountant=accountant,
+            interval=interval,
         )
-        return epsilon_of(event, delta=delta, relation=relation, interval=interval)
 
     low, high = round(SMALLEST_NOISE * _UNIT), round(LARGEST_NOISE * _UNIT)
     if not spends(high, ONLINE) <= epsilon:
         msg = (
-            f"epsilon={epsilon!r} at delta={delta!r} is not reached with {count} releases at "
-            f"sampling_probability={sampling_probability!r}, even with noise_multiplier="
+            f"epsilon={epsilon!r} at delta={delta!r} is not reached, even with noise_multiplier="
             f"{LARGEST_NOISE:g}."
         )
         raise CalibrationError(msg, hint="Use a larger epsilon or delta, or fewer rounds.")
@@ -77,6 +81,86 @@ def calibrate_noise_multiplier(
     return _first(lambda k: spends(k, REPORT) <= epsilon, low, high, start=start) / _UNIT
 
 
+def calibrate_noise_multiplier(
+    *,
+    epsilon: float,
+    delta: float,
+    relation: NeighboringRelation,
+    sampling_probability: float,
+    count: int,
+) -> float:
+    """Return :func:`calibrate` for equal Gaussian releases.
+
+    Args:
+        epsilon: target, > 0 and finite.
+        delta: in ``(0, 1)``.
+        relation: the neighbouring relation.
+        sampling_probability: of each Poisson-subsampled release, in ``(0, 1]``.
+        count: number of releases, >= 1.
+
+    Returns:
+        The noise multiplier, a multiple of 0.0001.
+
+    Raises:
+        InvalidValue: for an argument out of range.
+        CalibrationError: if the target is out of reach.
+    """
+
+    def event_of(noise_multiplier: float) -> PrivacyEvent:
+        return GaussianEvent(
+            noise_multiplier=noise_multiplier,
+            sampling_probability=sampling_probability,
+            count=count,
+        )
+
+    return calibrate(event_of, epsilon=epsilon, delta=delta, relation=relation)
+
+
+def largest_count(
+    event_of: Callable[[int], PrivacyEvent],
+    *,
+    epsilon: float,
+    delta: float,
+    relation: NeighboringRelation,
+    accountant: AccountantName | None = None,
+) -> int:
+    """Return how many releases fit under an epsilon.
+
+    Args:
+        event_of: everything that so many releases reveal, for counts from 1 to 1,000,000; its
+            epsilon grows with the count.
+        epsilon: the budget, > 0 and finite.
+        delta: in ``(0, 1)``.
+        relation: the neighbouring relation.
+        accountant: which bound on epsilon counts; by default the reported one.
+
+    Returns:
+        The largest count whose epsilon is at most the budget: 0 if one release is too much, and
+        1,000,000 if at least that many fit.
+
+    Raises:
+        InvalidValue: for an argument out of range.
+        UnsupportedEvent: if the accountant does not know an event.
+    """
+    validate.positive(epsilon=epsilon)
+    validate.open_unit(delta=delta)
+    relation = relation_of(relation)
+
+    def over(count: int, interval: float) -> bool:
+        spent = epsilon_of(
+            event_of(count),
+            delta=delta,
+            relation=relation,
+            accountant=accountant,
+            interval=interval,
+        )
+        return spent > epsilon
+
+    beyond = MOST_RELEASES + 1
+    coarse = _first(lambda n: over(n, ONLINE), 1, beyond, start=1)
+    return _first(lambda n: over(n, REPORT), 1, beyond, start=coarse) - 1
+
+
 def calibrate_count(
     *,
     epsilon: float,
@@ -85,7 +169,7 @@ def calibrate_count(
     sampling_probability: float,
     noise_multiplier: float,
 ) -> int:
-    """Return how many equal releases fit under an epsilon.
+    """Return :func:`largest_count` for equal Gaussian releases.
 
     Args:
         epsilon: the budget, > 0 and finite.
@@ -95,27 +179,20 @@ def calibrate_count(
         noise_multiplier: noise divided by the clip, > 0.
 
     Returns:
-        The largest count whose epsilon is at most the budget: 0 if one release is too much, and
-        1,000,000 if at least that many fit.
+        The largest count whose epsilon is at most the budget, from 0 to 1,000,000.
 
     Raises:
         InvalidValue: for an argument out of range.
     """
-    validate.positive(epsilon=epsilon)
-    validate.open_unit(delta=delta)
-    relation = relation_of(relation)
 
-    def over(count: int, interval: float) -> bool:
-        event = GaussianEvent(
+    def event_of(count: int) -> PrivacyEvent:
+        return GaussianEvent(
             noise_multiplier=noise_multiplier,
             sampling_probability=sampling_probability,
             count=count,
         )
-        return epsilon_of(event, delta=delta, relation=relation, interval=interval) > epsilon
 
-    beyond = MOST_RELEASES + 1
-    coarse = _first(lambda n: over(n, ONLINE), 1, beyond, start=1)
-    return _first(lambda n: over(n, REPORT), 1, beyond, start=coarse) - 1
+    return largest_count(event_of, epsilon=epsilon, delta=delta, relation=relation)
 
 
 def _first(holds: Callable[[int], bool], low: int, high: int, *, start: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from shared import validate
+from shared.privacy import renyi
 from shared.privacy.accountant import ONLINE, epsilon_of, relation_of
 from shared.privacy.events import (
     ComposedEvent,
@@ -13,6 +14,7 @@ from shared.privacy.events import (
     NeighboringRelation,
     PrivacyEvent,
 )
+from shared.privacy.skellam import skellam_curve
 
 _MAX_GRID_POINTS = 200_000
 
@@ -25,7 +27,9 @@ def group_epsilon(
     Under add-or-remove-one, each release takes a binomial number of the person's units, and the
     sum moves by at most that many clips: the loss of this mixture of Gaussians is composed
     (``dp-accounting``'s mixture mechanism). Under replace-one no such pair is known to be the worst
-    case, so every unit is assumed to take part in every release: sound, and much larger.
+    case, so every unit is assumed to take part in every release: sound, and much larger. The same
+    is assumed of every release if one of them has Skellam noise; the figure is then Renyi's, with
+    the divergence of a move by ``size`` contributions.
 
     Args:
         *events: what was released.
@@ -49,11 +53,20 @@ def group_epsilon(
     relation = relation_of(relation)
     if not composition.private:
         return math.inf
-    if size == 1 or not composition.pairs:
+    if size == 1 or not (composition.pairs or composition.skellams):
         return epsilon_of(composition.to_event(), delta=delta, relation=relation)
+    whole = ComposedEvent(
+        events=tuple(
+            GaussianEvent(noise_multiplier=z / size, count=n) for _, z, n in composition.pairs
+        )
+    )
+    if composition.skellams:
+        total = renyi.curve(Composition.of(whole), relation)
+        for q, z, grid, n in composition.skellams:
+            total += n * skellam_curve(q, z, grid, relation, renyi.orders(), size=size)
+        return renyi.to_epsilon(renyi.orders(), total, delta)[0]
     if relation is NeighboringRelation.REPLACE_ONE:
-        whole = [GaussianEvent(noise_multiplier=z / size, count=n) for _, z, n in composition.pairs]
-        return epsilon_of(ComposedEvent(events=tuple(whole)), delta=delta, relation=relation)
+        return epsilon_of(whole, delta=delta, relation=relation)
     return _mixture_epsilon(composition, size, delta)
 
 

@@ -8,8 +8,13 @@ from scipy import optimize, stats
 
 from shared.errors import CalibrationError, InvalidValue
 from shared.privacy.accountant import epsilon_of
-from shared.privacy.calibration import calibrate_count, calibrate_noise_multiplier
-from shared.privacy.events import GaussianEvent, NeighboringRelation
+from shared.privacy.calibration import (
+    calibrate,
+    calibrate_count,
+    calibrate_noise_multiplier,
+    largest_count,
+)
+from shared.privacy.events import ComposedEvent, GaussianEvent, NeighboringRelation, SkellamEvent
 
 ADD = NeighboringRelation.ADD_OR_REMOVE_ONE
 REPLACE = NeighboringRelation.REPLACE_ONE
@@ -114,3 +119,45 @@ def test_bad_numbers_are_refused_by_the_inverse(name: str, bad: Any) -> None:
 def test_an_unknown_relation_is_refused() -> None:
     with pytest.raises(InvalidValue, match="neighboring_relation"):
         calibrate_noise_multiplier(**{**GOOD, "relation": "zero-out"})
+
+
+def both(z: float) -> ComposedEvent:
+    """Skellam releases with noise z beside Gaussian ones with noise 5 z."""
+    return ComposedEvent(
+        events=(
+            SkellamEvent(noise_multiplier=z, grid=1024, sampling_probability=0.1, count=10),
+            GaussianEvent(noise_multiplier=5 * z, count=3),
+        )
+    )
+
+
+def test_any_event_can_be_calibrated() -> None:
+    terms: dict[str, Any] = {"epsilon": 2.0, "delta": 1e-5, "relation": ADD}
+    z = calibrate(both, **terms)
+    assert round(z, 4) == z
+    asked: dict[str, Any] = {"delta": 1e-5, "relation": ADD}
+    assert epsilon_of(both(z), **asked) <= 2.0
+    tight = epsilon_of(both(z), **asked) >= 0.999 * 2.0
+    assert tight or epsilon_of(both(round(z - 1e-4, 4)), **asked) > 2.0
+
+
+def test_an_accountant_can_be_chosen() -> None:
+    def event_of(z: float) -> GaussianEvent:
+        return GaussianEvent(noise_multiplier=z, sampling_probability=0.1, count=10)
+
+    terms: dict[str, Any] = {"epsilon": 2.0, "delta": 1e-5, "relation": ADD}
+    plain = calibrate_noise_multiplier(**GOOD)
+    assert calibrate(event_of, **terms) == calibrate(event_of, accountant="pld", **terms) == plain
+    renyi = calibrate(event_of, accountant="rdp", **terms)
+    spent_by_renyi = epsilon_of(event_of(renyi), delta=1e-5, relation=ADD, accountant="rdp")
+    assert 0.998 * 2.0 <= spent_by_renyi <= 2.0
+    assert renyi > plain
+
+
+def test_skellam_releases_are_counted() -> None:
+    def event_of(count: int) -> SkellamEvent:
+        return SkellamEvent(noise_multiplier=2.0, grid=64, sampling_probability=0.1, count=count)
+
+    terms: dict[str, Any] = {"delta": 1e-5, "relation": ADD}
+    n = largest_count(event_of, epsilon=2.0, **terms)
+    assert epsilon_of(event_of(n), **terms) <= 2.0 < epsilon_of(event_of(n + 1), **terms)

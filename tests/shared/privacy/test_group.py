@@ -9,7 +9,12 @@ from dp_accounting.pld import PLDAccountant
 
 from shared.errors import InvalidValue
 from shared.privacy.accountant import epsilon_of
-from shared.privacy.events import GaussianEvent, NeighboringRelation, NonPrivateEvent
+from shared.privacy.events import (
+    GaussianEvent,
+    NeighboringRelation,
+    NonPrivateEvent,
+    SkellamEvent,
+)
 from shared.privacy.group import group_epsilon
 
 ADD = NeighboringRelation.ADD_OR_REMOVE_ONE
@@ -60,6 +65,23 @@ def test_replace_one_assumes_that_everyone_takes_part() -> None:
     whole = GaussianEvent(noise_multiplier=3.0)
     ours = group_epsilon(event, size=2, delta=1e-5, relation=REPLACE)
     assert ours == epsilon_of(whole, delta=1e-5, relation=REPLACE)
+
+
+@pytest.mark.parametrize("relation", [ADD, REPLACE])
+def test_with_skellam_noise_everyone_is_assumed_to_take_part(relation: NeighboringRelation) -> None:
+    """On a fine grid the figure is Renyi's of Gaussian noise divided by the size, within 2 %."""
+    terms: Any = {"delta": 1e-5, "relation": relation}
+    skellam = SkellamEvent(noise_multiplier=12.0, grid=2**18, sampling_probability=0.5, count=3)
+    gaussian = GaussianEvent(noise_multiplier=9.0, sampling_probability=0.5, count=2)
+    whole = (
+        GaussianEvent(noise_multiplier=4.0, count=3),
+        GaussianEvent(noise_multiplier=3.0, count=2),
+    )
+    exact = epsilon_of(*whole, accountant="rdp", **terms)
+    assert exact <= group_epsilon(skellam, gaussian, size=3, **terms) <= 1.02 * exact
+    alone = epsilon_of(whole[0], accountant="rdp", **terms)
+    assert alone <= group_epsilon(skellam, size=3, **terms) <= 1.02 * alone
+    assert group_epsilon(skellam, size=1, **terms) == epsilon_of(skellam, **terms)
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, True, None])
