@@ -22,7 +22,7 @@ NonNegativeInt = Annotated[int, Strict(), Field(ge=0)]
 Probability = Annotated[float, Strict(), Field(gt=0, le=1)]
 OpenUnit = Annotated[float, Strict(), Field(gt=0, lt=1)]
 
-Mode = Literal["none", "example", "client-central"]
+Mode = Literal["none", "example", "client-central", "client-distributed"]
 
 
 class Section(BaseModel):
@@ -46,7 +46,7 @@ class ModelSection(Section):
     """The frozen base model."""
 
     base: str = Field(default="demo", description='"demo", a transformers folder, or a hub id')
-    quantization: Literal["none", "int8", "nf4"] = Field(
+    quantization: Literal["none", "int8", "int4", "nf4"] = Field(
         default="none", description="how the frozen base is stored"
     )
     revision: str | None = Field(default=None, description="hub revision; pin it")
@@ -149,7 +149,7 @@ class ServerSection(Section):
 class PrivacySection(Section):
     """The guarantee; say it, nothing here is assumed."""
 
-    mode: Mode = Field(description='"none", "example" or "client-central"')
+    mode: Mode = Field(description='"none", "example", "client-central" or "client-distributed"')
     neighboring_relation: Literal["add-or-remove-one", "replace-one"] | None = Field(
         default=None, description="which neighbouring data sets are compared"
     )
@@ -159,7 +159,7 @@ class PrivacySection(Section):
     )
     delta: OpenUnit | None = Field(default=None, description="failure probability")
     clipping_norm: PositiveReal | None = Field(
-        default=None, description="L2 bound of a whole client update (client-central)"
+        default=None, description="L2 bound of a whole client update (client modes)"
     )
     max_grad_norm: PositiveReal | None = Field(
         default=None, description="L2 bound of one example's gradient (example)"
@@ -173,6 +173,63 @@ class PrivacySection(Section):
     noise_source: Literal["os-entropy", "seeded-simulation"] = Field(
         default="os-entropy", description="seeded noise repeats a run and protects nobody"
     )
+    mechanism: Literal["gaussian", "correlated"] = Field(
+        default="gaussian",
+        description="noise of the server; correlated noise needs no secret sampling of clients",
+    )
+    bands: PositiveInt | None = Field(
+        default=None,
+        description="bands of correlated noise; default the rounds between participations",
+    )
+    clipping_quantile: OpenUnit | None = Field(
+        default=None,
+        description="share of updates that the clip should let through; moves clipping_norm",
+    )
+    clipping_learning_rate: PositiveReal = Field(
+        default=0.2, description="how fast the clip follows its quantile"
+    )
+    count_noise_stddev: PositiveReal | None = Field(
+        default=None,
+        description="noise on the count that moves the clip; default a twentieth of the cohort",
+    )
+    honest_fraction: Probability | None = Field(
+        default=None,
+        description="share of a cohort that does not collude with the server (client-distributed)",
+    )
+    survivor_fraction: Probability | None = Field(
+        default=None,
+        description="share of a cohort that must be in the sum (client-distributed)",
+    )
+    min_cohort: Annotated[int, Strict(), Field(ge=3)] | None = Field(
+        default=None, description="smallest cohort that is summed (client-distributed)"
+    )
+
+
+class ExampleSection(Section):
+    """DP-SGD inside each client, beside a client mode; both guarantees hold and are reported."""
+
+    neighboring_relation: Literal["add-or-remove-one", "replace-one"] | None = Field(
+        default=None, description="which neighbouring data sets of one client are compared"
+    )
+    epsilon: PositiveReal | None = Field(default=None, description="target; noise is derived")
+    noise_multiplier: PositiveReal | None = Field(
+        default=None, description="noise stddev over the clip; epsilon is derived"
+    )
+    delta: OpenUnit | None = Field(default=None, description="failure probability")
+    max_grad_norm: PositiveReal | None = Field(
+        default=None, description="L2 bound of one example's gradient"
+    )
+    sampling_probability: Probability | None = Field(
+        default=None, description="chance of an example to be in a local step"
+    )
+    cap: PositiveReal | None = Field(
+        default=None, description="epsilon that the ledger never lets pass; default the plan's"
+    )
+
+    @property
+    def used(self) -> bool:
+        """Tell whether any of it is said."""
+        return any(value is not None for value in self.model_dump().values())
 
 
 class AggregationSection(Section):
@@ -230,6 +287,7 @@ class RunConfig(Section):
     clients: ClientsSection = ClientsSection()
     server: ServerSection = ServerSection()
     privacy: PrivacySection
+    example: ExampleSection = ExampleSection()
     aggregation: AggregationSection = AggregationSection()
     audit: AuditSection = AuditSection()
     evaluation: EvaluationSection = EvaluationSection()
@@ -246,6 +304,11 @@ class RunConfig(Section):
     def trained_kinds(self) -> str:
         """Which factors are trained and sent: ``"B"`` under ffa, else ``"AB"``."""
         return "B" if self.policy == "ffa" else "AB"
+
+    @property
+    def steps_are_private(self) -> bool:
+        """Tell whether local steps are DP-SGD: mode example, or DP-SGD beside a client mode."""
+        return self.privacy.mode == "example" or (self.privacy.mode != "none" and self.example.used)
 
     def digest(self) -> str:
         """Return the SHA-256 of everything but the ``performance`` section."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shared.config import RunConfig
+from shared.config import ExampleSection, PrivacySection, RunConfig
 from shared.errors import ConflictingSettings, EmptyPopulation, Problem
 
 
@@ -71,37 +71,88 @@ def _clients(config: RunConfig) -> Iterator[Problem]:
 
 def _privacy(config: RunConfig) -> Iterator[Problem]:
     """Check the privacy section; mode none ignores the rest."""
-    privacy, clients = config.privacy, config.clients
+    privacy = config.privacy
     if privacy.mode == "none":
         return
+    yield from _guarantee("privacy", privacy, privacy.mode)
+    if privacy.mode == "example":
+        yield from _steps(config, "privacy", privacy)
+        if config.example.used:
+            yield _conflict(
+                key="example",
+                message="mode example says its DP-SGD in [privacy], not in [example].",
+                hint="Choose a client mode to have both, or drop the section.",
+            )
+    else:
+        yield from _client_mode(config)
+        if config.example.used:
+            yield from _guarantee("example", config.example, "DP-SGD beside a client mode")
+            yield from _steps(config, "example", config.example)
+    yield from _mechanism(config)
+
+
+def _guarantee(section: str, said: PrivacySection | ExampleSection, who: str) -> Iterator[Problem]:
+    """Check what every guarantee must say."""
     for key in ("delta", "neighboring_relation"):
-        if getattr(privacy, key) is None:
-            yield _conflict(
-                key=f"privacy.{key}", message=f'mode "{privacy.mode}" needs it; no default.'
-            )
-    if (privacy.epsilon is None) == (privacy.noise_multiplier is None):
+        if getattr(said, key) is None:
+            yield _conflict(key=f"{section}.{key}", message=f'mode "{who}" needs it; no default.')
+    if (said.epsilon is None) == (said.noise_multiplier is None):
         yield _conflict(
-            key="privacy.epsilon",
-            message=f'mode "{privacy.mode}" needs exactly one of epsilon and noise_multiplier.',
+            key=f"{section}.epsilon",
+            message=f'mode "{who}" needs exactly one of epsilon and noise_multiplier.',
         )
-    if privacy.mode == "client-central":
-        if privacy.clipping_norm is None:
-            yield _conflict(key="privacy.clipping_norm", message="client-central needs it.")
-        if clients.max_participations is not None:
-            yield _conflict(
-                key="clients.max_participations",
-                message="cannot be used together with client-central: a cap on participations "
-                "breaks the independent sampling that the accountant assumes.",
-            )
-        return
+
+
+def _steps(
+    config: RunConfig, section: str, said: PrivacySection | ExampleSection
+) -> Iterator[Problem]:
+    """Check the settings of DP-SGD inside a client."""
     for key in ("max_grad_norm", "sampling_probability"):
-        if getattr(privacy, key) is None:
-            yield _conflict(key=f"privacy.{key}", message="mode example needs it.")
-    if clients.local_steps is None:
+        if getattr(said, key) is None:
+            yield _conflict(key=f"{section}.{key}", message="mode example needs it.")
+    if config.clients.local_steps is None:
         yield _conflict(
             key="clients.local_epochs",
             message="mode example needs local_steps: a number of steps that depends on the "
             "client's data would itself be a release.",
+        )
+
+
+def _client_mode(config: RunConfig) -> Iterator[Problem]:
+    """Check the settings of a mode that protects whole clients."""
+    privacy, mode = config.privacy, config.privacy.mode
+    if privacy.clipping_norm is None:
+        yield _conflict(key="privacy.clipping_norm", message=f"{mode} needs it.")
+    if config.clients.max_participations is not None:
+        yield _conflict(
+            key="clients.max_participations",
+            message=f"cannot be used together with {mode}: a cap on participations "
+            "breaks the independent sampling that the accountant assumes.",
+        )
+    if mode == "client-distributed":
+        for key in ("honest_fraction", "survivor_fraction", "min_cohort"):
+            if getattr(privacy, key) is None:
+                yield _conflict(key=f"privacy.{key}", message=f"{mode} needs it; no default.")
+
+
+def _mechanism(config: RunConfig) -> Iterator[Problem]:
+    """Check mechanisms that go with client-central alone, and not with each other."""
+    privacy = config.privacy
+    extras = {
+        "mechanism": privacy.mechanism == "correlated",
+        "clipping_quantile": privacy.clipping_quantile is not None,
+    }
+    for key, used in extras.items():
+        if used and privacy.mode != "client-central":
+            yield _conflict(
+                key=f"privacy.{key}",
+                message=f"cannot be used together with {privacy.mode}: the server does it, on "
+                "clipped updates, in client-central.",
+            )
+    if all(extras.values()):
+        yield _conflict(
+            key="privacy.clipping_quantile",
+            message="cannot be used together with correlated noise: one clip holds for the run.",
         )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from client.runtime import ClientRuntime
 from shared.config import RunConfig
 from shared.errors import ModelNotFound
-from shared.privacy.plan import UNIT_OF_MODE, PrivacyPlan, make_plan
+from shared.privacy.plan import PrivacyPlan
 from simulations.canaries import CanaryPlan, WithCanaries, plan_canaries
 from simulations.dataset import FederatedDataset, open_dataset
 
@@ -69,37 +69,6 @@ def open_clients(config: RunConfig, *, base_dir: Path) -> tuple[FederatedDataset
         repeats=config.audit.repeats,
     )
     return WithCanaries(dataset, canaries), canaries
-
-
-def plan_of(config: RunConfig, *, population: int) -> PrivacyPlan:
-    """Make the privacy plan of a scenario for a population.
-
-    Raises:
-        PrivacyBudgetExhausted: if the planned epsilon is above the cap.
-        CalibrationError: if no noise reaches the target.
-    """
-    privacy, clients = config.privacy, config.clients
-    probability = privacy.sampling_probability
-    if privacy.mode == "client-central":
-        probability = 1.0 if clients.cohort is None else min(1.0, clients.cohort / population)
-    unit = UNIT_OF_MODE.get(privacy.mode)
-    return make_plan(
-        mode=privacy.mode,
-        unit=None if unit is None else str(unit),
-        neighboring_relation=privacy.neighboring_relation,
-        epsilon=privacy.epsilon,
-        noise_multiplier=privacy.noise_multiplier,
-        delta=privacy.delta,
-        clipping_norm=privacy.clipping_norm,
-        max_grad_norm=privacy.max_grad_norm,
-        sampling_probability=probability,
-        rounds=config.run.rounds,
-        releases_per_round=clients.local_steps or 1,
-        max_participations=clients.max_participations,
-        population=population,
-        noise_source=privacy.noise_source,
-        cap=privacy.cap,
-    )
 
 
 def load_model(config: RunConfig, *, base_dir: Path) -> AdaptedModel:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from simulations.budget_common import Anchor, AsJson, Where, open_ledger, print_json, read_head
+from simulations.budget_export_cli import export
+
 if TYPE_CHECKING:
-    from shared.privacy.ledger import Ledger
     from shared.privacy.ledger_state import Spent
     from shared.privacy.plan import PrivacyPlan
 
 budget_app = typer.Typer(help="Plan, watch and verify a privacy budget.", no_args_is_help=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Where = Annotated[Path, typer.Argument(help="A run folder or a ledger file.")]
+budget_app.command("export")(export)
 
 
 @budget_app.command("plan")
@@ -45,7 +45,8 @@ def plan_budget(
     as_json: AsJson = False,
 ) -> None:
     """Say what a plan would spend, round by round, and what other choices would cost."""
-    from shared.privacy.plan import UNIT_OF_MODE, make_plan
+    from shared.privacy.planform import UNIT_OF_MODE
+    from shared.privacy.planning import make_plan
     from shared.privacy.whatif import alternatives, by_round
 
     unit = UNIT_OF_MODE.get(mode)
@@ -85,7 +86,7 @@ def plan_budget(
     }
     if plot is not None:
         _plot(report, plot)
-    _print_json(report) if as_json else _print_plan(report)
+    print_json(report) if as_json else _print_plan(report)
 
 
 @budget_app.command("status")
@@ -99,14 +100,14 @@ def status(
     """Show what each subject has spent, its cap, and what is left."""
     from shared.errors import LedgerError
 
-    with _open(where) as ledger:
+    with open_ledger(where) as ledger:
         names = [pair for pair in ledger.subjects() if subject in {None, pair[0]}]
         if subject is not None and not names:
             msg = f"no entry for subject={subject!r}."
             raise LedgerError(msg, hint="Leave --subject out to list every subject.")
         rows = [_spent(ledger.spent(*pair)) for pair in names]
     if as_json:
-        _print_json(rows[0] if subject is not None and len(rows) == 1 else {"subjects": rows})
+        print_json(rows[0] if subject is not None and len(rows) == 1 else {"subjects": rows})
     else:
         _print_status(rows)
 
@@ -114,14 +115,12 @@ def status(
 @budget_app.command("verify")
 def verify(
     where: Where,
-    anchor: Annotated[
-        str | None, typer.Option(metavar="SEQ:HASH", help="A head that was seen earlier.")
-    ] = None,
+    anchor: Anchor = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute a ledger; exit 0 only if it is whole, else name the first bad entry."""
-    with _open(where) as ledger:
-        report = ledger.verify(_head(anchor))
+    with open_ledger(where) as ledger:
+        report = ledger.verify(read_head(anchor))
     found = {
         "whole": True,
         "entries": report.entries,
@@ -132,7 +131,7 @@ def verify(
         "anchored": report.anchored,
     }
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     typer.echo(
         f"The ledger is whole: {report.entries} entries about {report.subjects} subjects, "
@@ -144,33 +143,6 @@ def verify(
             "Without an earlier head (--anchor) a tail that was cut off cannot be noticed.",
             err=True,
         )
-
-
-def _open(where: Path) -> Ledger:
-    """Open the ledger of a run folder or file; never create one."""
-    from server.prepared import LEDGER
-    from shared.errors import LedgerError
-    from shared.privacy.ledger import Ledger
-
-    path = where / LEDGER if where.is_dir() else where
-    if not path.is_file():
-        msg = f"{path.name} does not exist here."
-        raise LedgerError(msg, hint="Give a run folder or the path of a ledger file.")
-    return Ledger(path)
-
-
-def _head(text: str | None) -> Any:  # noqa: ANN401  (imported lazily)
-    """Read ``SEQ:HASH``."""
-    from shared.errors import UsageError
-    from shared.privacy.ledger_store import Head
-
-    if text is None:
-        return None
-    number, _, digest = text.partition(":")
-    if not (number.isdigit() and digest):
-        msg = f"--anchor {text!r}, expected SEQ:HASH."
-        raise UsageError(msg, hint="It is the head that an earlier verify printed.")
-    return Head(seq=int(number), hash=digest)
 
 
 def _refuse_no_privacy(plan: PrivacyPlan) -> None:
@@ -286,8 +258,3 @@ def _print_status(rows: list[dict[str, Any]]) -> None:
             f"{row['remaining']:.4f}",
         )
     Console().print(table)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    """Print a JSON object on stdout."""
-    typer.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))

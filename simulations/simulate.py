@@ -30,7 +30,8 @@ from shared.files import write_text
 from shared.lora import Vector
 from shared.privacy.ledger import Ledger
 from shared.privacy.plan import PrivacyPlan
-from simulations.assemble import Assembly, assemble_runtime, open_clients, plan_of
+from shared.scenarioplan import plan_of
+from simulations.assemble import Assembly, assemble_runtime, open_clients
 from simulations.engine import run_in_process
 from simulations.finish import Outcome, finish_run
 from simulations.progress import RunProgress

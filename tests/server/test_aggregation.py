@@ -11,7 +11,8 @@ from scipy import stats
 from server.aggregation import UniformMean, make_aggregator
 from shared.errors import SchemaMismatch
 from shared.privacy.noise import NoiseSource
-from shared.privacy.plan import PrivacyPlan, make_plan
+from shared.privacy.plan import PrivacyPlan
+from shared.privacy.planning import make_plan
 
 SIZE = 4000
 

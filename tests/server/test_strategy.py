@@ -19,6 +19,7 @@ from shared.errors import QuorumNotReached
 from shared.lora import AdapterSpec, Factor
 from shared.privacy.ledger import Ledger
 from shared.privacy.plan import PrivacyPlan
+from shared.scenarioplan import plan_of
 from shared.wire import (
     ClientUpdate,
     Instruction,
@@ -30,7 +31,6 @@ from shared.wire import (
     encode_measurement,
     encode_update,
 )
-from simulations.assemble import plan_of
 from simulations.engine import InProcessGrid
 from tests.integration.scenario import TABLES
 

@@ -176,3 +176,72 @@ def test_models_refuse_what_is_not_declared() -> None:
         assert model.model_config["frozen"] is True
         assert model.model_config["allow_inf_nan"] is False
     json.dumps(RunConfig.model_json_schema())
+
+
+DISTRIBUTED = (
+    "privacy.mode=client-distributed",
+    "privacy.honest_fraction=0.9",
+    "privacy.survivor_fraction=0.8",
+    "privacy.min_cohort=4",
+)
+STEPS = (
+    "example.neighboring_relation=add-or-remove-one",
+    "example.epsilon=2.0",
+    "example.delta=1e-4",
+    "example.max_grad_norm=0.5",
+    "example.sampling_probability=0.2",
+)
+
+
+@pytest.mark.parametrize("key", ["honest_fraction", "survivor_fraction", "min_cohort"])
+def test_the_terms_of_distributed_noise_have_no_defaults(key: str) -> None:
+    said = [setting for setting in DISTRIBUTED if key not in setting]
+    with pytest.raises(ConflictingSettings, match=rf"privacy\.{key}"):
+        resolve(tomllib.loads(MINIMAL), said, source="test")
+    assert resolve(tomllib.loads(MINIMAL), DISTRIBUTED, source="test").config
+
+
+def test_a_sum_over_two_clients_is_not_a_setting() -> None:
+    with pytest.raises(InvalidValue, match=r"privacy\.min_cohort"):
+        resolve(tomllib.loads(MINIMAL), [*DISTRIBUTED, "privacy.min_cohort=2"], source="test")
+
+
+@pytest.mark.parametrize("mode", [(), DISTRIBUTED])
+def test_dp_sgd_goes_beside_either_client_mode(mode: tuple[str, ...]) -> None:
+    config = resolve(tomllib.loads(MINIMAL), [*mode, *STEPS], source="test").config
+    assert config.steps_are_private
+    assert not resolve(tomllib.loads(MINIMAL), mode, source="test").config.steps_are_private
+
+
+@pytest.mark.parametrize("key", [setting.split("=")[0] for setting in STEPS])
+def test_dp_sgd_beside_a_client_mode_has_no_defaults(key: str) -> None:
+    said = [setting for setting in STEPS if not setting.startswith(f"{key}=")]
+    with pytest.raises(ConflictingSettings, match=key.replace(".", r"\.")):
+        resolve(tomllib.loads(MINIMAL), said, source="test")
+
+
+def test_dp_sgd_is_said_once() -> None:
+    tables = tomllib.loads(MINIMAL)
+    settings = ["privacy.mode=example", "privacy.max_grad_norm=1.0", *STEPS]
+    with pytest.raises(ConflictingSettings, match=r"\[privacy\], not in \[example\]"):
+        resolve(tables, [*settings, "privacy.sampling_probability=0.1"], source="test")
+
+
+def test_mode_none_ignores_the_other_guarantee_too() -> None:
+    config = resolve(tomllib.loads(MINIMAL), ["privacy.mode=none", *STEPS], source="test").config
+    assert not config.steps_are_private
+
+
+@pytest.mark.parametrize("extra", ["privacy.mechanism=correlated", "privacy.clipping_quantile=0.5"])
+def test_what_the_server_does_on_updates_needs_a_server_that_sees_them(extra: str) -> None:
+    with pytest.raises(
+        ConflictingSettings, match="cannot be used together with client-distributed"
+    ):
+        resolve(tomllib.loads(MINIMAL), [*DISTRIBUTED, extra], source="test")
+    assert resolve(tomllib.loads(MINIMAL), [extra], source="test").config
+
+
+def test_one_clip_holds_for_a_run_of_correlated_noise() -> None:
+    both = ["privacy.mechanism=correlated", "privacy.clipping_quantile=0.5"]
+    with pytest.raises(ConflictingSettings, match="one clip holds"):
+        resolve(tomllib.loads(MINIMAL), both, source="test")

@@ -29,7 +29,8 @@ from shared.privacy.events import GaussianEvent, NeighboringRelation, NonPrivate
 from shared.privacy.ledger import Ledger
 from shared.privacy.ledger_reservations import Reservation
 from shared.privacy.ledger_store import Head, translated_errors
-from shared.privacy.plan import PrivacyPlan, make_plan
+from shared.privacy.plan import PrivacyPlan
+from shared.privacy.planning import make_plan
 
 ADD = NeighboringRelation.ADD_OR_REMOVE_ONE
 SCOPE = "corpus"

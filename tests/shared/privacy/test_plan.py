@@ -17,7 +17,9 @@ from shared.errors import (
 )
 from shared.privacy.accountant import epsilon_of
 from shared.privacy.events import GaussianEvent, NeighboringRelation, NonPrivateEvent
-from shared.privacy.plan import PrivacyPlan, make_plan, unit_of
+from shared.privacy.plan import PrivacyPlan
+from shared.privacy.planform import unit_of
+from shared.privacy.planning import make_plan
 
 CENTRAL: dict[str, Any] = {
     "mode": "client-central",
@@ -69,7 +71,7 @@ def test_example_mode_charges_every_local_step_of_every_round_without_client_sam
     assert capped.total_events() == event(1.2, 0.05, 12)
     assert capped.epsilon_after(9) == capped.epsilon_after(3) == capped.epsilon()
     assert capped.observer_epsilon() == capped.server_epsilon() == capped.epsilon()
-    with pytest.raises(ConflictingSettings, match="no noise at the server"):
+    with pytest.raises(ConflictingSettings, match="no Gaussian noise at the server"):
         _ = plan.mechanism
 
 

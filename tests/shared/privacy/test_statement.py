@@ -8,7 +8,8 @@ import pytest
 
 from shared.errors import InvalidValue
 from shared.privacy.group import group_epsilon
-from shared.privacy.plan import PrivacyPlan, make_plan
+from shared.privacy.plan import PrivacyPlan
+from shared.privacy.planning import make_plan
 from shared.privacy.statement import PrivacyStatement, privacy_statement
 
 BASE: dict[str, Any] = {

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from shared.privacy.plan import PrivacyPlan, make_plan
+from shared.privacy.plan import PrivacyPlan
+from shared.privacy.planning import make_plan
 from shared.privacy.whatif import alternatives, by_round
 
 
