@@ -38,6 +38,8 @@ class Checkpoint:
         optimizer: the server optimizer's moments.
         optimizer_steps: how many updates it applied.
         record: the metrics line of the round.
+        clip: the clip of the next round under quantile clipping, else None. It was released with
+            the round, so keeping it costs nothing. Files from before it existed read as None.
     """
 
     server_round: int
@@ -48,6 +50,7 @@ class Checkpoint:
     optimizer: Mapping[str, NDArray[np.float64]]
     optimizer_steps: int
     record: Mapping[str, Any] = field(default_factory=dict)
+    clip: float | None = None
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -64,6 +67,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "optimizer_steps": checkpoint.optimizer_steps,
         "record": dict(checkpoint.record),
     }
+    if checkpoint.clip is not None:
+        header["clip"] = checkpoint.clip
     tensors: dict[str, NDArray[Any]] = {
         "vector": checkpoint.vector,
         "average": checkpoint.average,
@@ -101,6 +106,7 @@ def read_checkpoint(folder: Path, *, config_digest: str) -> Checkpoint | None:
             optimizer={k.removeprefix("optimizer."): v for k, v in tensors.items()},
             optimizer_steps=int(header["optimizer_steps"]),
             record=header["record"],
+            clip=None if header.get("clip") is None else float(header["clip"]),
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         msg = f"{NAME} cannot be read."

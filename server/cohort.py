@@ -2,6 +2,9 @@
 
 Poisson sampling: each client of the population flips its own coin with the probability that the
 accountant is told. The size of a cohort is random, and an empty cohort is a real round.
+
+Cyclic cohorts, for correlated noise: the population is dealt into groups that take turns. Nothing
+about them is secret, and nothing is claimed for their being drawn.
 """
 
 from __future__ import annotations
@@ -9,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from shared import validate
 from shared.errors import EmptyPopulation
 from shared.privacy.noise import NoiseSource
+from shared.seeding import data_rng
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +59,34 @@ def sample_cohort(population: int, probability: float, source: NoiseSource) -> l
         Client indices in ascending order.
     """
     return [int(i) for i in source.poisson_subsample(population, probability)]
+
+
+def cyclic_cohort(population: int, groups: int, server_round: int, seed: int) -> list[int]:
+    """Return the group whose turn it is.
+
+    Guarantee:
+        A client takes part once in any ``groups`` rounds in a row, at most
+        ``ceil(rounds / groups)`` times in all, and no cohort is above
+        ``ceil(population / groups)``, the public denominator of the mean.
+
+    Edge cases:
+        With more groups than clients some cohorts are empty; one group is everyone every round.
+
+    Args:
+        population: number of clients.
+        groups: b >= 1, the rounds from one turn of a client to its next.
+        server_round: from 1.
+        seed: the run's seed; deals the population by a public permutation, the same in all rounds.
+
+    Returns:
+        Client indices in ascending order.
+
+    Raises:
+        InvalidValue: if a number is not an integer >= 1.
+    """
+    validate.positive_integer(population=population, groups=groups, server_round=server_round)
+    dealt = data_rng(seed, "cyclic-cohort").permutation(population)
+    return sorted(int(i) for i in dealt[(server_round - 1) % groups :: groups])
 
 
 def cohort_source(*, seed: int, server_round: int, kind: str) -> NoiseSource:

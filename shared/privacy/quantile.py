@@ -12,10 +12,19 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, fields
 
+import numpy as np
+import numpy.typing as npt
+
 from shared import validate
-from shared.errors import ConflictingSettings, SchemaMismatch
+from shared.errors import ConflictingSettings, SchemaMismatch, SensitivityError
+from shared.privacy.accountant import relation_of
+from shared.privacy.events import GaussianEvent, NeighboringRelation
+from shared.privacy.mechanism import ClippedDelta, ClippedSum, NoisedMean
+from shared.privacy.noise import NoiseSource
 
 CLIP_RANGE = 1e6
+# A clipped update ends this close to the clip: float32 rounding is below 2e-7 of it.
+_WITHIN = 1.0 - 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +120,8 @@ class QuantileClipping:
         return min(max(math.exp(min(max(moved, low), high)), self.smallest), self.largest)
 
     def to_json(self) -> dict[str, object]:
-        """Return the stored form."""
-        return asdict(self)
+        """Return the stored form; whole numbers become floats, so that 1 and 1.0 are one."""
+        return {name: float(value) for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, value: object) -> QuantileClipping:
@@ -127,3 +136,168 @@ class QuantileClipping:
             msg = "stored quantile clipping does not have the fields of this version."
             raise SchemaMismatch(msg, hint="A newer fedslm may have written it.")
         return cls(**value)
+
+
+class QuantileSum:
+    """A running sum of clipped updates and of the centred bits that go with them.
+
+    The bit of a client is +1/2 if its update is within the clip and -1/2 if it was cut down to it.
+    It is read off the clipped update, so nothing beyond the update has to travel. Whatever the
+    update, the bit has magnitude 1/2: a client that lies about it moves it no further.
+
+    Args:
+        dimension: d >= 1.
+        clipping_norm: the bound C > 0 that every update must carry.
+
+    Raises:
+        InvalidValue: if an argument is out of range.
+    """
+
+    __slots__ = ("_centred", "_updates")
+
+    def __init__(self, *, dimension: int, clipping_norm: float) -> None:
+        self._updates = ClippedSum(dimension=dimension, clipping_norm=clipping_norm)
+        self._centred = 0.0
+
+    @property
+    def clipping_norm(self) -> float:
+        """Return the bound C."""
+        return self._updates.clipping_norm
+
+    @property
+    def count(self) -> int:
+        """Return how many updates are in the sum; not released."""
+        return self._updates.count
+
+    def add(self, delta: ClippedDelta) -> None:
+        """Add one client's update and its bit; its client must not be added again.
+
+        Raises:
+            SensitivityError: if the bound or the dimension differ, or the sum was released.
+        """
+        self._updates.add(delta)
+        norm = float(np.linalg.norm(delta.vector.astype(np.float64)))
+        self._centred += 0.5 if norm <= self.clipping_norm * _WITHIN else -0.5
+
+    def take(self) -> tuple[npt.NDArray[np.float64], float]:
+        """Hand the un-noised sum and count to the mechanism, once; both are sensitive.
+
+        Raises:
+            SensitivityError: the second time.
+        """
+        return self._updates.take(), self._centred
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class QuantileRelease:
+    """What one round releases; all of it together costs ``mean.event``, once.
+
+    Attributes:
+        mean: the noised mean update.
+        fraction_within: noised share of the expected cohort that fitted within the clip; the noise
+            may put it outside ``[0, 1]``.
+        next_clip: the clip of the next round, computed from ``fraction_within`` alone.
+    """
+
+    mean: NoisedMean
+    fraction_within: float
+    next_clip: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantileGaussian:
+    """Adds noise to a clipped sum and to the count that moves the clip.
+
+    The guarantee of a run is that of its rounds composed: each is a Gaussian release of multiplier
+    z whatever the clip, and the clip depends only on what earlier rounds released.
+
+    Attributes:
+        noise_multiplier: z > 0 of the joint release; the update alone gets more noise.
+        clipping: how the clip moves.
+        clipping_norm: C > 0, the clip in force.
+        sampling_probability: of the Poisson sample that was summed, in ``(0, 1]``. Update and bit
+            are sampled by the same coin, so they are amplified as one release.
+
+    Raises:
+        InvalidValue: if a value is out of range.
+        SensitivityError: if the clip is outside the range it may move in.
+        ConflictingSettings: if the count costs all that z allows.
+    """
+
+    noise_multiplier: float
+    clipping: QuantileClipping
+    clipping_norm: float
+    sampling_probability: float = 1.0
+
+    def __post_init__(self) -> None:
+        validate.positive(clipping_norm=self.clipping_norm)
+        if not self.clipping.smallest <= self.clipping_norm <= self.clipping.largest:
+            msg = (
+                f"clipping_norm={self.clipping_norm!r}, expected a number in "
+                f"[{self.clipping.smallest!r}, {self.clipping.largest!r}]."
+            )
+            raise SensitivityError(msg, hint="The clip was not moved by this plan.")
+        self.clipping.split(self.event.noise_multiplier)
+
+    @property
+    def event(self) -> GaussianEvent:
+        """Return what one release costs, count included."""
+        return GaussianEvent(
+            noise_multiplier=self.noise_multiplier, sampling_probability=self.sampling_probability
+        )
+
+    @property
+    def noise_stddev(self) -> float:
+        """Return the standard deviation of the noise on each coordinate of the sum."""
+        return self.clipping.split(self.noise_multiplier) * self.clipping_norm
+
+    def sensitivity(self, relation: NeighboringRelation) -> float:
+        """Return how far one unit can move the sum: C, or 2C under replace-one.
+
+        The centred count moves by 1/2, or by 1 under replace-one: both parts double together, so
+        the joint release is a Gaussian of multiplier z, or z/2, and the accountant needs no case
+        of its own.
+        """
+        doubled = relation_of(relation) is NeighboringRelation.REPLACE_ONE
+        return self.clipping_norm * (2.0 if doubled else 1.0)
+
+    def release(
+        self, total: QuantileSum, *, expected_count: float, source: NoiseSource
+    ) -> QuantileRelease:
+        """Release the noised mean and the noised share within the clip.
+
+        The share is ``(centred count + N(0, sigma_b**2)) / expected_count + 1/2``. An empty cohort
+        is released like any other, and says one half apart from noise.
+
+        Args:
+            total: updates and bits; they can be released only once.
+            expected_count: public, fixed before sampling (``sampling_probability * population``).
+            source: where the noise comes from.
+
+        Returns:
+            The release and the next clip.
+
+        Raises:
+            InvalidValue: if ``expected_count`` is not finite and positive.
+            SensitivityError: if the sum has another bound or was already released.
+        """
+        validate.positive(expected_count=expected_count)
+        if total.clipping_norm != self.clipping_norm:
+            msg = f"the sum has bound={total.clipping_norm!r}, expected {self.clipping_norm!r}."
+            raise SensitivityError(msg, hint="Noise must be calibrated to the clip in force.")
+        values, centred = total.take()
+        values += self.noise_stddev * source.normal(values.size)
+        values /= expected_count
+        centred += self.clipping.count_noise_stddev * float(source.normal(1)[0])
+        fraction = centred / expected_count + 0.5
+        mean = NoisedMean(
+            vector=values.astype(np.float32),
+            noise_stddev=self.noise_stddev / expected_count,
+            event=self.event,
+            noise_source=source.kind,
+        )
+        return QuantileRelease(
+            mean=mean,
+            fraction_within=fraction,
+            next_clip=self.clipping.next_clip(self.clipping_norm, fraction),
+        )
