@@ -8,7 +8,7 @@ carries a code and nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from shared.errors import ClientFailed, SchemaMismatch
 from shared.lora import Vector
+from shared.privacy.ledger_signing import SignedHead
 from shared.redact import known_codes
 
 PROTOCOL: Final = 1
@@ -24,6 +25,9 @@ ADAPTER: Final = "adapter"
 VECTOR: Final = "vector"
 
 T = TypeVar("T")
+Phase = Literal["advertise", "share", "mask", "confirm", "reveal"]
+PHASES: Final[tuple[Phase, ...]] = ("advertise", "share", "mask", "confirm", "reveal")
+_ANCHOR: Final[dict[str, type]] = {"seq": int, "hash": str, "public_key": str, "signature": str}
 Stage = Literal["plain", "clipped", "noised"]
 STAGES: Final[frozenset[str]] = frozenset({"plain", "clipped", "noised"})
 
@@ -38,6 +42,9 @@ class Instruction:
         config_digest: digest of the scenario; the client refuses another one.
         plan_digest: digest of the privacy plan; the client refuses another one.
         vector: the trained factors of the global adapter, flat float32.
+        clipping_norm: the clip of this round, where the clip moves (quantile clipping).
+        empty: whether the client is asked to take part with an empty update, to fill a cohort up.
+        anchor: the signed end of the server's ledger, which a device remembers.
     """
 
     run_id: str
@@ -45,6 +52,38 @@ class Instruction:
     config_digest: str
     plan_digest: str
     vector: Vector
+    clipping_norm: float | None = None
+    empty: bool = False
+    anchor: SignedHead | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseCall:
+    """What the server sends to open or go on with a phase of a secure aggregation.
+
+    Attributes:
+        phase: one of :data:`PHASES`.
+        payload: the protocol's own bytes.
+        run_id: which run.
+        server_round: 1-based round.
+        config_digest: digest of the scenario.
+        plan_digest: digest of the privacy plan.
+    """
+
+    phase: Phase
+    payload: bytes = field(repr=False)
+    run_id: str
+    server_round: int
+    config_digest: str
+    plan_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseReply:
+    """A client's answer in a phase: the protocol's own bytes and nothing else."""
+
+    phase: Phase
+    payload: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,14 +125,7 @@ class Introduction:
 
 def encode_instruction(instruction: Instruction) -> RecordDict:
     """Write an instruction as Flower records."""
-    header = {
-        "protocol": PROTOCOL,
-        "run-id": instruction.run_id,
-        "server-round": instruction.server_round,
-        "config-digest": instruction.config_digest,
-        "plan-digest": instruction.plan_digest,
-    }
-    return _records(header, instruction.vector)
+    return _records(_told(instruction), instruction.vector)
 
 
 def decode_instruction(records: RecordDict) -> Instruction:
@@ -103,13 +135,56 @@ def decode_instruction(records: RecordDict) -> Instruction:
         SchemaMismatch: if a field is missing, has another type, or the version differs.
     """
     header = _header(records)
+    moving = "clipping-norm" in header
     return Instruction(
-        run_id=_field(header, "run-id", str),
-        server_round=_field(header, "server-round", int),
-        config_digest=_field(header, "config-digest", str),
-        plan_digest=_field(header, "plan-digest", str),
+        **_addressed(header),
         vector=_vector(records),
+        clipping_norm=_field(header, "clipping-norm", float) if moving else None,
+        empty=_field(header, "empty", bool),
+        anchor=_anchor(header),
     )
+
+
+def encode_phase_call(call: PhaseCall, instruction: Instruction | None = None) -> RecordDict:
+    """Write what a phase sends to a client, with the instruction where the client is to train."""
+    phase = {"phase": call.phase, "payload": call.payload}
+    if instruction is None:
+        return _records({**_address(call), **phase}, None)
+    return _records({**_told(instruction), **phase}, instruction.vector)
+
+
+def decode_phase_call(records: RecordDict) -> PhaseCall | None:
+    """Read what a phase sends; None for a message that is not part of a secure aggregation.
+
+    Raises:
+        SchemaMismatch: if a field is missing or has another type, or the phase is unknown.
+    """
+    header = _header(records)
+    if "phase" not in header:
+        return None
+    return PhaseCall(
+        phase=_phase(header),
+        payload=_field(header, "payload", bytes),
+        **_addressed(header),
+    )
+
+
+def encode_phase_reply(reply: PhaseReply) -> RecordDict:
+    """Write a client's answer in a phase."""
+    return _records({"protocol": PROTOCOL, "phase": reply.phase, "payload": reply.payload}, None)
+
+
+def decode_phase_reply(records: RecordDict, *, phase: Phase) -> PhaseReply:
+    """Read a client's answer in a phase.
+
+    Raises:
+        ClientFailed: if the client reports a failure; names its code only.
+        SchemaMismatch: if a field is missing, has another type, or another phase is answered.
+    """
+    header = _header(records)
+    _refuse_failure(header)
+    _expect("phase", _phase(header), phase)
+    return PhaseReply(phase=phase, payload=_field(header, "payload", bytes))
 
 
 def encode_update(update: ClientUpdate) -> RecordDict:
@@ -143,11 +218,7 @@ def decode_update(
         SchemaMismatch: if anything does not match.
     """
     header = _header(records)
-    if "failure" in header:
-        code = _field(header, "failure", str)
-        shown = code if code in known_codes() else "unexpected"
-        msg = f"A client failed with code {shown!r}."
-        raise ClientFailed(msg, hint="See docs/errors.md; the device's own log says more.")
+    _refuse_failure(header)
     update = ClientUpdate(
         server_round=_field(header, "server-round", int),
         config_digest=_field(header, "config-digest", str),
@@ -179,10 +250,7 @@ def decode_measurement(records: RecordDict) -> Measurement:
         SchemaMismatch: if a field is missing or has another type.
     """
     header = _header(records)
-    if "failure" in header:
-        code = str(header["failure"])
-        msg = f"A client failed with code {code if code in known_codes() else 'unexpected'!r}."
-        raise ClientFailed(msg)
+    _refuse_failure(header)
     return Measurement(loss=_field(header, "loss", float), tokens=_field(header, "tokens", int))
 
 
@@ -217,6 +285,67 @@ def _records(header: dict[str, Any], vector: Vector | None) -> RecordDict:
         array = Array(np.ascontiguousarray(vector, dtype=np.float32))
         records[ADAPTER] = ArrayRecord({VECTOR: array})
     return records
+
+
+def _address(message: Instruction | PhaseCall) -> dict[str, Any]:
+    """Return the header fields that say what a message belongs to."""
+    return {
+        "protocol": PROTOCOL,
+        "run-id": message.run_id,
+        "server-round": message.server_round,
+        "config-digest": message.config_digest,
+        "plan-digest": message.plan_digest,
+    }
+
+
+def _told(instruction: Instruction) -> dict[str, Any]:
+    """Return the header fields of an instruction."""
+    header = {**_address(instruction), "empty": instruction.empty}
+    if instruction.clipping_norm is not None:
+        header["clipping-norm"] = float(instruction.clipping_norm)
+    if instruction.anchor is not None:
+        header |= {f"ledger-{name}": getattr(instruction.anchor, name) for name in _ANCHOR}
+    return header
+
+
+def _addressed(header: ConfigRecord) -> dict[str, Any]:
+    """Read the header fields that say what a message belongs to."""
+    return {
+        "run_id": _field(header, "run-id", str),
+        "server_round": _field(header, "server-round", int),
+        "config_digest": _field(header, "config-digest", str),
+        "plan_digest": _field(header, "plan-digest", str),
+    }
+
+
+def _anchor(header: ConfigRecord) -> SignedHead | None:
+    """Read the signed end of the server's ledger, if the message carries one."""
+    if not any(f"ledger-{name}" in header for name in _ANCHOR):
+        return None
+    values: dict[str, Any] = {
+        name: _field(header, f"ledger-{name}", kind) for name, kind in _ANCHOR.items()
+    }
+    return SignedHead(**values)
+
+
+def _phase(header: ConfigRecord) -> Phase:
+    """Read the name of a phase."""
+    name = _field(header, "phase", str)
+    for phase in PHASES:
+        if phase == name:
+            return phase
+    msg = f"Found phase={name!r}, expected one of: {', '.join(PHASES)}."
+    raise SchemaMismatch(msg)
+
+
+def _refuse_failure(header: ConfigRecord) -> None:
+    """Raise if a client reports a failure; only a known code is repeated."""
+    if "failure" not in header:
+        return
+    code = _field(header, "failure", str)
+    shown = code if code in known_codes() else "unexpected"
+    msg = f"A client failed with code {shown!r}."
+    raise ClientFailed(msg, hint="See docs/errors.md; the device's own log says more.")
 
 
 def _header(records: RecordDict) -> ConfigRecord:

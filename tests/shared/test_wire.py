@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -10,22 +12,31 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from shared.errors import ClientFailed, SchemaMismatch
+from shared.privacy.ledger_signing import SignedHead
 from shared.wire import (
     ADAPTER,
     HEADER,
+    PHASES,
     VECTOR,
     ClientUpdate,
     Instruction,
     Introduction,
     Measurement,
+    Phase,
+    PhaseCall,
+    PhaseReply,
     decode_instruction,
     decode_introduction,
     decode_measurement,
+    decode_phase_call,
+    decode_phase_reply,
     decode_update,
     encode_failure,
     encode_instruction,
     encode_introduction,
     encode_measurement,
+    encode_phase_call,
+    encode_phase_reply,
     encode_update,
     payload_bytes,
 )
@@ -143,3 +154,102 @@ def test_measurements_and_introductions_round_trip() -> None:
     assert decode_introduction(encode_introduction(Introduction(client=4))).client == 4
     with pytest.raises(SchemaMismatch):
         decode_introduction(encode_measurement(measurement))
+
+
+def signed_head() -> SignedHead:
+    return SignedHead(seq=7, hash="a" * 64, public_key="b" * 64, signature="c" * 128)
+
+
+def instruction(**changes: object) -> Instruction:
+    base = Instruction(
+        run_id="r",
+        server_round=2,
+        config_digest="c",
+        plan_digest="p",
+        vector=np.zeros(3, dtype=np.float32),
+    )
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"clipping_norm": 0.25}, {"empty": True}, {"anchor": signed_head()}]
+)
+def test_what_an_instruction_may_say_beside_the_adapter(changes: dict[str, object]) -> None:
+    got = decode_instruction(encode_instruction(instruction(**changes)))
+    for name in ("clipping_norm", "empty", "anchor"):
+        assert getattr(got, name) == getattr(instruction(**changes), name)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("empty", 1),
+        ("clipping-norm", 1),
+        ("ledger-seq", "7"),
+        ("ledger-hash", None),
+        ("ledger-signature", None),
+    ],
+)
+def test_half_an_anchor_or_another_type_is_refused(key: str, value: object) -> None:
+    records = encode_instruction(instruction(anchor=signed_head(), clipping_norm=1.0))
+    if value is None:
+        del records[HEADER][key]
+    else:
+        records[HEADER][key] = value  # type: ignore[assignment]
+    with pytest.raises(SchemaMismatch):
+        decode_instruction(records)
+
+
+def call(phase: Phase = "share") -> PhaseCall:
+    return PhaseCall(
+        phase=phase,
+        payload=b"\x00\xff",
+        run_id="r",
+        server_round=2,
+        config_digest="c",
+        plan_digest="p",
+    )
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_phases_round_trip(phase: Phase) -> None:
+    assert decode_phase_call(encode_phase_call(call(phase))) == call(phase)
+    reply = PhaseReply(phase=phase, payload=b"abc")
+    records = encode_phase_reply(reply)
+    assert decode_phase_reply(records, phase=phase) == reply
+    assert set(records[HEADER]) == {"protocol", "phase", "payload"}
+    assert list(records) == [HEADER]
+
+
+def test_a_phase_may_carry_the_instruction_to_train() -> None:
+    records = encode_phase_call(call("mask"), instruction(empty=True))
+    assert decode_phase_call(records) == call("mask")
+    assert decode_instruction(records).empty
+
+
+def test_an_instruction_alone_is_no_phase() -> None:
+    assert decode_phase_call(encode_instruction(instruction())) is None
+
+
+def test_an_answer_to_another_phase_is_refused() -> None:
+    records = encode_phase_reply(PhaseReply(phase="share", payload=b""))
+    with pytest.raises(SchemaMismatch, match="phase"):
+        decode_phase_reply(records, phase="mask")
+    with pytest.raises(ClientFailed, match="policy-refused"):
+        decode_phase_reply(encode_failure("policy-refused"), phase="mask")
+    records[HEADER].update({"phase": "undress"})  # type: ignore[dict-item]
+    with pytest.raises(SchemaMismatch, match="undress"):
+        decode_phase_reply(records, phase="mask")
+    with pytest.raises(SchemaMismatch, match="payload"):
+        decode_phase_call(_without_payload())
+
+
+def _without_payload() -> RecordDict:
+    records = encode_phase_call(call())
+    del records[HEADER]["payload"]
+    return records
+
+
+def test_payloads_are_not_shown() -> None:
+    assert "payload" not in repr(call())
+    assert "payload" not in repr(PhaseReply(phase="mask", payload=b"secret"))
