@@ -20,6 +20,7 @@ def numbers_to_question(
     cohort: float | None,
     replace_one: bool,
     seeded: bool,
+    server_epsilon: float | None = None,
 ) -> tuple[str, ...]:
     """List what is doubtful about a plan; an empty tuple means that nothing stood out.
 
@@ -32,6 +33,7 @@ def numbers_to_question(
         cohort: expected number of clients in a round, where clients are sampled.
         replace_one: whether the relation is replace-one.
         seeded: whether the noise can be recomputed from the run's seed.
+        server_epsilon: against the server itself, where it sees no update.
 
     Returns:
         One sentence per doubt.
@@ -56,6 +58,12 @@ def numbers_to_question(
         found.append(
             f"whoever knows in which rounds a client took part is bounded only by "
             f"epsilon={observer_epsilon:.3g}; more noise or fewer rounds lower it."
+        )
+    if server_epsilon is not None and server_epsilon > LARGE_EPSILON:
+        found.append(
+            f"the server, with the clients that collude with it, is bounded only by epsilon="
+            f"{server_epsilon:.3g}: it sees each round and knows who took part. A cap on "
+            "participations, more noise or fewer rounds lower it."
         )
     if cohort is not None and cohort < SMALL_COHORT:
         found.append(

@@ -7,25 +7,12 @@ from dataclasses import dataclass
 
 from shared import validate
 from shared.privacy.advice import NO_PRIVACY
+from shared.privacy.clauses import Clause, figure, how, noise_source, observers
 from shared.privacy.events import NeighboringRelation, PrivacyUnit
 from shared.privacy.group import group_epsilon
-from shared.privacy.noise import SEEDED
 from shared.privacy.plan import PrivacyPlan
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clause:
-    """One sentence of a statement.
-
-    Attributes:
-        topic: what it is about, a stable word for programs ("unit", "not-protected", ...).
-        text: the sentence, in plain words.
-        alarm: whether it must be shown in red.
-    """
-
-    topic: str
-    text: str
-    alarm: bool = False
+__all__ = ["Clause", "PrivacyStatement", "figure", "privacy_statement"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +98,10 @@ def privacy_statement(
     group = _group_epsilon(plan, examples_per_person)
     clauses = (
         *_promise(plan, plan.unit, plan.delta, epsilon_spent, releases),
-        *_how(plan, plan.unit),
-        *_observers(plan, plan.delta),
-        _noise(plan),
+        *how(plan),
+        *observers(plan, plan.delta),
+        *_inside_clients(plan),
+        noise_source(plan),
         *_limits(plan.unit, examples_per_person, group, losses_measured=losses_measured),
         *(Clause(topic="warning", text=_sentence(text)) for text in plan.warnings()),
     )
@@ -148,116 +136,47 @@ def _promise(
         Clause(
             topic="epsilon",
             text=(
-                f"This run spent epsilon = {_figure(epsilon)} at delta = {delta:.3g} in {releases} "
-                f"noised releases about one {unit} at worst; the plan allows epsilon = "
-                f"{_figure(plan.epsilon())} in {plan.releases_after(plan.rounds)} releases, "
-                f"the cap is {_figure(plan.cap or math.inf)}."
+                f"This run spent epsilon = {figure(epsilon)} at delta = {delta:.3g} in "
+                f"{_counted(releases, 'noised release')} about one {unit} at worst; the plan "
+                f"allows epsilon = {figure(plan.epsilon())} in "
+                f"{_counted(plan.releases_after(plan.rounds), 'release')}, the cap is "
+                f"{figure(plan.cap or math.inf)}."
             ),
         ),
-        Clause(
-            topic="accountant",
-            text=(
-                f"Epsilon comes from privacy loss distributions (PLD, dp-accounting), valid for "
-                f"the schedule fixed in advance; the Renyi cross-check gives "
-                f"{_figure(plan.epsilon(accountant='rdp'))} for the whole plan."
-            ),
-        ),
+        Clause(topic="accountant", text=_accountant(plan)),
     )
 
 
-def _how(plan: PrivacyPlan, unit: PrivacyUnit) -> tuple[Clause, ...]:
-    """Say mechanism, sampling and composition."""
-    if unit is PrivacyUnit.EXAMPLE:
-        mechanism = (
-            f"Each client clips every example's gradient to L2 norm {plan.max_grad_norm:g} and "
-            f"adds normal noise of {plan.noise_multiplier:g} times that norm in every step."
-        )
-        sampling = (
-            f"In every step each example is taken with its own secret coin of probability "
-            f"{plan.sampling_probability:g} (Poisson sampling); an empty batch is a step too."
-        )
-        composition = (
-            f"Accounted per client: {plan.releases_per_round} steps in each of at most "
-            f"{plan.participations} rounds; the sampling of clients is not counted on."
-        )
-    else:
-        mechanism = (
-            f"The server clips each client's whole update to L2 norm {plan.clipping_norm:g}, sums, "
-            f"adds normal noise of {plan.noise_multiplier:g} times that norm, and divides by the "
-            f"public expected cohort of {plan.expected_cohort:g}; every client weighs the same."
-        )
-        sampling = (
-            f"In every round each of {plan.population} clients is taken with its own secret coin "
-            f"of probability {plan.sampling_probability:g} (Poisson sampling); an empty cohort is "
-            "a round too."
-        )
-        composition = f"Accounted for every client: {plan.rounds} rounds, one release each."
-    return (
-        Clause(topic="mechanism", text=mechanism),
-        Clause(topic="sampling", text=sampling),
-        Clause(topic="composition", text=composition),
-    )
-
-
-def _observers(plan: PrivacyPlan, delta: float) -> tuple[Clause, ...]:
-    """Say against whom which figure holds, and who sees what."""
-    outside, inside = _figure(plan.epsilon()), _figure(plan.observer_epsilon())
-    if plan.mode == "example":
+def _accountant(plan: PrivacyPlan) -> str:
+    """Say which theory the figure comes from, and what the other one gives."""
+    if plan.accountant == "rdp":
         return (
-            Clause(
-                topic="observers",
-                text=(
-                    f"Against whoever sees only adapters: epsilon = {outside}. Against whoever "
-                    f"also knows which clients took part, the server and the network included: "
-                    f"epsilon = {inside}, both at delta = {delta:.3g}."
-                ),
-            ),
-            Clause(
-                topic="who-sees-what",
-                text=(
-                    "The server sees each client's noised update; examples, gradients without "
-                    "noise and batch sizes stay on the device."
-                ),
-            ),
+            "Epsilon comes from Renyi divergences of the Skellam mechanism (Agarwal, Kairouz and "
+            "Liu 2021), an upper bound that holds for every size of the adapter; no tighter "
+            "accountant is used for it."
         )
-    capped = "enforced cap of" if plan.max_participations is not None else "no cap below"
     return (
-        Clause(
-            topic="observers",
-            text=(
-                f"Against whoever sees only adapters: epsilon = {outside}. Against whoever also "
-                f"knows in which rounds a client took part: epsilon = {inside} "
-                f"({capped} {plan.participations} participations), both at delta = {delta:.3g}."
-            ),
-        ),
-        Clause(
-            topic="who-sees-what",
-            text=(
-                "The server is trusted: it sees each client's clipped update before noise is "
-                "added, and nothing here protects against it."
-            ),
-        ),
+        "Epsilon comes from privacy loss distributions (PLD, dp-accounting), valid for the "
+        "schedule fixed in advance; the Renyi cross-check gives "
+        f"{figure(plan.epsilon(accountant='rdp'))} for the whole plan."
     )
 
 
-def _noise(plan: PrivacyPlan) -> Clause:
-    """Say where the noise comes from."""
-    if plan.noise_source == SEEDED:
-        return Clause(
-            topic="noise-source",
-            text=(
-                "SIMULATION: the noise is derived from the run's seed, and whoever knows the seed "
-                "can recompute and subtract it. This run therefore protects nobody; its epsilon "
-                "is what the same run would give with noise from the operating system."
-            ),
-            alarm=True,
-        )
-    return Clause(
-        topic="noise-source",
-        text=(
-            "The noise comes from a ChaCha20 key stream keyed with 256 bits from the operating "
-            "system; it is floating-point noise, not noise on a grid."
-        ),
+def _inside_clients(plan: PrivacyPlan) -> tuple[Clause, ...]:
+    """State the second guarantee of a plan that also noises every step inside a client."""
+    inner = plan.example
+    if inner is None or inner.delta is None:
+        return ()
+    mechanism, sampling, _ = how(inner)
+    promise = (
+        f"A second guarantee holds beside the first, for one training example of one client "
+        f"({inner.neighboring_relation}): epsilon = {figure(inner.epsilon())} at delta = "
+        f"{inner.delta:.3g} in {inner.releases_after(inner.rounds)} noised steps at most, against "
+        "everyone, the server included. The two are not added: they are about different units."
+    )
+    return (
+        Clause(topic="second-guarantee", text=promise),
+        Clause(topic="second-guarantee", text=f"{mechanism.text} {sampling.text}"),
     )
 
 
@@ -289,7 +208,7 @@ def _limits(
     if unit is PrivacyUnit.EXAMPLE:
         person = (
             f"With at most {size} examples of one person, the person's epsilon is "
-            f"{_figure(group)} at the same delta."
+            f"{figure(group)} at the same delta."
             if size is not None and group is not None
             else "How many examples one person may own was not stated, so no figure for a person "
             "can be given."
@@ -297,7 +216,7 @@ def _limits(
         text = f"Epsilon is for one example, not for one person. {person}"
         clauses.append(Clause(topic="not-per-person", text=text))
     elif size is not None and group is not None and size > 1:
-        text = f"For a person who owns {size} clients, epsilon is {_figure(group)}."
+        text = f"For a person who owns {size} clients, epsilon is {figure(group)}."
         clauses.append(Clause(topic="not-per-person", text=text))
     return tuple(clauses)
 
@@ -337,14 +256,9 @@ def _group_epsilon(plan: PrivacyPlan, size: int | None) -> float | None:
     )
 
 
-def _figure(value: float | None) -> str:
-    """Write an epsilon rounded up at the fourth digit: a bound may grow, never shrink."""
-    if value is None or not math.isfinite(value):
-        return "infinite"
-    if value == 0.0:
-        return "0"
-    step = 10.0 ** (math.floor(math.log10(value)) - 3)
-    return f"{math.ceil(value / step - 1e-9) * step:.4g}"
+def _counted(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _sentence(text: str) -> str:

@@ -20,7 +20,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
 # Where a distribution's import name is another.
-IMPORTED_AS = {"dp-accounting": "dp_accounting", "huggingface-hub": "huggingface_hub"}
+IMPORTED_AS = {
+    "dp-accounting": "dp_accounting",
+    "huggingface-hub": "huggingface_hub",
+    "pyyaml": "yaml",
+}
 # Flower's public front. The engine stands in for Flower's runtime, which has no public face.
 FLOWER_ROOTS = {
     "flwr.app",

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from shared.errors import InvalidValue
+from shared.privacy.advice import numbers_to_question
 from shared.privacy.group import group_epsilon
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.planning import make_plan
-from shared.privacy.statement import PrivacyStatement, privacy_statement
+from shared.privacy.quantile import QuantileClipping
+from shared.privacy.statement import PrivacyStatement, figure, privacy_statement
 
 BASE: dict[str, Any] = {
     "neighboring_relation": "add-or-remove-one",
@@ -38,6 +40,20 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
+DISTRIBUTED: dict[str, Any] = {
+    **CENTRAL,
+    "mode": "client-distributed",
+    "honest_fraction": 0.9,
+    "survivor_fraction": 0.75,
+    "min_cohort": 40,
+}
+CORRELATED: dict[str, Any] = {
+    **{key: value for key, value in CENTRAL.items() if key != "sampling_probability"},
+    "mechanism": "correlated",
+    "min_separation": 2,
+}
+
+
 def state(plan: PrivacyPlan, **more: Any) -> PrivacyStatement:
     args: dict[str, Any] = {"epsilon_spent": plan.epsilon(), "releases": 5, **more}
     return privacy_statement(plan, **args)
@@ -51,7 +67,11 @@ def text_of(statement: PrivacyStatement) -> str:
     return "\n".join(statement.lines())
 
 
-@pytest.mark.parametrize("base", [CENTRAL, EXAMPLE], ids=["central", "example"])
+@pytest.mark.parametrize(
+    "base",
+    [CENTRAL, EXAMPLE, DISTRIBUTED, CORRELATED],
+    ids=["central", "example", "distributed", "correlated"],
+)
 def test_what_must_be_said_is_said_in_order(base: dict[str, Any]) -> None:
     statement = state(make_plan(**base))
     assert topics(statement)[:9] == [
@@ -96,6 +116,83 @@ def test_both_observers_and_the_server_are_named() -> None:
     assert "enforced cap of 2 participations" in said
     assert "The server is trusted" in said
     assert "no cap below 5 participations" in text_of(state(make_plan(**CENTRAL)))
+
+
+def test_distributed_noise_is_stated_with_what_it_rests_on() -> None:
+    plan = make_plan(**DISTRIBUTED)
+    statement = state(plan)
+    assert statement.epsilon_server == plan.server_epsilon() > plan.observer_epsilon()
+    said = text_of(statement)
+    for part in (
+        "Renyi divergences of the Skellam mechanism",
+        "Secure aggregation shows their sum alone",
+        "A sample of fewer than 40 is filled up",
+        "together with up to 0.1 of any cohort",
+        f"epsilon = {figure(plan.server_epsilon())} at the same delta",
+        "at least 0.9 of every cohort not colluding",
+        "at least 0.75 of it being in the sum",
+        "integers from an exact sampler",
+    ):
+        assert part in said
+    assert "The server is trusted" not in said
+    assert "PLD" not in said
+
+
+def test_correlated_noise_is_one_release_without_sampling() -> None:
+    plan = make_plan(**CORRELATED)
+    statement = state(plan, releases=1)
+    assert statement.epsilon_observer == plan.epsilon()
+    said = text_of(statement)
+    for part in (
+        "in 1 noised release about one client",
+        "in 1 release, the cap",
+        "correlated over 2 rounds",
+        "No secret sampling is counted on",
+        "at most once in 2 rounds and 3 times in all",
+        "enforced cap of 3 participations",
+        "are one release",
+    ):
+        assert part in said
+    assert "Poisson" not in said
+
+
+def test_following_a_quantile_is_said_to_be_paid_for() -> None:
+    terms = QuantileClipping(target=0.5, learning_rate=0.2, count_noise_stddev=10.0, initial=0.5)
+    plan = make_plan(**CENTRAL, quantile=terms)
+    said = text_of(state(plan))
+    # By hand: (4**-2 - 20**-2)**-0.5 = 1 / sqrt(0.06)
+    for part in ("starts at 0.5", "0.5 quantile", "normal noise of 4.082 times", "deviation 10."):
+        assert part in said
+
+
+@pytest.mark.parametrize("outer", [CENTRAL, DISTRIBUTED], ids=["central", "distributed"])
+def test_two_guarantees_are_both_stated(outer: dict[str, Any]) -> None:
+    inner = make_plan(**EXAMPLE)
+    statement = state(make_plan(**outer, example=inner))
+    said = [clause.text for clause in statement.clauses if clause.topic == "second-guarantee"]
+    assert len(said) == 2
+    assert f"epsilon = {figure(inner.epsilon())} at delta = 1e-05 in 20 noised steps" in said[0]
+    assert "the server included" in said[0]
+    assert "probability 0.05 (Poisson sampling)" in said[1]
+    trusted = "The server is trusted with each client's update" in text_of(statement)
+    assert trusted == (outer is CENTRAL)
+
+
+def test_a_server_that_is_hardly_bounded_is_questioned() -> None:
+    ask: dict[str, Any] = {
+        "unit": "client",
+        "epsilon": 1.0,
+        "observer_epsilon": 5.0,
+        "delta": 1e-6,
+        "units": 1000,
+        "cohort": 100.0,
+        "replace_one": True,
+        "seeded": False,
+    }
+    assert numbers_to_question(**ask) == ()
+    assert numbers_to_question(**ask, server_epsilon=9.0) == ()
+    (doubt,) = numbers_to_question(**ask, server_epsilon=12.3)
+    assert "epsilon=12.3" in doubt
 
 
 def test_example_level_is_never_called_person_level() -> None:

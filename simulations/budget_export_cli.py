@@ -1,0 +1,83 @@
+"""``fedslm budget export``: a registry record and a privacy statement from a verified ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from simulations.budget_common import (
+    Anchor,
+    AsJson,
+    Where,
+    open_ledger,
+    print_json,
+    read_head,
+)
+
+RECORD = "privacy-deployment.yaml"
+PAGE = "privacy-statement.md"
+HTML = "privacy-statement.html"
+
+
+def export(
+    where: Where,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to; default where the ledger is.")
+    ] = None,
+    about: Annotated[
+        Path | None, typer.Option(help="TOML file with what only the operator knows.")
+    ] = None,
+    scope: Annotated[
+        str | None, typer.Option(help="Which data, if the ledger has several.")
+    ] = None,
+    anchor: Anchor = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a deployments-registry record and a one-page privacy statement.
+
+    Every number comes from the ledger, which is verified first: a ledger that does not verify
+    exports nothing. What only the operator knows comes from --about, or is marked as not stated.
+    """
+    from shared.files import disk_errors, write_text
+    from shared.privacy.evidence import collect_evidence
+    from simulations.attest.about import read_about
+    from simulations.attest.checklist import checklist
+    from simulations.attest.page import as_html, as_markdown
+    from simulations.attest.record import registry_record, to_yaml
+    from simulations.attest.sources import RunFacts, make_dossier, read_run
+
+    words = read_about(about)
+    with open_ledger(where) as ledger:
+        evidence = collect_evidence(ledger, scope=scope, anchor=read_head(anchor))
+    run = read_run(where) if where.is_dir() else RunFacts()
+    dossier = make_dossier(evidence, words, run)
+    items = checklist(dossier)
+    record = registry_record(dossier)
+    folder = out or (where if where.is_dir() else where.parent)
+    files = {
+        RECORD: to_yaml(record),
+        PAGE: as_markdown(dossier, items, where.name),
+        HTML: as_html(dossier, items, where.name),
+    }
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        write_text(folder / name, text)
+    report: dict[str, Any] = {
+        "files": sorted(files),
+        "record": record,
+        "checklist": [item.to_dict() for item in items],
+        "head": f"{evidence.head.seq}:{evidence.head.hash}",
+        "anchored": evidence.anchored,
+        "scope": evidence.scope,
+    }
+    if as_json:
+        print_json(report)
+        return
+    for name in files:
+        typer.echo(str(folder / name))
+    open_items = [item.question for item in items if item.status == "not stated"]
+    if open_items:
+        typer.echo(f"Not stated by the operator (use --about): {'; '.join(open_items)}.", err=True)
