@@ -2,21 +2,40 @@
 
 Weights are uniform. Client-reported counts are neither asked for nor used: an average weighted by
 them has a sensitivity that no noise was calibrated for.
+
+Two mechanisms of ``client-central`` remember something from round to round, which the round loop
+keeps for them::
+
+    noise = correlated_noise(size, plan=plan, folder=folder, seed=seed, finished=finished)
+    clip = checkpoint.clip if resumed else None                 # quantile clipping
+    for server_round in range(finished + 1, rounds + 1):
+        clip_of_round = clip if clip is not None else plan.clipping_norm   # goes to the clients
+        aggregator = make_aggregator(
+            size, plan=plan, source=source, server_round=server_round, clip=clip, noise=noise
+        )
+        aggregate = aggregator.release()
+        clip = aggregate.next_clip                              # None without quantile clipping
+        write_checkpoint(folder, Checkpoint(..., clip=clip))    # before anything leaves
+    forget_rows(folder)                                         # correlated noise: delete the key
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import SchemaMismatch
+from shared.errors import ConflictingSettings, SchemaMismatch
 from shared.lora import Vector
+from shared.privacy.correlated import CorrelatedGaussian, CorrelatedNoise
 from shared.privacy.mechanism import AdapterDelta, ClippedSum, clip_update
-from shared.privacy.noise import NoiseSource
+from shared.privacy.noise import SEEDED, NoiseSource
+from shared.privacy.noiserows import NoiseRows
 from shared.privacy.plan import PrivacyPlan
+from shared.privacy.quantile import QuantileGaussian, QuantileSum
 from shared.wire import Stage
 
 STAGE_OF_MODE: dict[str, Stage] = {
@@ -33,10 +52,12 @@ class Aggregate:
     Attributes:
         vector: the mean update, float64.
         count: updates that went in; known to the server, not released.
+        next_clip: the clip of the next round, released with the mean; None where it is fixed.
     """
 
     vector: NDArray[np.float64]
     count: int
+    next_clip: float | None = None
 
 
 class Aggregator(Protocol):
@@ -110,8 +131,159 @@ class CentralGaussian:
         return Aggregate(vector=np.asarray(mean.vector, dtype=np.float64), count=count)
 
 
-def make_aggregator(size: int, *, plan: PrivacyPlan, source: NoiseSource) -> Aggregator:
-    """Return the aggregator of a privacy mode."""
-    if plan.mode == "client-central":
-        return CentralGaussian(size, plan=plan, source=source)
-    return UniformMean(size)
+class QuantileCentral:
+    """The clipped, noised mean whose clip follows a quantile of the norms.
+
+    Guarantee:
+        That of :class:`CentralGaussian` with the plan's noise multiplier: the count that moves the
+        clip is noised with its own part of it, and nothing but the noised count moves the clip.
+
+    Args:
+        size: number of parameters.
+        plan: target, noise and expected cohort.
+        source: the generator of the noise.
+        clip: the clip in force.
+    """
+
+    def __init__(self, size: int, *, plan: PrivacyPlan, source: NoiseSource, clip: float) -> None:
+        if plan.quantile is None or plan.noise_multiplier is None:
+            msg = f"mode={plan.mode!r} without quantile clipping."
+            raise ConflictingSettings(msg)
+        self._mechanism = QuantileGaussian(
+            noise_multiplier=plan.noise_multiplier,
+            clipping=plan.quantile,
+            clipping_norm=clip,
+            sampling_probability=plan.sampling_probability,
+        )
+        self._expected = plan.expected_cohort
+        self._total = QuantileSum(dimension=size, clipping_norm=clip)
+        self._source = source
+
+    def add(self, vector: Vector) -> None:
+        """Clip one client's update, add it, and count whether it was within the clip."""
+        norm = self._mechanism.clipping_norm
+        self._total.add(clip_update(AdapterDelta(vector=vector), clipping_norm=norm))
+
+    def release(self) -> Aggregate | None:
+        """Noise sum and count, divide by the expected cohort, and move the clip."""
+        count = self._total.count
+        found = self._mechanism.release(
+            self._total, expected_count=self._expected, source=self._source
+        )
+        vector = np.asarray(found.mean.vector, dtype=np.float64)
+        return Aggregate(vector=vector, count=count, next_clip=found.next_clip)
+
+
+class CorrelatedCentral:
+    """The clipped mean with noise that is correlated over the rounds of the run.
+
+    Guarantee:
+        All rounds together are one Gaussian release of the plan's noise multiplier, for every
+        client that takes part as seldom as a cyclic cohort asks it to. A client that does not
+        answer counts as zero.
+
+    Args:
+        size: number of parameters.
+        plan: clip, noise, bands and separation.
+        server_round: from 1.
+        noise: the run's rows, from :func:`correlated_noise`; the same object in every round.
+    """
+
+    def __init__(
+        self, size: int, *, plan: PrivacyPlan, server_round: int, noise: CorrelatedNoise
+    ) -> None:
+        self._mechanism = _correlated(plan)
+        self._expected = plan.expected_cohort
+        self._total = ClippedSum(dimension=size, clipping_norm=self._mechanism.clipping_norm)
+        self._round = server_round
+        self._noise = noise
+
+    def add(self, vector: Vector) -> None:
+        """Clip one client's update and add it to the sum."""
+        norm = self._mechanism.clipping_norm
+        self._total.add(clip_update(AdapterDelta(vector=vector), clipping_norm=norm))
+
+    def release(self) -> Aggregate | None:
+        """Add the round's row of noise and divide by the largest cohort."""
+        count = self._total.count
+        mean = self._mechanism.release(
+            self._total,
+            expected_count=self._expected,
+            server_round=self._round,
+            noise=self._noise,
+        )
+        return Aggregate(vector=np.asarray(mean.vector, dtype=np.float64), count=count)
+
+
+def make_aggregator(
+    size: int,
+    *,
+    plan: PrivacyPlan,
+    source: NoiseSource,
+    server_round: int = 1,
+    clip: float | None = None,
+    noise: CorrelatedNoise | None = None,
+) -> Aggregator:
+    """Return the aggregator of a privacy plan.
+
+    Args:
+        size: number of parameters.
+        plan: the privacy plan.
+        source: noise of one round, for mechanisms whose rounds are independent.
+        server_round: from 1, for correlated noise.
+        clip: the clip in force, for quantile clipping; None is the first.
+        noise: the run's rows, for correlated noise.
+
+    Raises:
+        ConflictingSettings: for correlated noise without its rows.
+    """
+    if plan.mode != "client-central":
+        return UniformMean(size)
+    if plan.correlated is not None:
+        if noise is None:
+            msg = "noise='correlated' without the rows of the run."
+            raise ConflictingSettings(msg, hint="Make them once a run with correlated_noise.")
+        return CorrelatedCentral(size, plan=plan, server_round=server_round, noise=noise)
+    if plan.quantile is not None:
+        start = plan.quantile.initial
+        return QuantileCentral(size, plan=plan, source=source, clip=start if clip is None else clip)
+    return CentralGaussian(size, plan=plan, source=source)
+
+
+def correlated_noise(
+    size: int, *, plan: PrivacyPlan, folder: Path, seed: int, finished: int
+) -> CorrelatedNoise | None:
+    """Return the rows of a run's correlated noise; None if the plan has none.
+
+    With ``os-entropy`` the run's key is made in the folder before the first round, and must be
+    there later; :func:`shared.privacy.noiserows.forget_rows` deletes it after the last.
+
+    Args:
+        size: number of parameters.
+        plan: the privacy plan.
+        folder: the run folder.
+        seed: the run's seed, used only by ``"seeded-simulation"``.
+        finished: rounds that were released; their rows are computed again, not used again.
+
+    Raises:
+        NotResumable: if the key of a run with finished rounds is missing.
+        PrivacyError: if others may read the key, or it is damaged.
+        RunFolderError: if it cannot be read or written.
+    """
+    if plan.correlated is None:
+        return None
+    seeded = plan.noise_source == SEEDED
+    rows = NoiseRows.seeded(seed) if seeded else NoiseRows.of_run(folder, begun=finished > 0)
+    return CorrelatedNoise(plan.correlated, dimension=size, rows=rows, used=finished)
+
+
+def _correlated(plan: PrivacyPlan) -> CorrelatedGaussian:
+    """Return the mechanism of a plan with correlated noise."""
+    if plan.correlated is None or plan.clipping_norm is None or plan.noise_multiplier is None:
+        msg = f"mode={plan.mode!r} without correlated noise."
+        raise ConflictingSettings(msg)
+    return CorrelatedGaussian(
+        noise_multiplier=plan.noise_multiplier,
+        clipping_norm=plan.clipping_norm,
+        terms=plan.correlated,
+    )
