@@ -5,9 +5,9 @@ Below a mean of 10 the distribution function is inverted: one 64-bit word is com
 
 From 10 on, transformed rejection with a squeeze (PTRS, Hormann 1993). Its test compares a uniform
 number with the probability of the candidate. The textbook form ``k log(mean) - mean - lgamma(k+1)``
-subtracts numbers of size ``mean * log(mean)`` and keeps nothing at a mean of 1e14; here the
-logarithm of the probability comes from Loader's saddle-point expansion (2000), whose terms are all
-of the size of the result. Candidates are kept as distances from the integer part of the mean, so
+subtracts numbers of size ``mean * log(mean)`` and is off by 1 at a mean of 1e15; here the logarithm
+of the probability comes from Loader's saddle-point expansion (2000), whose terms are all of the
+size of the result. Candidates are kept as distances from the integer part of the mean, so
 nothing is rounded at large means either. What remains against the exact law is the granularity of
 the uniforms (2**-53 of the width of the hat in position, 2**-65 in height) and a relative error of
 the probabilities below 1e-12.
