@@ -2,23 +2,24 @@
 
 A reservation is on the disk before anything noised leaves, so a crash between reserving and
 committing over-counts and never under-counts. The chain of entries is append-only and hashed;
-:meth:`Ledger.verify` recomputes it and names the first bad entry. What a file cannot prove about
-itself is that its tail was not cut off or an old copy put back: keep :meth:`Ledger.head` elsewhere
-and hand it to ``verify``.
+:meth:`Ledger.verify` recomputes it and names the first bad entry. With a signer, the end of the
+chain is signed in the transaction that moved it. What a ledger cannot prove about itself is that
+its tail was not cut off or an old copy put back: keep :meth:`Ledger.signed_head` (or ``head``)
+elsewhere and hand it to ``verify``.
 
 Which epsilon decides. As long as a subject's charges in a scope come from one plan, declared
-before the first of them, its PLD figure decides. Once charges of a second plan are asked for, the
-schedule was not fixed in advance, and the sum of Renyi divergences decides, at the one order that
-was best for the first plan (see :func:`shared.privacy.accountant.filter_epsilon`). Each rule is
-sound by itself at the stated delta; if the *decision to start* a second plan depends on what the
-first one released, only twice that delta is proved.
+before the first of them, its reported figure decides (PLD, or Renyi where a release has no PLD).
+Once charges of a second plan are asked for, the schedule was not fixed in advance, and the sum of
+Renyi divergences decides, at the one order that was best for the first plan (see
+:func:`shared.privacy.accountant.filter_epsilon`). Each rule is sound by itself at the stated
+delta; if the *decision to start* a second plan depends on what the first one released, only twice
+that delta is proved.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -26,6 +27,15 @@ from shared.canonical import canonical_json
 from shared.errors import InvalidValue, LedgerConflict, LedgerError
 from shared.privacy import ledger_verify
 from shared.privacy.events import Composition, PrivacyEvent, event_from_json
+from shared.privacy.ledger_charge import (
+    accounts,
+    charge,
+    require_names,
+    require_part_of_plan,
+    require_subjects,
+)
+from shared.privacy.ledger_heads import last_signed_head, require_right_to_write, sign_head
+from shared.privacy.ledger_postgres import PostgresStore
 from shared.privacy.ledger_reservations import (
     Reservation,
     attempts,
@@ -37,33 +47,52 @@ from shared.privacy.ledger_reservations import (
     utc_now,
     view,
 )
-from shared.privacy.ledger_state import (
-    Account,
-    Spent,
-    Terms,
-    add_charges,
-    read_accounts,
-    write_terms,
-)
-from shared.privacy.ledger_store import Entry, Head, LedgerStore, append, head_of, subjects_digest
+from shared.privacy.ledger_signing import LedgerSigner, SignedHead
+from shared.privacy.ledger_sqlite import SqliteStore
+from shared.privacy.ledger_state import Spent, add_charges, read_accounts
+from shared.privacy.ledger_store import Db, Entry, Head, Store, head_of
 from shared.privacy.ledger_verify import LedgerReport
 from shared.privacy.noise import SEEDED
 from shared.privacy.plan import PrivacyPlan
 
+_URL = ("postgresql:", "postgres:")
+
 
 class Ledger:
-    """A budget ledger in one SQLite file; several processes may use it at once.
+    """A budget ledger in one SQLite file or PostgreSQL database, for several processes at once.
 
     Args:
-        path: the file, created if it does not exist.
+        where: a file, created if it does not exist, or the URL of a PostgreSQL database
+            (``postgresql://user@host/database``), in which the ledger's tables are created.
+        signer: signs the chain's end in every transaction that moves it. A ledger that was signed
+            once cannot be written without the same key any more. The first signature on entries
+            that were written without one is made after a whole verification.
+        read_only: neither create, migrate nor change anything.
 
     Raises:
-        LedgerError: if the file is damaged, not a ledger, or cannot be opened.
+        LedgerError: if the store is damaged, not a ledger, or cannot be opened.
         OutOfDisk: if there is no space to create it.
+        MissingDependency: for a URL without the package that speaks to PostgreSQL.
+        InvalidValue: if a URL was made into a path, which loses a slash.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._store = LedgerStore(Path(path))
+    def __init__(
+        self,
+        where: str | Path,
+        *,
+        signer: LedgerSigner | None = None,
+        read_only: bool = False,
+    ) -> None:
+        self._signer = signer
+        self._store: Store
+        if isinstance(where, str) and where.startswith(tuple(f"{start}//" for start in _URL)):
+            self._store = PostgresStore(where, read_only=read_only)
+            return
+        path = Path(where)
+        if path.parts and path.parts[0] in _URL:
+            msg = "a PostgreSQL URL was given as a path, expected a string."
+            raise InvalidValue(msg, hint="Give it as postgresql://user@host/database.")
+        self._store = SqliteStore(path, read_only=read_only)
 
     def register_plan(self, run_id: str, plan: PrivacyPlan, scope: str) -> str:
         """Declare a plan for a run before its first reservation; repeating it changes nothing.
@@ -80,16 +109,19 @@ class Ledger:
         Raises:
             LedgerConflict: if the run is registered with another scope.
         """
-        _require_names(run_id=run_id, scope=scope)
+        require_names(run_id=run_id, scope=scope)
         digest = plan.digest()
-        with self._store.transaction() as db:
+        with self._writing() as db:
             for (other,) in db.execute("SELECT scope FROM runs WHERE run_id = ?", (run_id,)):
                 if other != scope:
                     msg = f"run_id={run_id!r} is registered with another scope than {scope!r}."
                     raise LedgerConflict(msg, hint="Data of another scope needs another run.")
             text = canonical_json(plan.to_json())
-            db.execute("INSERT OR IGNORE INTO plans VALUES (?, ?)", (digest, text))
-            db.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?)", (run_id, digest, scope))
+            db.execute("INSERT INTO plans VALUES (?, ?) ON CONFLICT DO NOTHING", (digest, text))
+            db.execute(
+                "INSERT INTO runs VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                (run_id, digest, scope),
+            )
         return digest
 
     def reserve(
@@ -133,11 +165,12 @@ class Ledger:
             UnsupportedEvent: if an event, new or stored, cannot be accounted for.
             OutOfDisk: if no space is left; nothing is written.
         """
-        names = _require_subjects(subjects)
+        names = require_subjects(subjects)
+        require_names(idempotency_key=idempotency_key)
         text = canonical_json(event.to_json())
-        with self._store.transaction() as db:
+        with self._writing() as db:
             plan, digest, scope = plan_of(db, run_id, plan_digest)
-            _require_part_of_plan(event, plan)
+            require_part_of_plan(event, plan)
             attempt = 1 + attempts(db, run_id, server_round)
             entry = Entry(
                 time=utc_now(),
@@ -156,7 +189,7 @@ class Ledger:
                 known = repeated_reservation(db, entry, names)
                 if known is not None:
                     return known
-            _charge(db, entry, names, event, plan)
+            charge(db, entry, names, event, plan)
         return view(entry, names, state="reserved", repeated=False)
 
     def affordable(
@@ -172,12 +205,12 @@ class Ledger:
         Raises:
             LedgerConflict: as :meth:`reserve`.
         """
-        names = _require_subjects(subjects)
+        names = require_subjects(subjects)
         with self._store.snapshot() as db:
             plan, digest, scope = plan_of(db, run_id, plan_digest)
-            accounts = _accounts(db, names, scope, plan)
+            found = accounts(db, names, scope, plan)
             asked = Composition.of(event)
-            return tuple(n for n in names if accounts[n].fits(asked, plan, digest))
+            return tuple(n for n in names if found[n].fits(asked, plan, digest))
 
     def commit(self, reservation: Reservation) -> None:
         """Record that the release was made; committing twice changes nothing.
@@ -185,7 +218,7 @@ class Ledger:
         Raises:
             LedgerConflict: if the reservation is unknown or was abandoned.
         """
-        with self._store.transaction() as db:
+        with self._writing() as db:
             close_reservation(db, reservation, "committed")
 
     def abandon(self, reservation: Reservation) -> None:
@@ -196,7 +229,7 @@ class Ledger:
         Raises:
             LedgerConflict: if the reservation is unknown or was committed.
         """
-        with self._store.transaction() as db:
+        with self._writing() as db:
             if close_reservation(db, reservation, "abandoned"):
                 rows = db.execute(
                     "SELECT subject, event FROM entries WHERE reservation = ? AND state = ?",
@@ -237,12 +270,26 @@ class Ledger:
         with self._store.snapshot() as db:
             return head_of(db)
 
-    def verify(self, anchor: Head | None = None) -> LedgerReport:
+    def signed_head(self) -> SignedHead | None:
+        """Return the last signed head; ``None`` if the ledger was never signed.
+
+        Whoever keeps it can later show that the holder of the key had these entries.
+        """
+        with self._store.snapshot() as db:
+            return last_signed_head(db)
+
+    def verify(
+        self, anchor: Head | SignedHead | None = None, trusted_key: str | None = None
+    ) -> LedgerReport:
         """Recompute the whole ledger.
 
         Args:
             anchor: a head seen earlier; without one, a tail cut off together with the state that
-                is kept beside the chain, or an older copy put back, cannot be noticed.
+                is kept beside the chain, or an older copy put back, cannot be noticed. A signed
+                one also says which key to expect.
+            trusted_key: the public key that must have signed, known from elsewhere; without one, a
+                ledger signed anew by another key throughout, or stripped of its signatures, cannot
+                be noticed.
 
         Returns:
             What was checked.
@@ -252,11 +299,28 @@ class Ledger:
             UnsupportedEvent: if a stored event cannot be accounted for.
         """
         with self._store.snapshot() as db:
-            return ledger_verify.verify(db, anchor)
+            return ledger_verify.verify(db, anchor, trusted_key)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file or the connection."""
         self._store.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Db]:
+        """Run one exclusive transaction and sign the end of the chain that it leaves.
+
+        Raises:
+            LedgerError: if the ledger is signed with another key than the signer's.
+            LedgerTampered: if the chain does not end at the last signature, or entries that are
+                about to be signed for the first time do not fit.
+        """
+        with self._store.transaction() as db:
+            signed, before = require_right_to_write(db, self._signer), head_of(db)
+            yield db
+            if self._signer is not None and head_of(db) != before:
+                if signed is None and before.seq:
+                    ledger_verify.verify(db)
+                sign_head(db, self._signer)
 
     def __enter__(self) -> Ledger:
         return self
@@ -268,79 +332,3 @@ class Ledger:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _charge(
-    db: sqlite3.Connection,
-    entry: Entry,
-    names: tuple[str, ...],
-    event: PrivacyEvent,
-    plan: PrivacyPlan,
-) -> None:
-    """Decide about every subject, then write entries and state."""
-    asked = Composition.of(event)
-    accounts = _accounts(db, names, entry.scope, plan)
-    for name in names:
-        if not accounts[name].fits(asked, plan, entry.plan_digest):
-            raise accounts[name].refusal(asked, plan, entry.plan_digest)
-    append(db, [replace(entry, subject=name) for name in names])
-    db.execute(
-        "INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            entry.reservation,
-            entry.run_id,
-            entry.server_round,
-            entry.attempt,
-            entry.scope,
-            entry.plan_digest,
-            entry.event,
-            subjects_digest(names),
-            entry.idempotency_key,
-            "reserved",
-        ),
-    )
-    write_terms(db, accounts.values())
-    add_charges(db, names, entry.scope, entry.plan_digest, asked, sign=1)
-
-
-def _accounts(
-    db: sqlite3.Connection, names: tuple[str, ...], scope: str, plan: PrivacyPlan
-) -> dict[str, Account]:
-    """Return the subjects' accounts as a plan finds them, new ones included."""
-    known = read_accounts(db, names, scope)
-    terms = Terms.of(plan)
-    return {
-        name: known[name].under(plan)
-        if name in known
-        else Account(subject=name, scope=scope, terms=terms)
-        for name in names
-    }
-
-
-def _require_part_of_plan(event: PrivacyEvent, plan: PrivacyPlan) -> None:
-    """Require that an event was announced: its noise and sampling are those of the plan."""
-    asked, planned = Composition.of(event), Composition.of(plan.total_events())
-    announced = {pair[:2] for pair in planned.pairs}
-    if not {pair[:2] for pair in asked.pairs} <= announced:
-        msg = "an event has another noise multiplier or sampling probability than the plan."
-        raise LedgerConflict(msg, hint="Use plan.event_for_participation().")
-    if planned.private and not asked.private:
-        msg = "a non-private event was asked for under a private plan."
-        raise LedgerConflict(msg, hint="Use plan.event_for_participation().")
-
-
-def _require_subjects(subjects: Sequence[str]) -> tuple[str, ...]:
-    """Require at least one subject, each once; return them ascending."""
-    names = tuple(sorted(subjects)) if not isinstance(subjects, str) else ()
-    if not (names and all(names) and len(set(names)) == len(names)):
-        msg = f"{len(names)} subjects, expected at least one, none empty, each once."
-        raise InvalidValue(msg, hint="A round without subjects releases nothing: skip it.")
-    return names
-
-
-def _require_names(**names: str) -> None:
-    """Require non-empty strings."""
-    for key, value in names.items():
-        if not value:
-            msg = f"{key}={value!r}, expected a non-empty string."
-            raise InvalidValue(msg)

@@ -1,16 +1,16 @@
-"""Reservations in the ledger's file: their rows, their plans, their ends."""
+"""Reservations in the ledger: their rows, their plans, their ends."""
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Literal
 
-from shared.errors import LedgerConflict
+from shared.canonical import sha256_hex
+from shared.errors import LedgerConflict, LedgerTampered
 from shared.privacy.ledger_state import Account
-from shared.privacy.ledger_store import Entry, append, subjects_digest
+from shared.privacy.ledger_store import Db, Entry, append, subjects_digest
 from shared.privacy.plan import PrivacyPlan
 
 State = Literal["reserved", "committed", "abandoned"]
@@ -43,9 +43,7 @@ class Reservation:
     repeated: bool
 
 
-def plan_of(
-    db: sqlite3.Connection, run_id: str, digest: str | None
-) -> tuple[PrivacyPlan, str, str]:
+def plan_of(db: Db, run_id: str, digest: str | None) -> tuple[PrivacyPlan, str, str]:
     """Return the plan of a run, its digest and its scope."""
     rows = db.execute(
         "SELECT digest, scope, json FROM runs JOIN plans USING (digest) WHERE run_id = ?",
@@ -56,26 +54,29 @@ def plan_of(
         msg = f"run_id={run_id!r} has {len(found)} plans that fit, expected one."
         raise LedgerConflict(msg, hint="Register the plan first, and name it if there are several.")
     plan_digest, scope, text = found[0]
-    return _stored_plan(text), plan_digest, scope
+    return _stored_plan(plan_digest, text), plan_digest, scope
 
 
-def plans_of(db: sqlite3.Connection, account: Account) -> list[PrivacyPlan]:
+def plans_of(db: Db, account: Account) -> list[PrivacyPlan]:
     """Return the plans that charged an account."""
-    query = "SELECT json FROM plans WHERE digest = ?"
-    return [
-        _stored_plan(db.execute(query, (digest,)).fetchone()[0]) for digest, _ in account.charges
-    ]
+    query = "SELECT digest, json FROM plans WHERE digest = ?"
+    return [_stored_plan(*db.execute(query, (digest,)).fetchone()) for digest, _ in account.charges]
 
 
 @lru_cache(maxsize=256)
-def _stored_plan(text: str) -> PrivacyPlan:
-    """Read a stored plan once."""
+def _stored_plan(digest: str, text: str) -> PrivacyPlan:
+    """Read a stored plan once; nothing is charged under a plan that was edited.
+
+    Raises:
+        LedgerTampered: if the text does not have its digest.
+    """
+    if sha256_hex(text) != digest:
+        msg = f"plan {digest[:12]} does not have its digest."
+        raise LedgerTampered(msg, hint="Restore the ledger from a copy.")
     return PrivacyPlan.from_json(text)
 
 
-def repeated_reservation(
-    db: sqlite3.Connection, entry: Entry, names: tuple[str, ...]
-) -> Reservation | None:
+def repeated_reservation(db: Db, entry: Entry, names: tuple[str, ...]) -> Reservation | None:
     """Return the live reservation with the same key, if there is one."""
     row = db.execute(
         "SELECT id, server_round, attempt, plan_digest, event, subjects_digest, state "
@@ -108,7 +109,7 @@ def view(entry: Entry, names: tuple[str, ...], *, state: str, repeated: bool) ->
     )
 
 
-def close_reservation(db: sqlite3.Connection, reservation: Reservation, state: State) -> bool:
+def close_reservation(db: Db, reservation: Reservation, state: State) -> bool:
     """Move a reservation from reserved to its end; tell whether it moved."""
     row = db.execute(
         "SELECT run_id, server_round, attempt, scope, plan_digest, event, idempotency_key, state "
@@ -141,13 +142,13 @@ def close_reservation(db: sqlite3.Connection, reservation: Reservation, state: S
     return True
 
 
-def next_reservation(db: sqlite3.Connection) -> int:
+def next_reservation(db: Db) -> int:
     """Return the number of the next reservation."""
     (number,) = db.execute("SELECT coalesce(max(id), 0) + 1 FROM reservations").fetchone()
     return int(number)
 
 
-def attempts(db: sqlite3.Connection, run_id: str, server_round: int) -> int:
+def attempts(db: Db, run_id: str, server_round: int) -> int:
     """Return how many reservations a round already has."""
     (number,) = db.execute(
         "SELECT count(*) FROM reservations WHERE run_id = ? AND server_round = ?",

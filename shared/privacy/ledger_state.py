@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 from shared.errors import LedgerConflict, PrivacyBudgetExhausted
-from shared.privacy.accountant import ONLINE, REPORT, best_order, epsilon_of, filter_epsilon
-from shared.privacy.events import Composition, NeighboringRelation, PrivacyUnit
+from shared.privacy.accountant import (
+    ONLINE,
+    REPORT,
+    best_order,
+    epsilon_of,
+    filter_epsilon,
+    reporting_accountant,
+)
+from shared.privacy.events import (
+    Composition,
+    NeighboringRelation,
+    NonPrivateEvent,
+    PrivacyUnit,
+)
+from shared.privacy.ledger_store import Db
 from shared.privacy.plan import PrivacyPlan
 
-# A non-private event has neither noise nor sampling; no Gaussian event can look like this.
-_NON_PRIVATE = (0.0, 0.0)
+# The one kind of release whose number does not matter: one is as bad as many.
+_NON_PRIVATE = Composition.of(NonPrivateEvent()).counts()[0][0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +44,8 @@ class Spent:
         relation: the neighbouring relation.
         releases: noised releases; infinite if one was not private.
         epsilon_rdp: the Renyi cross-check, at the best order.
-        accountant: ``"pld"``, or ``"rdp-filter"`` once several plans charged the subject.
+        accountant: which one gave ``epsilon``: ``"pld"``, ``"rdp"`` where a release has no PLD, or
+            ``"rdp-filter"`` once several plans charged the subject.
         cap: the smallest cap of those plans; infinite in mode none.
         remaining: ``cap - epsilon``, at least 0.
     """
@@ -45,7 +58,7 @@ class Spent:
     relation: NeighboringRelation | None
     releases: float
     epsilon_rdp: float
-    accountant: Literal["pld", "rdp-filter"]
+    accountant: Literal["pld", "rdp", "rdp-filter"]
     cap: float
     remaining: float
 
@@ -135,9 +148,8 @@ class Account:
             for plan in plans:
                 if total.within(Composition.of(plan.total_events())):
                     epsilon = min(epsilon, plan.epsilon())
-        terms, rdp = self.terms, math.inf
+        terms, rdp, event = self.terms, math.inf, total.to_event()
         if terms.delta is not None and terms.relation is not None:
-            event = total.to_event()
             rdp = epsilon_of(event, delta=terms.delta, relation=terms.relation, accountant="rdp")
         return Spent(
             subject=self.subject,
@@ -148,15 +160,16 @@ class Account:
             relation=terms.relation,
             releases=total.releases,
             epsilon_rdp=rdp,
-            accountant="rdp-filter" if len(self.charges) > 1 else "pld",
+            accountant="rdp-filter" if len(self.charges) > 1 else reporting_accountant(event),
             cap=terms.cap,
             remaining=max(0.0, terms.cap - epsilon) if math.isfinite(epsilon) else 0.0,
         )
 
 
-def read_accounts(db: sqlite3.Connection, names: Sequence[str], scope: str) -> dict[str, Account]:
+def read_accounts(db: Db, names: Sequence[str], scope: str) -> dict[str, Account]:
     """Return the accounts that exist among some subjects, in one query each for terms and sums."""
-    wanted = json.dumps(list(names))
+    wanted = (scope, json.dumps(list(names)))
+    where = f"WHERE scope = ? AND subject IN ({db.among})"
     terms = {
         row[0]: Terms(
             unit=None if row[1] is None else PrivacyUnit(row[1]),
@@ -166,30 +179,31 @@ def read_accounts(db: sqlite3.Connection, names: Sequence[str], scope: str) -> d
             filter_order=row[5],
         )
         for row in db.execute(
-            "SELECT subject, unit, relation, delta, cap, filter_order FROM subjects "
-            "WHERE scope = ? AND subject IN (SELECT value FROM json_each(?))",
-            (scope, wanted),
+            f"SELECT subject, unit, relation, delta, cap, filter_order FROM subjects {where}",  # noqa: S608
+            wanted,
         )
     }
-    rows: dict[str, dict[str, list[tuple[float, float, int]]]] = {name: {} for name in terms}
-    for subject, digest, q, z, count in db.execute(
-        "SELECT subject, plan_digest, q, z, count FROM spent WHERE scope = ? "
-        "AND subject IN (SELECT value FROM json_each(?)) ORDER BY subject, plan_digest, q, z",
-        (scope, wanted),
+    rows: dict[str, dict[str, list[tuple[str, int]]]] = {name: {} for name in terms}
+    for subject, digest, release, count in db.execute(
+        f"SELECT subject, plan_digest, release, count FROM spent {where} "  # noqa: S608
+        "ORDER BY subject, plan_digest, release",
+        wanted,
     ):
-        rows[subject].setdefault(digest, []).append((q, z, count))
+        rows[subject].setdefault(digest, []).append((release, count))
     return {
         name: Account(
             subject=name,
             scope=scope,
             terms=terms[name],
-            charges=tuple((digest, _composition(sums)) for digest, sums in rows[name].items()),
+            charges=tuple(
+                (digest, _composition(tuple(sums))) for digest, sums in rows[name].items()
+            ),
         )
         for name in terms
     }
 
 
-def write_terms(db: sqlite3.Connection, accounts: Iterable[Account]) -> None:
+def write_terms(db: Db, accounts: Iterable[Account]) -> None:
     """Store new accounts' terms; of known ones only the cap may have changed."""
     db.executemany(
         "INSERT INTO subjects VALUES (?, ?, ?, ?, ?, ?, ?) "
@@ -202,11 +216,13 @@ def terms_row(account: Account) -> tuple[object, ...]:
     """Return the stored row of an account's terms."""
     t = account.terms
     cap = t.cap if math.isfinite(t.cap) else None
-    return (account.subject, account.scope, t.unit, t.relation, t.delta, cap, t.filter_order)
+    unit = None if t.unit is None else str(t.unit)
+    relation = None if t.relation is None else str(t.relation)
+    return (account.subject, account.scope, unit, relation, t.delta, cap, t.filter_order)
 
 
 def add_charges(
-    db: sqlite3.Connection,
+    db: Db,
     names: Sequence[str],
     scope: str,
     digest: str,
@@ -215,11 +231,12 @@ def add_charges(
     sign: Literal[1, -1],
 ) -> None:
     """Add one composition to several subjects' sums, or take it back."""
-    for q, z, count in charge_rows(asked):
+    for release, count in asked.counts():
         db.executemany(
-            "INSERT INTO spent VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
-            "SET count = count + excluded.count",
-            [(name, scope, digest, q, z, sign * count) for name in names],
+            "INSERT INTO spent VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (subject, scope, plan_digest, release) "
+            "DO UPDATE SET count = spent.count + excluded.count",
+            [(name, scope, digest, release, sign * count) for name in names],
         )
     if sign < 0:
         db.executemany(
@@ -228,15 +245,10 @@ def add_charges(
         )
 
 
-def charge_rows(asked: Composition) -> tuple[tuple[float, float, int], ...]:
-    """Return the stored sums of a composition."""
-    return asked.pairs if asked.private else (*asked.pairs, (*_NON_PRIVATE, 1))
-
-
-def _composition(sums: list[tuple[float, float, int]]) -> Composition:
-    """Read stored sums."""
-    pairs = tuple(row for row in sums if row[:2] != _NON_PRIVATE)
-    return Composition(pairs=pairs, private=len(pairs) == len(sums))
+@lru_cache(maxsize=4096)
+def _composition(sums: tuple[tuple[str, int], ...]) -> Composition:
+    """Read stored sums; equal histories of many subjects are read once."""
+    return Composition.from_counts((text, 1 if text == _NON_PRIVATE else n) for text, n in sums)
 
 
 def _plus(charges: Charges, digest: str, asked: Composition) -> Charges:
@@ -266,7 +278,7 @@ def _decide(
 
 
 def _figure(charges: Charges, terms: Terms, *, interval: float = REPORT) -> float:
-    """Return the epsilon that decides: PLD for one plan, the filter for several."""
+    """Return the epsilon that decides: the reported one for one plan, the filter for several."""
     if not charges:
         return 0.0
     total = _sum(charges).to_event()

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import errno
 import math
 import multiprocessing
 import os
 import random
 import signal
-import sqlite3
-import stat
 import time
-from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,77 +17,16 @@ from shared.errors import (
     LedgerConflict,
     LedgerError,
     LedgerTampered,
-    OutOfDisk,
     PrivacyBudgetExhausted,
     UnsupportedEvent,
 )
 from shared.privacy.accountant import epsilon_of, filter_epsilon
 from shared.privacy.events import GaussianEvent, NeighboringRelation, NonPrivateEvent, NoOpEvent
 from shared.privacy.ledger import Ledger
-from shared.privacy.ledger_reservations import Reservation
-from shared.privacy.ledger_store import Head, translated_errors
-from shared.privacy.plan import PrivacyPlan
-from shared.privacy.planning import make_plan
+from shared.privacy.ledger_store import Head, append, read_chain
+from tests.ledgers import EVENT, PLAN, SCOPE, SEEDED, Place, plan_of, reserve, until_refused
 
 ADD = NeighboringRelation.ADD_OR_REMOVE_ONE
-SCOPE = "corpus"
-
-
-def plan_of(**change: Any) -> PrivacyPlan:
-    base: dict[str, Any] = {
-        "mode": "client-central",
-        "unit": "client",
-        "neighboring_relation": "add-or-remove-one",
-        "delta": 1e-4,
-        "noise_multiplier": 2.0,
-        "clipping_norm": 1.0,
-        "sampling_probability": 0.2,
-        "rounds": 6,
-        "population": 100,
-    }
-    return make_plan(**{**base, **change})
-
-
-PLAN = plan_of()
-SEEDED = plan_of(noise_source="seeded-simulation")
-EVENT = PLAN.event_for_participation()
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "ledger.sqlite"
-
-
-@pytest.fixture
-def ledger(path: Path) -> Iterator[Ledger]:
-    with Ledger(path) as opened:
-        opened.register_plan("run", PLAN, SCOPE)
-        yield opened
-
-
-def reserve(ledger: Ledger, n: int = 1, *subjects: str, **more: Any) -> Reservation:
-    args: dict[str, Any] = {"run_id": "run", "event": EVENT, **more}
-    return ledger.reserve(server_round=n, subjects=subjects or ("everyone",), **args)
-
-
-def until_refused(ledger: Ledger, **more: Any) -> tuple[int, PrivacyBudgetExhausted]:
-    """Reserve round after round; return how many were accepted, and the refusal."""
-    for n in range(10_000):
-        try:
-            reserve(ledger, n, **more)
-        except PrivacyBudgetExhausted as refused:
-            return n, refused
-    pytest.fail("nothing was ever refused")
-
-
-def damage(path: Path, *statements: str) -> None:
-    """Change the file as someone would who knows SQL and the triggers, but not the hashes."""
-    db = sqlite3.connect(path)
-    db.executescript("DROP TRIGGER IF EXISTS entries_keep; DROP TRIGGER IF EXISTS entries_stay;")
-    for statement in statements:
-        db.execute(statement)
-    db.commit()
-    db.close()
 
 
 def test_reserved_and_committed_count_and_abandoned_does_not(ledger: Ledger) -> None:
@@ -140,22 +76,22 @@ def test_peers_bug_a_halt_that_is_never_armed(ledger: Ledger) -> None:
     assert accepted == PLAN.rounds
 
 
-def test_peers_bug_a_ledger_reset_at_run_start(path: Path) -> None:
+def test_peers_bug_a_ledger_reset_at_run_start(place: Place) -> None:
     for run in ("first", "second"):
-        with Ledger(path) as ledger:
+        with Ledger(place.where) as ledger:
             ledger.register_plan(run, PLAN, SCOPE)
             for n in range(3):
                 ledger.commit(reserve(ledger, n, run_id=run))
             total = ledger.spent("everyone", SCOPE).epsilon
     assert total == PLAN.epsilon()
-    with Ledger(path) as ledger, pytest.raises(PrivacyBudgetExhausted):
+    with Ledger(place.where) as ledger, pytest.raises(PrivacyBudgetExhausted):
         reserve(ledger, 7, run_id="second")
 
 
-def test_peers_bug_state_replaced_instead_of_merged_on_load(path: Path) -> None:
+def test_peers_bug_state_replaced_instead_of_merged_on_load(place: Place) -> None:
     seen = []
     for n in range(4):
-        with Ledger(path) as ledger:
+        with Ledger(place.where) as ledger:
             ledger.register_plan("run", PLAN, SCOPE)
             reserve(ledger, n)
             seen.append(ledger.spent("everyone", SCOPE).epsilon)
@@ -183,10 +119,10 @@ def test_scopes_and_subjects_do_not_compose_but_runs_do(ledger: Ledger) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_plan_is_decided_by_the_adaptive_filter(path: Path) -> None:
+def test_a_second_plan_is_decided_by_the_adaptive_filter(place: Place) -> None:
     first = plan_of(cap=6.0)
     second = plan_of(cap=6.0, noise_multiplier=3.0, sampling_probability=0.1)
-    with Ledger(path) as ledger:
+    with Ledger(place.where) as ledger:
         ledger.register_plan("a", first, SCOPE)
         ledger.register_plan("b", second, SCOPE)
         reserve(ledger, 1, run_id="a")
@@ -206,8 +142,8 @@ def test_a_second_plan_is_decided_by_the_adaptive_filter(path: Path) -> None:
         ledger.verify()
 
 
-def test_the_smallest_cap_holds(path: Path) -> None:
-    with Ledger(path) as ledger:
+def test_the_smallest_cap_holds(place: Place) -> None:
+    with Ledger(place.where) as ledger:
         ledger.register_plan("low", plan_of(), SCOPE)
         reserve(ledger, 1, run_id="low")
         ledger.register_plan("raised", plan_of(cap=100.0), SCOPE)
@@ -219,8 +155,8 @@ def test_the_smallest_cap_holds(path: Path) -> None:
         ledger.verify()
 
 
-def test_a_cap_above_the_plan_allows_a_few_more_releases(path: Path) -> None:
-    with Ledger(path) as ledger:
+def test_a_cap_above_the_plan_allows_a_few_more_releases(place: Place) -> None:
+    with Ledger(place.where) as ledger:
         ledger.register_plan("run", plan_of(cap=2 * PLAN.epsilon()), SCOPE)
         accepted, _ = until_refused(ledger)
         assert accepted > PLAN.rounds
@@ -228,12 +164,12 @@ def test_a_cap_above_the_plan_allows_a_few_more_releases(path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_whatever_is_accepted_stays_under_the_cap(tmp_path: Path, seed: int) -> None:
+def test_whatever_is_accepted_stays_under_the_cap(place: Place, seed: int) -> None:
     """Random plans, subjects and endings, against the composition kept by the test itself."""
     rng = random.Random(seed)
     plans = [plan_of(cap=3.0), plan_of(cap=3.0, noise_multiplier=1.1, rounds=2)]
     held: dict[str, list[GaussianEvent]] = {"a": [], "b": [], "c": []}
-    with Ledger(tmp_path / "l.sqlite") as ledger:
+    with Ledger(place.where) as ledger:
         for i, plan in enumerate(plans):
             ledger.register_plan(f"run{i}", plan, SCOPE)
         for n in range(40):
@@ -262,8 +198,8 @@ def test_whatever_is_accepted_stays_under_the_cap(tmp_path: Path, seed: int) -> 
         ledger.verify()
 
 
-def test_a_repeat_with_the_same_key_is_charged_once_where_noise_repeats(path: Path) -> None:
-    with Ledger(path) as ledger:
+def test_a_repeat_with_the_same_key_is_charged_once_where_noise_repeats(place: Place) -> None:
+    with Ledger(place.where) as ledger:
         ledger.register_plan("run", SEEDED, SCOPE)
         first = reserve(ledger, 1, idempotency_key="round 1")
         assert not first.repeated
@@ -287,8 +223,8 @@ def test_a_repeat_with_fresh_noise_is_a_second_release(ledger: Ledger) -> None:
     assert ledger.spent("everyone", SCOPE).releases == 2
 
 
-def test_a_key_names_one_release(path: Path) -> None:
-    with Ledger(path) as ledger:
+def test_a_key_names_one_release(place: Place) -> None:
+    with Ledger(place.where) as ledger:
         ledger.register_plan("run", SEEDED, SCOPE)
         first = reserve(ledger, 1, idempotency_key="k")
         for n, names in ((2, ("everyone",)), (1, ("someone",))):
@@ -299,7 +235,7 @@ def test_a_key_names_one_release(path: Path) -> None:
         assert ledger.spent("everyone", SCOPE).releases == 1
 
 
-def test_an_end_is_final(ledger: Ledger, path: Path) -> None:
+def test_an_end_is_final(ledger: Ledger, tmp_path: Path) -> None:
     kept, dropped = reserve(ledger, 1), reserve(ledger, 2)
     assert ledger.open_reservations("run") == (kept.id, dropped.id)
     for _ in range(2):
@@ -310,7 +246,7 @@ def test_an_end_is_final(ledger: Ledger, path: Path) -> None:
         ledger.abandon(kept)
     with pytest.raises(LedgerConflict, match="was abandoned"):
         ledger.commit(dropped)
-    other = Ledger(path.with_name("other.sqlite"))
+    other = Ledger(tmp_path / "other.sqlite")
     with other, pytest.raises(LedgerConflict, match="unknown"):
         other.commit(kept)
     assert ledger.verify().entries == 4
@@ -337,9 +273,9 @@ def test_epsilons_of_different_kinds_are_not_added(ledger: Ledger, change: dict[
         )
 
 
-def test_mode_none_is_recorded_as_infinite(path: Path) -> None:
+def test_mode_none_is_recorded_as_infinite(place: Place) -> None:
     open_plan = plan_of(mode="none")
-    with Ledger(path) as ledger:
+    with Ledger(place.where) as ledger:
         ledger.register_plan("run", open_plan, SCOPE)
         ledger.abandon(reserve(ledger, 1, event=NonPrivateEvent()))
         assert ledger.spent("everyone", SCOPE).releases == 0
@@ -398,9 +334,9 @@ def test_an_unknown_subject_has_no_account(ledger: Ledger) -> None:
         ledger.spent("nobody", SCOPE)
 
 
-def test_an_unknown_stored_event_is_refused(ledger: Ledger, path: Path) -> None:
+def test_an_unknown_stored_event_is_refused(ledger: Ledger, place: Place) -> None:
     reservation = reserve(ledger, 1)
-    damage(path, "UPDATE entries SET event = replace(event, 'gaussian', 'skellam')")
+    place.damage("UPDATE entries SET event = replace(event, 'gaussian', 'skellam')")
     with pytest.raises(UnsupportedEvent, match="skellam"):
         ledger.abandon(reservation)
     assert ledger.open_reservations("run") == (reservation.id,)
@@ -453,27 +389,26 @@ SPOILED: dict[str, tuple[tuple[str, ...], str]] = {
 
 @pytest.mark.parametrize("how", SPOILED)
 def test_tampering_is_found_and_the_first_bad_entry_named(
-    ledger: Ledger, path: Path, how: str
+    ledger: Ledger, place: Place, how: str
 ) -> None:
     for n in range(3):
         ledger.commit(reserve(ledger, n))
     reserve(ledger, 3)
     assert ledger.verify().entries == 7
     statements, finding = SPOILED[how]
-    damage(path, *statements)
+    place.damage(*statements)
     with pytest.raises(LedgerTampered, match=finding):
         ledger.verify()
 
 
 def test_a_cut_tail_with_matching_state_is_found_only_through_an_anchor(
-    ledger: Ledger, path: Path
+    ledger: Ledger, place: Place
 ) -> None:
     first = reserve(ledger, 1)
     early = ledger.head()
     reserve(ledger, 2)
     late = ledger.head()
-    damage(
-        path,
+    place.damage(
         "DELETE FROM entries WHERE seq = 2",
         "UPDATE spent SET count = 1",
         "DELETE FROM reservations WHERE id = 2",
@@ -488,40 +423,86 @@ def test_a_cut_tail_with_matching_state_is_found_only_through_an_anchor(
         ledger.verify(late)
 
 
-def test_a_hashed_but_senseless_entry_is_found(ledger: Ledger) -> None:
-    from dataclasses import replace
+def forge(ledger: Ledger, *changes: dict[str, Any]) -> None:
+    """Append entries like the first one, with changes, as someone would who knows the hashes."""
+    with ledger._store.transaction() as db:
+        first = next(iter(read_chain(db))).entry
+        append(db, [replace(first, **change) for change in changes])
 
-    from shared.privacy.ledger_store import append, read_chain
 
+COMMITTED: dict[str, Any] = {"state": "committed", "subject": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "finding"),
+    [
+        ([{**COMMITTED, "reservation": 9}], "entry 2 neither reserves nor closes"),
+        ([{**COMMITTED, "state": "forgotten"}], "entry 2 neither reserves nor closes"),
+        ([COMMITTED, COMMITTED], "entry 3 neither reserves nor closes"),
+        ([COMMITTED, {"subject": "x"}], "entry 3 adds to a reservation that was closed"),
+        ([{"subject": "x", "attempt": 2}], "entry 2 does not belong to its reservation"),
+        ([{**COMMITTED, "server_round": 2}], "entry 2 does not belong to its reservation"),
+        ([{"subject": None}], "entry 2 neither reserves nor closes"),
+    ],
+)
+def test_a_hashed_but_senseless_entry_is_found(
+    ledger: Ledger, changes: list[dict[str, Any]], finding: str
+) -> None:
     reserve(ledger, 1)
-    other = plan_of(delta=1e-5)
-    with ledger._store.snapshot() as db:
-        entry = next(iter(read_chain(db))).entry
-    with ledger._store.transaction() as db:
-        append(db, [replace(entry, state="committed", subject=None, reservation=9)])
-    with pytest.raises(LedgerTampered, match="entry 2 neither reserves nor closes"):
+    forge(ledger, *changes)
+    with pytest.raises(LedgerTampered, match=finding):
         ledger.verify()
-    digest = ledger.register_plan("run", other, SCOPE)
-    with ledger._store.transaction() as db:
-        db.execute("DROP TRIGGER entries_stay")
-        db.execute("DELETE FROM entries WHERE seq = 2")
-        append(db, [replace(entry, plan_digest=digest)])
+
+
+def test_a_hashed_entry_of_another_kind_of_plan_is_found(ledger: Ledger) -> None:
+    reserve(ledger, 1)
+    digest = ledger.register_plan("run", plan_of(delta=1e-5), SCOPE)
+    forge(ledger, {"plan_digest": digest, "reservation": 2})
     with pytest.raises(LedgerTampered, match="entry 2 contradicts an earlier one"):
         ledger.verify()
 
 
-def test_entries_cannot_be_changed_by_accident(ledger: Ledger, path: Path) -> None:
+def test_nothing_is_charged_under_a_plan_that_was_edited(ledger: Ledger, place: Place) -> None:
+    place.damage("UPDATE plans SET json = replace(json, '\"rounds\":6', '\"rounds\":7')")
+    with pytest.raises(LedgerTampered, match="does not have its digest"):
+        reserve(ledger, 1)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "half \ud800"])
+def test_a_name_that_a_store_would_change_is_refused(ledger: Ledger, text: str) -> None:
+    with pytest.raises(InvalidValue, match="subjects"):
+        reserve(ledger, 1, text)
+    for call in (
+        lambda: ledger.register_plan(text, PLAN, SCOPE),
+        lambda: ledger.register_plan("r", PLAN, text),
+        lambda: reserve(ledger, 1, idempotency_key=text),
+    ):
+        with pytest.raises(InvalidValue, match="without NUL"):
+            call()
+
+
+def test_names_of_any_other_text_come_back_sorted_by_code_point(ledger: Ledger) -> None:
+    names = ["Z", "a", "É", "ß", "日本", "🙂", "\uffff", "e\u0301", "' OR 1=1 --", "%s ?", " "]
+    reserve(ledger, 1, *names)
+    assert [subject for subject, _ in ledger.subjects()] == sorted(names)
+    assert ledger.affordable(run_id="run", subjects=names, event=EVENT) == tuple(sorted(names))
+    ledger.verify()
+
+
+def test_entries_cannot_be_changed_by_accident(ledger: Ledger) -> None:
     reserve(ledger, 1)
-    db = sqlite3.connect(path)
     for statement in ("UPDATE entries SET subject = 'x'", "DELETE FROM entries"):
-        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        with (
+            pytest.raises(LedgerError, match="entries are append-only"),
+            ledger._store.transaction() as db,
+        ):
             db.execute(statement)
-    db.close()
+    ledger.verify()
 
 
-def _hammer(path: str, worker: int, results: Any) -> None:
+def _hammer(where: str, worker: int, results: Any) -> None:
     accepted = 0
-    with Ledger(path) as ledger:
+    with Ledger(where) as ledger:
         for n in range(12):
             try:
                 reservation = reserve(ledger, 100 * worker + n)
@@ -534,26 +515,26 @@ def _hammer(path: str, worker: int, results: Any) -> None:
 
 
 @pytest.mark.slow
-def test_eight_processes_together_stop_exactly_at_the_cap(path: Path) -> None:
+def test_eight_processes_together_stop_exactly_at_the_cap(place: Place) -> None:
     plan = plan_of(rounds=20)
-    with Ledger(path) as ledger:
+    with Ledger(place.where) as ledger:
         ledger.register_plan("run", plan, SCOPE)
     spawn = multiprocessing.get_context("spawn")
     results = spawn.Queue()
-    workers = [spawn.Process(target=_hammer, args=(str(path), w, results)) for w in range(8)]
+    workers = [spawn.Process(target=_hammer, args=(place.where, w, results)) for w in range(8)]
     for worker in workers:
         worker.start()
     accepted = sum(results.get(timeout=120) for _ in workers)
     for worker in workers:
         worker.join()
     assert accepted == 20
-    with Ledger(path) as ledger:
+    with Ledger(place.where) as ledger:
         assert ledger.spent("everyone", SCOPE).epsilon == plan.epsilon()
         assert ledger.verify().reservations == 20
 
 
-def _crash(path: str, when: str) -> None:
-    with Ledger(path) as ledger:
+def _crash(where: str, when: str) -> None:
+    with Ledger(where) as ledger:
         if when == "inside the transaction":
             with ledger._store.transaction() as db:
                 db.execute("DELETE FROM spent")
@@ -567,17 +548,17 @@ def _crash(path: str, when: str) -> None:
     ("when", "counted"), [("after reserving", 2), ("inside the transaction", 1)]
 )
 def test_a_killed_process_over_counts_and_never_under_counts(
-    path: Path, when: str, counted: int
+    place: Place, when: str, counted: int
 ) -> None:
-    with Ledger(path) as ledger:
+    with Ledger(place.where) as ledger:
         ledger.register_plan("run", PLAN, SCOPE)
         ledger.commit(reserve(ledger, 1))
     spawn = multiprocessing.get_context("spawn")
-    child = spawn.Process(target=_crash, args=(str(path), when))
+    child = spawn.Process(target=_crash, args=(place.where, when))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
-    with Ledger(path) as ledger:
+    with Ledger(place.where) as ledger:
         report = ledger.verify()
         assert report.open_reservations == counted - 1
         assert ledger.spent("everyone", SCOPE).releases == counted
@@ -594,65 +575,3 @@ def test_a_thousand_clients_are_charged_in_under_a_second(ledger: Ledger) -> Non
     assert elapsed < 1.0
     assert ledger.spent("client-999", SCOPE).releases == 2
     assert ledger.verify().subjects == 1000
-
-
-def test_the_file_is_private_to_its_owner(ledger: Ledger, path: Path) -> None:
-    reserve(ledger, 1)
-    for file in path.parent.iterdir():
-        assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0
-
-
-def test_a_charge_is_synced_to_the_disk(ledger: Ledger) -> None:
-    with ledger._store.snapshot() as db:
-        assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-        assert db.execute("PRAGMA synchronous").fetchone()[0] == 2
-
-
-def _not_a_database(path: Path) -> None:
-    path.write_bytes(b"this is not a ledger" * 400)
-
-
-def _another_database(path: Path) -> None:
-    db = sqlite3.connect(path)
-    db.execute("CREATE TABLE t (x)")
-    db.close()
-
-
-def _a_newer_ledger(path: Path) -> None:
-    Ledger(path).close()
-    db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version = 99")
-    db.close()
-
-
-@pytest.mark.parametrize("spoil", [_not_a_database, _another_database, _a_newer_ledger])
-def test_a_file_that_is_not_our_ledger_is_refused(
-    path: Path, spoil: Callable[[Path], None]
-) -> None:
-    spoil(path)
-    with pytest.raises(LedgerError):
-        Ledger(path)
-
-
-def test_a_missing_folder_is_an_error_without_its_path(tmp_path: Path) -> None:
-    with pytest.raises(LedgerError, match="No such file") as caught:
-        Ledger(tmp_path / "nowhere" / "ledger.sqlite")
-    assert str(tmp_path) not in str(caught.value)
-
-
-def test_a_full_disk_is_its_own_error_and_nothing_is_charged(ledger: Ledger) -> None:
-    reserve(ledger, 1)
-    head = ledger.head()
-    with ledger._store.snapshot() as db:
-        (pages,) = db.execute("PRAGMA page_count").fetchone()
-    ledger._store._db.execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(OutOfDisk):
-        reserve(ledger, 2, *(f"client-{i}" for i in range(3000)))
-    ledger._store._db.execute("PRAGMA max_page_count = 1000000")
-    assert ledger.head() == head
-    assert ledger.verify().reservations == 1
-
-
-def test_no_space_from_the_system_is_out_of_disk() -> None:
-    with pytest.raises(OutOfDisk), translated_errors():
-        raise OSError(errno.ENOSPC, "No space left on device")
