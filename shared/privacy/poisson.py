@@ -7,10 +7,14 @@ From 10 on, transformed rejection with a squeeze (PTRS, Hormann 1993). Its test 
 number with the probability of the candidate. The textbook form ``k log(mean) - mean - lgamma(k+1)``
 subtracts numbers of size ``mean * log(mean)`` and is off by 1 at a mean of 1e15; here the logarithm
 of the probability comes from Loader's saddle-point expansion (2000), whose terms are all of the
-size of the result. Candidates are kept as distances from the integer part of the mean, so
-nothing is rounded at large means either. What remains against the exact law is the granularity of
-the uniforms (2**-53 of the width of the hat in position, 2**-65 in height) and a relative error of
-the probabilities below 1e-12.
+size of the result. Candidates are kept as distances from the integer part of the mean, so nothing
+is rounded at large means either.
+
+Hormann's constants were fitted. Below a mean of 10,000 his hat falls short of the probabilities by
+up to 0.56 % and his squeeze lets through up to 0.32 % too much, so the hat is raised by 1 % and the
+squeeze lowered by 0.005; a test checks both conditions. What remains against the exact law is the
+granularity of the uniforms (2**-53 of the width of the hat in position, 2**-65 in height) and a
+relative error of the probabilities below 1e-12.
 
 References:
     W. Hormann 1993, "The transformed rejection method for generating Poisson random variables",
