@@ -13,14 +13,17 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.node import runtime_of_node
+from client.secure import answer_phase
 from shared.errors import FedSLMError, PolicyRefused, SchemaMismatch
 from shared.redact import scrub_exception
 from shared.wire import (
     Introduction,
     decode_instruction,
+    decode_phase_call,
     encode_failure,
     encode_introduction,
     encode_measurement,
+    encode_phase_reply,
     encode_update,
 )
 
@@ -48,6 +51,17 @@ def make_client_app(runtime_of: RuntimeOf, *, simulated: bool = False) -> Client
     @app.train()
     def train(message: Message, context: Context) -> Message:
         def work() -> RecordDict:
+            call = decode_phase_call(message.content)
+            if call is not None:
+                return encode_phase_reply(
+                    answer_phase(
+                        call,
+                        message.content,
+                        runtime=runtime_of(context),
+                        client=client_index(context),
+                        state=context.state,
+                    )
+                )
             instruction = decode_instruction(message.content)
             return encode_update(runtime_of(context).train(client_index(context), instruction))
 

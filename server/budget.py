@@ -1,8 +1,10 @@
 """The budget of one run: which subjects a round charges, and what is spent so far.
 
-In ``client-central`` one subject, the population, is charged once a round. In ``example`` each
-client of the cohort is a subject of its own: clients' data are disjoint, so the run's epsilon is
-the largest of theirs, never a sum. In mode ``none`` nothing is charged and epsilon is infinite.
+In the client modes one subject, the population, is charged: once a round, or once for the whole run
+where the noise is correlated. Where local steps are DP-SGD (mode ``example``, or beside a client
+mode) each client of the cohort is a subject of its own: clients' data are disjoint, so the run's
+epsilon is the largest of theirs, never a sum. In mode ``none`` nothing is charged and epsilon is
+infinite.
 """
 
 from __future__ import annotations
@@ -12,12 +14,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from shared.errors import PrivacyBudgetExhausted
+from shared.privacy.events import NoOpEvent
 from shared.privacy.ledger import Ledger
 from shared.privacy.ledger_reservations import Reservation
+from shared.privacy.ledger_signing import SignedHead
 from shared.privacy.plan import PrivacyPlan
 
 POPULATION = "population"
 _CLIENT = "client-"
+
+Charge = tuple[Reservation, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +32,7 @@ class RunSpent:
     """What the worst subject of a run has spent.
 
     Attributes:
-        epsilon: by PLD while one plan was declared in advance; infinite in mode none.
+        epsilon: what the ledger decides by; infinite in mode none.
         epsilon_rdp: the Renyi cross-check.
         releases: noised releases about that subject.
     """
@@ -47,76 +54,135 @@ class RunBudget:
 
     def __init__(self, ledger: Ledger, *, plan: PrivacyPlan, run_id: str, scope: str) -> None:
         self._ledger = ledger
-        self._plan = plan
         self._run_id = run_id
         self._scope = scope
         self._releases: Counter[str] = Counter()
+        self._of_population = None if plan.mode in {"none", "example"} else plan
+        self._of_clients = plan if plan.mode == "example" else plan.example
+        for part in (self._of_population, self._of_clients):
+            if part is not None:
+                ledger.register_plan(run_id, part, scope)
         if plan.mode == "none":
             return
-        ledger.register_plan(run_id, plan, scope)
         for subject, known in ledger.subjects():
             if known == scope:
                 self._releases[subject] = round(ledger.spent(subject, scope).releases)
 
-    def reserve(self, server_round: int, cohort: Sequence[int]) -> Reservation | None:
+    def reserve(self, server_round: int, cohort: Sequence[int]) -> Charge:
         """Charge a round before anything of it is computed.
 
         With seeded noise the charge of a round that was already reserved is reused: the repeated
         round releases the same bits (ADR 0005).
 
+        Args:
+            server_round: the round.
+            cohort: the clients that take part with their data.
+
         Returns:
-            The reservation; None where nothing is charged (mode none, or nobody in the cohort of
-            mode example).
+            The reservations; none where nothing is charged (mode none, nobody in the cohort where
+            only clients are charged, or a run of correlated noise that is already paid for).
 
         Raises:
-            PrivacyBudgetExhausted: if a subject would pass the cap; nothing is written.
+            PrivacyBudgetExhausted: if a subject would pass the cap; nothing stays charged.
         """
-        subjects = self._subjects(cohort)
-        if not subjects:
-            return None
-        reservation = self._ledger.reserve(
-            run_id=self._run_id,
-            server_round=server_round,
-            subjects=subjects,
-            event=self._plan.event_for_participation(),
-            idempotency_key=f"{self._run_id}/{server_round}",
-        )
-        if not reservation.repeated:
-            for subject in subjects:
-                self._releases[subject] += self._plan.releases_per_round
-        return reservation
+        made: list[Reservation] = []
+        try:
+            if self._of_population is not None:
+                made += self._charge(self._of_population, server_round, [POPULATION])
+            if self._of_clients is not None:
+                subjects = [f"{_CLIENT}{client}" for client in cohort]
+                made += self._charge(self._of_clients, server_round, subjects)
+        except PrivacyBudgetExhausted:
+            self.abandon(tuple(made))
+            raise
+        return tuple(made)
 
-    def commit(self, reservation: Reservation | None) -> None:
+    def commit(self, charge: Charge) -> None:
         """Mark a charge as released."""
-        if reservation is not None:
+        for reservation in charge:
             self._ledger.commit(reservation)
 
+    def abandon(self, charge: Charge) -> None:
+        """Give a charge back, because nothing that depends on anybody's data was released.
+
+        A charge that an earlier process made stays: what that process sent is not known.
+        """
+        for reservation in charge:
+            if reservation.repeated:
+                continue
+            self._ledger.abandon(reservation)
+            for subject in reservation.subjects:
+                self._releases[subject] -= self._per_round(subject)
+
     def participations(self) -> Mapping[int, int]:
-        """Return how many rounds each client was charged for (mode example)."""
+        """Return how many rounds each client was charged for, where clients are charged."""
+        if self._of_clients is None:
+            return {}
+        steps = self._of_clients.releases_per_round
         return {
-            int(subject.removeprefix(_CLIENT)): releases // self._plan.releases_per_round
+            int(subject.removeprefix(_CLIENT)): releases // steps
             for subject, releases in self._releases.items()
             if subject.startswith(_CLIENT)
         }
 
     def spent(self) -> RunSpent:
-        """Return what the worst subject has spent."""
-        if self._plan.mode == "none":
-            return RunSpent(epsilon=math.inf, epsilon_rdp=math.inf, releases=0)
-        if not self._releases:
-            return RunSpent(epsilon=0.0, epsilon_rdp=0.0, releases=0)
-        worst, releases = max(self._releases.items(), key=lambda item: (item[1], item[0]))
-        spent = self._ledger.spent(worst, self._scope)
-        return RunSpent(epsilon=spent.epsilon, epsilon_rdp=spent.epsilon_rdp, releases=releases)
+        """Return what the worst subject of the run's own unit has spent."""
+        if self._of_population is not None:
+            return self._worst([POPULATION])
+        if self._of_clients is not None:
+            return self.spent_by_clients()
+        return RunSpent(epsilon=math.inf, epsilon_rdp=math.inf, releases=0)
+
+    def spent_by_clients(self) -> RunSpent:
+        """Return what the client with the most releases has spent about its own examples."""
+        return self._worst([name for name in self._releases if name.startswith(_CLIENT)])
 
     def head(self) -> str:
         """Return the hash at the end of the ledger's chain."""
         return self._ledger.head().hash
 
-    def _subjects(self, cohort: Sequence[int]) -> list[str]:
-        """Return who is charged for a round with this cohort."""
-        if self._plan.mode == "none":
+    def signed_head(self) -> SignedHead | None:
+        """Return the signed end of the ledger's chain, for devices to remember."""
+        return self._ledger.signed_head()
+
+    def _charge(
+        self, plan: PrivacyPlan, server_round: int, subjects: list[str]
+    ) -> list[Reservation]:
+        """Reserve what a round costs some subjects under one plan."""
+        event = plan.event_for_round(server_round)
+        if not subjects or event == NoOpEvent() or self._already_paid(plan):
             return []
-        if self._plan.mode == "client-central":
-            return [POPULATION]
-        return [f"{_CLIENT}{client}" for client in cohort]
+        reservation = self._ledger.reserve(
+            run_id=self._run_id,
+            server_round=server_round,
+            subjects=subjects,
+            event=event,
+            plan_digest=plan.digest(),
+            idempotency_key=f"{self._run_id}/{server_round}/{plan.mode}",
+        )
+        if not reservation.repeated:
+            for subject in subjects:
+                self._releases[subject] += plan.releases_per_round
+        return [reservation]
+
+    def _already_paid(self, plan: PrivacyPlan) -> bool:
+        """Tell whether an earlier process charged a run that is one release as a whole.
+
+        That process released nothing: a release is a checkpoint, and a run with a checkpoint does
+        not come back to its first round.
+        """
+        return plan.correlated is not None and bool(self._ledger.open_reservations(self._run_id))
+
+    def _per_round(self, subject: str) -> int:
+        """Return how many releases a round is about one subject."""
+        plan = self._of_population if subject == POPULATION else self._of_clients
+        return 0 if plan is None else plan.releases_per_round
+
+    def _worst(self, names: Sequence[str]) -> RunSpent:
+        """Return what the subject with the most releases has spent."""
+        found = [(self._releases[name], name) for name in names if self._releases[name] > 0]
+        if not found:
+            return RunSpent(epsilon=0.0, epsilon_rdp=0.0, releases=0)
+        releases, worst = max(found)
+        spent = self._ledger.spent(worst, self._scope)
+        return RunSpent(epsilon=spent.epsilon, epsilon_rdp=spent.epsilon_rdp, releases=releases)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from server.budget import RunBudget
-from server.strategy import FederatedRun, RunSetup
+from server.setup import RunSetup
+from server.strategy import FederatedRun
 from shared.config import RunConfig
 from shared.configfile import parse_json
 from shared.errors import NotResumable

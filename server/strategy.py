@@ -10,76 +10,44 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from server.aggregation import STAGE_OF_MODE, Aggregate, make_aggregator
-from server.budget import RunBudget
+from server.budget import Charge, RunBudget
 from server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from server.cohort import Population, cohort_source, sample_cohort, within_quota
-from server.messenger import INTRODUCE, MEASURE, TRAIN, Messenger
+from server.cohort import (
+    Population,
+    cohort_source,
+    cyclic_cohort,
+    sample_cohort,
+    within_quota,
+)
+from server.messenger import INTRODUCE, MEASURE, Messenger
 from server.optimizer import ServerOptimizer
-from shared.config import RunConfig
+from server.release import Release, Releaser
+from server.setup import RoundObserver, RunSetup
 from shared.errors import ProtocolError, QuorumNotReached
-from shared.lora import AdapterSpec, Vector, initial_factors
-from shared.privacy.noise import NoiseSource
-from shared.privacy.plan import PrivacyPlan
+from shared.lora import Vector, initial_factors
 from shared.seeding import data_rng
 from shared.wire import (
     Instruction,
     Introduction,
     decode_introduction,
     decode_measurement,
-    decode_update,
     encode_instruction,
     encode_introduction,
-    payload_bytes,
 )
 
 logger = logging.getLogger("fedslm.server")
 
+_MOST_ABORTED = 3
+
 Losses = dict[int, float]
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSetup:
-    """Everything a run is, fixed before its first round.
-
-    Attributes:
-        run_id: names the run in the ledger.
-        config: the scenario.
-        plan: the privacy plan made from it.
-        spec: names and shapes of the adapter.
-        population: number of clients.
-        folder: where checkpoints go.
-    """
-
-    run_id: str
-    config: RunConfig
-    plan: PrivacyPlan
-    spec: AdapterSpec
-    population: int
-    folder: Path
-
-
-class RoundObserver(Protocol):
-    """Is told what happens; decides nothing."""
-
-    def started(self, server_round: int, cohort: int) -> None:
-        """A round begins with so many clients."""
-
-    def client_done(self, server_round: int, answered: int, cohort: int) -> None:
-        """One more client of the round answered."""
-
-    def finished(self, record: Mapping[str, Any]) -> None:
-        """A round is over, checkpointed and charged."""
 
 
 class FederatedRun:
@@ -110,6 +78,8 @@ class FederatedRun:
         self.finished_rounds = 0
         self.last_record: Record = {}
         self._population: Population | None = None
+        self._aborted = 0
+        self._releaser = Releaser(setup, observer=observer, nodes_of=self._by_node)
 
     @property
     def released(self) -> Vector:
@@ -133,6 +103,8 @@ class FederatedRun:
         self._optimizer.restore(found.optimizer, found.optimizer_steps)
         self.finished_rounds = found.server_round
         self.last_record = dict(found.record)
+        if found.clip is not None:
+            self._releaser.clip = found.clip
         return True
 
     def connect(self, grid: Grid) -> Messenger:
@@ -170,8 +142,10 @@ class FederatedRun:
                 is intact.
             QuorumNotReached: if too few clients of a round answered.
         """
+        self._releaser.begin(self.finished_rounds)
         for server_round in range(self.finished_rounds + 1, self._config.run.rounds + 1):
             self._round(messenger, server_round)
+        self._releaser.end()
 
     def measure(
         self, messenger: Messenger, clients: Sequence[int], vector: Vector, *, group: str
@@ -224,76 +198,59 @@ class FederatedRun:
         """Run one round from the coins to the commit."""
         began = time.monotonic()
         cohort = self._cohort(server_round)
-        reservation = self._budget.reserve(server_round, cohort)
+        charge = self._budget.reserve(server_round, cohort)
         self._observer.started(server_round, len(cohort))
-        aggregate, traffic = self._collect(messenger, server_round, cohort)
-        if aggregate is not None:
-            self.vector = self._optimizer.step(self.vector, aggregate.vector, server_round)
+        clip = self._releaser.clip
+        instruction = self._instruction(server_round, self.vector)
+        release = self._releaser.release(messenger, instruction, cohort)
+        if release.aggregate is not None:
+            step = release.aggregate.vector
+            self.vector = self._optimizer.step(self.vector, step, server_round)
         self._fold_average(server_round)
-        record = self._record(messenger, server_round, len(cohort), aggregate, traffic)
+        record = self._record(messenger, server_round, len(cohort), release)
+        record["clipping_norm"] = self._setup.plan.clipping_norm if clip is None else clip
         record["seconds"] = round(time.monotonic() - began, 3)
         self._checkpoint(server_round, record)
-        self._budget.commit(reservation)
+        self._settle(charge, release, server_round)
         self.finished_rounds = server_round
         self.last_record = record
         self._observer.finished(record)
 
+    def _settle(self, charge: Charge, release: Release, server_round: int) -> None:
+        """Commit what a round was charged; give it back where nobody could read anything.
+
+        Raises:
+            QuorumNotReached: after several aborted rounds in a row.
+        """
+        if release.failure is None:
+            self._budget.commit(charge)
+            self._aborted = 0
+            return
+        paid = "what it was charged stays charged" if release.opened else "it costs nothing"
+        logger.warning("round %d was aborted, %s: %s", server_round, paid, release.failure)
+        if not release.opened:
+            self._budget.abandon(charge)
+        self._aborted += 1
+        if self._aborted >= _MOST_ABORTED:
+            msg = f"Rounds {server_round - _MOST_ABORTED + 1} to {server_round} were aborted: "
+            hint = "Find out why clients drop out, or plan for fewer survivors; --resume goes on."
+            raise QuorumNotReached(f"{msg}{release.failure}", hint=hint)
+
     def _cohort(self, server_round: int) -> list[int]:
-        """Draw the round's clients as the plan says."""
-        clients, plan = self._config.clients, self._setup.plan
+        """Choose the round's clients as the plan says."""
+        config, plan = self._config, self._setup.plan
         size = self._setup.population
-        probability = 1.0 if clients.cohort is None else min(1.0, clients.cohort / size)
+        if plan.correlated is not None:
+            groups = plan.correlated.min_separation
+            return cyclic_cohort(size, groups, server_round, config.run.seed)
+        cohort = config.clients.cohort
+        probability = 1.0 if cohort is None else min(1.0, cohort / size)
         kind = "seeded-simulation" if plan.mode == "none" else plan.noise_source
-        source = cohort_source(seed=self._config.run.seed, server_round=server_round, kind=kind)
-        cohort = sample_cohort(size, probability, source)
+        source = cohort_source(seed=config.run.seed, server_round=server_round, kind=kind)
+        chosen = sample_cohort(size, probability, source)
         if plan.mode != "example" or plan.max_participations is None:
-            return cohort
-        return within_quota(cohort, self._budget.participations(), plan.max_participations)
-
-    def _collect(
-        self, messenger: Messenger, server_round: int, cohort: Sequence[int]
-    ) -> tuple[Aggregate | None, tuple[int, int]]:
-        """Send the round, aggregate replies as they come, and release the mean."""
-        plan = self._setup.plan
-        aggregator = make_aggregator(self._size, plan=plan, source=self._noise(server_round))
-        content = encode_instruction(self._instruction(server_round, self.vector))
-        contents = dict.fromkeys(self._by_node(cohort), content)
-        answered = up = 0
-        for node, reply in messenger.exchange(TRAIN, contents, group=str(server_round)):
-            if reply is None:
-                continue
-            try:
-                update = decode_update(
-                    reply,
-                    server_round=server_round,
-                    config_digest=self._config.digest(),
-                    stage=STAGE_OF_MODE[plan.mode],
-                    size=self._size,
-                )
-            except ProtocolError as error:
-                logger.warning("round %d, node %d: %s", server_round, node, error.message)
-                continue
-            aggregator.add(update.vector)
-            answered += 1
-            up = max(up, payload_bytes(reply))
-            self._observer.client_done(server_round, answered, len(cohort))
-        self._check_quorum(answered, len(cohort), server_round)
-        return aggregator.release(), (up, payload_bytes(content))
-
-    def _check_quorum(self, answered: int, cohort: int, server_round: int) -> None:
-        """Refuse a round that too few clients answered; what was charged stays charged."""
-        needed = math.ceil(self._config.server.quorum * cohort)
-        if answered < needed:
-            msg = f"Round {server_round}: {answered} of {cohort} clients answered, needed {needed}."
-            raise QuorumNotReached(
-                msg, hint="The log names what failed; --resume repeats the round."
-            )
-
-    def _noise(self, server_round: int) -> NoiseSource:
-        """Return the generator of the server's noise in a round."""
-        if self._setup.plan.noise_source == "seeded-simulation":
-            return NoiseSource.seeded(self._config.run.seed, "central-noise", server_round)
-        return NoiseSource.from_os()
+            return chosen
+        return within_quota(chosen, self._budget.participations(), plan.max_participations)
 
     def _fold_average(self, server_round: int) -> None:
         """Add the round's adapter to the average of the last rounds, if there is one."""
@@ -307,8 +264,7 @@ class FederatedRun:
         messenger: Messenger,
         server_round: int,
         cohort: int,
-        aggregate: Aggregate | None,
-        traffic: tuple[int, int],
+        release: Release,
     ) -> Record:
         """Make the metrics line of a round."""
         evaluation = self._config.evaluation
@@ -330,10 +286,11 @@ class FederatedRun:
             "cap": self._setup.plan.cap if private else None,
             "releases": spent.releases,
             "cohort": cohort,
-            "answered": 0 if aggregate is None else aggregate.count,
+            "answered": 0 if release.aggregate is None else release.aggregate.count,
+            "aborted": release.failure,
             "learning_rate": self._optimizer.learning_rate(server_round),
-            "bytes_up_per_client": traffic[0],
-            "bytes_down_per_client": traffic[1],
+            "bytes_up_per_client": release.traffic.up,
+            "bytes_down_per_client": release.traffic.down,
         }
 
     def _checkpoint(self, server_round: int, record: Record) -> None:
@@ -349,6 +306,7 @@ class FederatedRun:
                 optimizer=self._optimizer.state(),
                 optimizer_steps=self._optimizer.steps,
                 record=record,
+                clip=self._releaser.clip,
             ),
         )
 
@@ -360,6 +318,8 @@ class FederatedRun:
             config_digest=self._config.digest(),
             plan_digest=self._setup.plan.digest(),
             vector=vector,
+            clipping_norm=self._releaser.clip,
+            anchor=self._budget.signed_head(),
         )
 
     @property

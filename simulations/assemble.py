@@ -16,6 +16,7 @@ from shared.errors import ModelNotFound
 from shared.privacy.plan import PrivacyPlan
 from simulations.canaries import CanaryPlan, WithCanaries, plan_canaries
 from simulations.dataset import FederatedDataset, open_dataset
+from simulations.keyring import SimulatedKeyring
 
 if TYPE_CHECKING:
     from client.adapter import AdaptedModel
@@ -98,7 +99,9 @@ def assemble_runtime(config: RunConfig, plan: PrivacyPlan, *, base_dir: Path) ->
     dataset, canaries = open_clients(config, base_dir=base_dir)
     model = load_model(config, base_dir=base_dir)
     _set_threads(config, model)
-    runtime = ClientRuntime(config=config, plan=plan, model=model, source=dataset)
+    distributed = plan.mode == "client-distributed"
+    keyring = SimulatedKeyring(config.run.seed, dataset.population) if distributed else None
+    runtime = ClientRuntime(config=config, plan=plan, model=model, source=dataset, keyring=keyring)
     return Assembly(runtime=runtime, model=model, dataset=dataset, canaries=canaries)
 
 

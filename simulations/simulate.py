@@ -22,7 +22,8 @@ from client.app import make_client_app
 from server.app import make_server_app
 from server.budget import RunBudget
 from server.prepared import IDENTITY, describe_run, run_name
-from server.strategy import FederatedRun, RunSetup
+from server.setup import RunSetup
+from server.strategy import FederatedRun
 from shared.canonical import canonical_json
 from shared.configfile import ResolvedConfig
 from shared.errors import BaseModelMismatch, NotResumable, PrivacyBudgetExhausted
@@ -130,6 +131,7 @@ class _Session:
         self._config = config
         run_id = run_name(config)
         self._budget = RunBudget(ledger, plan=plan, run_id=run_id, scope=config.data.path)
+        keyring = assembly.runtime.keyring
         setup = RunSetup(
             run_id=run_id,
             config=config,
@@ -137,6 +139,7 @@ class _Session:
             spec=assembly.model.spec,
             population=assembly.dataset.population,
             folder=folder.path,
+            roster=None if keyring is None else keyring.roster,
         )
         self._run = FederatedRun(setup, budget=self._budget, observer=self)
         self._losses: dict[str, dict[str, float]] = {}

@@ -17,6 +17,7 @@ from shared.errors import ConflictingSettings
 from shared.privacy.accountant import ONLINE, REPORT, AccountantName, epsilon_of
 from shared.privacy.advice import NO_PRIVACY, numbers_to_question
 from shared.privacy.correlated import CorrelatedTerms
+from shared.privacy.distributed import DistributedSkellam
 from shared.privacy.events import (
     GaussianEvent,
     NeighboringRelation,
@@ -159,6 +160,27 @@ class PrivacyPlan:
         return GaussianMechanism(
             noise_multiplier=self.noise_multiplier,
             clipping_norm=self.clipping_norm,
+            sampling_probability=self.sampling_probability,
+        )
+
+    @property
+    def distributed_mechanism(self) -> DistributedSkellam:
+        """Return the mechanism of shares and sum (mode client-distributed).
+
+        Raises:
+            ConflictingSettings: in another mode.
+        """
+        if (
+            self.distributed is None
+            or self.clipping_norm is None
+            or self.noise_multiplier is None
+        ):
+            msg = f"mode={self.mode!r}: clients add no shares of noise."
+            raise ConflictingSettings(msg)
+        return DistributedSkellam(
+            noise_multiplier=self.noise_multiplier,
+            clipping_norm=self.clipping_norm,
+            grid=self.distributed.grid,
             sampling_probability=self.sampling_probability,
         )
 

@@ -12,7 +12,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from server.budget import RunBudget
-from server.strategy import FederatedRun, RunSetup
+from server.setup import RunSetup
+from server.strategy import FederatedRun
 from shared.config import RunConfig
 from shared.configfile import resolve
 from shared.errors import QuorumNotReached

@@ -264,6 +264,14 @@ def test_correlated_noise_is_added_by_the_server() -> None:
         central(mechanism="laplace")
 
 
+def test_shares_and_sum_follow_the_plan() -> None:
+    mechanism = distributed().distributed_mechanism
+    assert mechanism.event == distributed().event_for_participation()
+    assert mechanism.clipping_norm == CLIENT["clipping_norm"]
+    with pytest.raises(ConflictingSettings, match="no shares"):
+        _ = central().distributed_mechanism
+
+
 def test_other_noise_is_not_the_gaussian_mechanism() -> None:
     for plan in (distributed(), correlated()):
         with pytest.raises(ConflictingSettings, match="no Gaussian noise"):

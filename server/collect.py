@@ -1,0 +1,254 @@
+"""One round over the wire: what was asked of whom, and what came back."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from flwr.app import RecordDict
+
+from server.aggregation import STAGE_OF_MODE, Aggregator
+from server.messenger import TRAIN, Messenger
+from shared.errors import ConflictingSettings, ProtocolError
+from shared.privacy.plan import PrivacyPlan
+from shared.privacy.secagg.coordinator import Coordinator, SecureSum, Upload
+from shared.privacy.secagg.keys import Roster
+from shared.privacy.secagg.terms import SESSION_BYTES
+from shared.privacy.secagg.uploads import (
+    Advertisement,
+    Confirmation,
+    MaskedInput,
+    Reveals,
+    Shares,
+)
+from shared.secureterms import round_terms
+from shared.wire import (
+    Instruction,
+    Phase,
+    PhaseCall,
+    decode_phase_reply,
+    decode_update,
+    encode_instruction,
+    encode_phase_call,
+    payload_bytes,
+)
+
+logger = logging.getLogger("fedslm.server")
+
+_READ: dict[Phase, Callable[[bytes], Upload]] = {
+    "advertise": Advertisement.from_bytes,
+    "share": Shares.from_bytes,
+    "mask": MaskedInput.from_bytes,
+    "confirm": Confirmation.from_bytes,
+    "reveal": Reveals.from_bytes,
+}
+
+
+class OnAnswer(Protocol):
+    """Is told that one more client finished its part of the round."""
+
+    def __call__(self, answered: int) -> None:
+        """Take note."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Bytes of a round.
+
+    Attributes:
+        up: most that one client sent.
+        down: most that one client was sent.
+    """
+
+    up: int = 0
+    down: int = 0
+
+    def plus(self, other: Traffic) -> Traffic:
+        """Return the sum over two exchanges."""
+        return Traffic(up=self.up + other.up, down=self.down + other.down)
+
+
+def collect_updates(
+    messenger: Messenger,
+    nodes: Mapping[int, int],
+    instruction: Instruction,
+    *,
+    aggregator: Aggregator,
+    plan: PrivacyPlan,
+    on_answer: OnAnswer,
+) -> tuple[int, Traffic]:
+    """Send a round and hand each update to the aggregator as it comes.
+
+    Args:
+        messenger: the way to the nodes.
+        nodes: client by node.
+        instruction: what every client of the cohort is told.
+        aggregator: takes the updates.
+        plan: says what stage an update must have.
+        on_answer: is told after each.
+
+    Returns:
+        How many answered, and the traffic.
+    """
+    content = encode_instruction(instruction)
+    answered = up = 0
+    group = str(instruction.server_round)
+    for node, reply in messenger.exchange(TRAIN, dict.fromkeys(nodes, content), group=group):
+        if reply is None:
+            continue
+        try:
+            update = decode_update(
+                reply,
+                server_round=instruction.server_round,
+                config_digest=instruction.config_digest,
+                stage=STAGE_OF_MODE[plan.mode],
+                size=instruction.vector.size,
+            )
+        except ProtocolError as error:
+            logger.warning("round %s, node %d: %s", group, node, error.message)
+            continue
+        aggregator.add(update.vector)
+        answered += 1
+        up = max(up, payload_bytes(reply))
+        on_answer(answered)
+    return answered, Traffic(up=up, down=payload_bytes(content))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SecureOutcome:
+    """How a secure aggregation ended.
+
+    Attributes:
+        result: the sum; None if the round was aborted.
+        failure: why it was aborted, or None.
+        opened: whether any client was asked for what opens the sum. Before that, nothing that
+            depends on a client's data was readable to anybody, and the round costs nothing.
+        traffic: bytes of all phases.
+    """
+
+    result: SecureSum | None
+    failure: str | None
+    opened: bool
+    traffic: Traffic
+
+
+class SecureRound:
+    """Drives one attempt at a round of mode ``client-distributed`` over the wire.
+
+    Guarantee:
+        The server side holds one running masked sum; it reads a sum only if the protocol opens it,
+        over at least the plan's survivors, and then once. Clients may vanish between any two
+        phases; below quorum the round is aborted and says whether anything could be read.
+
+    Args:
+        messenger: the way to the nodes.
+        nodes: client by node, of everybody who is invited.
+        plan: the privacy plan.
+        roster: identity keys, to tell bad signatures early.
+        instruction: what clients are told to train from.
+        padding: clients that only fill the cohort up and take part with an empty update.
+    """
+
+    def __init__(
+        self,
+        messenger: Messenger,
+        nodes: Mapping[int, int],
+        *,
+        plan: PrivacyPlan,
+        roster: Roster,
+        instruction: Instruction,
+        padding: frozenset[int],
+    ) -> None:
+        self._messenger = messenger
+        self._clients = dict(nodes)
+        self._nodes = {client: node for node, client in nodes.items()}
+        self._instruction = instruction
+        self._padding = padding
+        self._session = secrets.token_bytes(SESSION_BYTES)
+        terms = round_terms(
+            plan,
+            self._call("advertise", self._session),
+            session=self._session,
+            dimension=instruction.vector.size,
+        )
+        self._coordinator = Coordinator(terms, roster, invited=tuple(self._nodes))
+        self._traffic = Traffic()
+        self._opened = False
+
+    def run(self, on_answer: OnAnswer) -> SecureOutcome:
+        """Run all phases.
+
+        Args:
+            on_answer: is told after each masked update.
+        """
+        result, failure = None, None
+        try:
+            result = self._phases(on_answer)
+        except (ProtocolError, ConflictingSettings) as error:
+            failure = error.message
+        return SecureOutcome(
+            result=result, failure=failure, opened=self._opened, traffic=self._traffic
+        )
+
+    def _phases(self, on_answer: OnAnswer) -> SecureSum:
+        """Run the phases one after the other with whoever is left."""
+        coordinator = self._coordinator
+        self._exchange("advertise", dict.fromkeys(self._nodes, self._session))
+        keys = coordinator.key_list()
+        self._exchange("share", dict.fromkeys(keys.clients, keys.to_bytes()))
+        dealt = {client: message.to_bytes() for client, message in coordinator.deal().items()}
+        self._exchange("mask", dealt, on_answer=on_answer)
+        survivors = coordinator.survivor_list()
+        self._exchange("confirm", dict.fromkeys(survivors.survivors, survivors.to_bytes()))
+        signed = coordinator.confirmations()
+        self._opened = True
+        self._exchange("reveal", dict.fromkeys(survivors.survivors, signed.to_bytes()))
+        return coordinator.result()
+
+    def _exchange(
+        self, phase: Phase, payloads: Mapping[int, bytes], on_answer: OnAnswer | None = None
+    ) -> None:
+        """Send a phase to some clients and take their answers as they come."""
+        contents = {self._nodes[c]: self._content(phase, c, data) for c, data in payloads.items()}
+        down = max((payload_bytes(content) for content in contents.values()), default=0)
+        answered = up = 0
+        group = f"{self._instruction.server_round}-{phase}"
+        for node, reply in self._messenger.exchange(TRAIN, contents, group=group):
+            if reply is None:
+                continue
+            try:
+                payload = decode_phase_reply(reply, phase=phase).payload
+                self._coordinator.accept(self._clients[node], _READ[phase](payload))
+            except ProtocolError as error:
+                logger.warning("round %s, node %d: %s", group, node, error.message)
+                continue
+            answered += 1
+            up = max(up, payload_bytes(reply))
+            if on_answer is not None:
+                on_answer(answered)
+        self._traffic = self._traffic.plus(Traffic(up=up, down=down))
+
+    def _content(self, phase: Phase, client: int, payload: bytes) -> RecordDict:
+        """Return what one client is sent in a phase."""
+        call = self._call(phase, payload)
+        if phase != "mask":
+            return encode_phase_call(call)
+        told = self._instruction
+        if client in self._padding:
+            told = replace(told, empty=True)
+        return encode_phase_call(call, told)
+
+    def _call(self, phase: Phase, payload: bytes) -> PhaseCall:
+        """Address a payload to this round."""
+        told = self._instruction
+        return PhaseCall(
+            phase=phase,
+            payload=payload,
+            run_id=told.run_id,
+            server_round=told.server_round,
+            config_digest=told.config_digest,
+            plan_digest=told.plan_digest,
+        )

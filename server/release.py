@@ -1,0 +1,186 @@
+"""From a cohort to the one thing that a round releases, by the mechanism of the plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from server.aggregation import Aggregate, correlated_noise, make_aggregator
+from server.collect import OnAnswer, SecureRound, Traffic, collect_updates
+from server.messenger import Messenger
+from server.setup import RoundObserver, RunSetup
+from shared.errors import QuorumNotReached, SecureAggregationError
+from shared.privacy.correlated import CorrelatedNoise
+from shared.privacy.noise import SEEDED, NoiseSource
+from shared.privacy.noiserows import forget_rows
+from shared.seeding import data_rng
+from shared.wire import Instruction
+
+NodesOf = Callable[[Sequence[int]], Mapping[int, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """What a round came to.
+
+    Attributes:
+        aggregate: the mean; None if there was nothing to release.
+        traffic: bytes.
+        failure: why the round was aborted, or None.
+        opened: whether anybody could have read something of an aborted round.
+    """
+
+    aggregate: Aggregate | None
+    traffic: Traffic
+    failure: str | None = None
+    opened: bool = True
+
+
+class Releaser:
+    """Holds what a mechanism remembers between rounds, and releases one mean a round.
+
+    Args:
+        setup: what the run is.
+        observer: is told about each answer.
+        nodes_of: returns client by node for some clients.
+    """
+
+    def __init__(self, setup: RunSetup, *, observer: RoundObserver, nodes_of: NodesOf) -> None:
+        self._setup = setup
+        self._observer = observer
+        self._nodes_of = nodes_of
+        self._size = setup.spec.size(setup.config.trained_kinds)
+        self._rows: CorrelatedNoise | None = None
+        quantile = setup.plan.quantile
+        self.clip: float | None = None if quantile is None else quantile.initial
+
+    def begin(self, finished_rounds: int) -> None:
+        """Make ready for the round after ``finished_rounds``; before anything is charged."""
+        setup = self._setup
+        self._rows = correlated_noise(
+            self._size,
+            plan=setup.plan,
+            folder=setup.folder,
+            seed=setup.config.run.seed,
+            finished=finished_rounds,
+        )
+
+    def end(self) -> None:
+        """Forget what would let a reader of the folder take the noise off, after the last round."""
+        if self._rows is not None:
+            forget_rows(self._setup.folder)
+
+    def release(
+        self, messenger: Messenger, instruction: Instruction, cohort: Sequence[int]
+    ) -> Release:
+        """Send the round, sum what comes back, and release the mean.
+
+        Raises:
+            QuorumNotReached: if too few clients answered and the server adds the noise.
+        """
+        if self._setup.plan.distributed is not None:
+            return self._secure_sum(messenger, instruction, cohort)
+        return self._updates(messenger, instruction, cohort)
+
+    def _updates(
+        self, messenger: Messenger, instruction: Instruction, cohort: Sequence[int]
+    ) -> Release:
+        """Aggregate updates as they come, at the server."""
+        plan, server_round = self._setup.plan, instruction.server_round
+        aggregator = make_aggregator(
+            self._size,
+            plan=plan,
+            source=self._noise(server_round),
+            server_round=server_round,
+            clip=self.clip,
+            noise=self._rows,
+        )
+        answered, traffic = collect_updates(
+            messenger,
+            self._nodes_of(cohort),
+            instruction,
+            aggregator=aggregator,
+            plan=plan,
+            on_answer=self._teller(server_round, len(cohort)),
+        )
+        self._check_quorum(answered, len(cohort), server_round)
+        aggregate = aggregator.release()
+        if aggregate is not None:
+            self.clip = aggregate.next_clip
+        return Release(aggregate=aggregate, traffic=traffic)
+
+    def _secure_sum(
+        self, messenger: Messenger, instruction: Instruction, cohort: Sequence[int]
+    ) -> Release:
+        """Let clients add their noised updates up among themselves, and open the sum.
+
+        A cohort below the minimum is filled up with clients that take part with an empty update,
+        so that its size decides nothing; the noise of the whole is the same for every cohort.
+        """
+        setup, plan = self._setup, self._setup.plan
+        if setup.roster is None or plan.distributed is None:
+            msg = "mode client-distributed needs the identity keys of all clients."
+            raise SecureAggregationError(msg, hint="Give the run its roster.")
+        server_round = instruction.server_round
+        padding = self._padding(server_round, cohort, plan.distributed.min_cohort)
+        outcome = SecureRound(
+            messenger,
+            self._nodes_of([*cohort, *padding]),
+            plan=plan,
+            roster=setup.roster,
+            instruction=instruction,
+            padding=frozenset(padding),
+        ).run(self._teller(server_round, len(cohort) + len(padding)))
+        if outcome.result is None:
+            return Release(
+                aggregate=None,
+                traffic=outcome.traffic,
+                failure=outcome.failure,
+                opened=outcome.opened,
+            )
+        mean = plan.distributed_mechanism.release(
+            outcome.result.total,
+            cohort=outcome.result.announced,
+            survivors=len(outcome.result.survivors),
+            expected_count=plan.expected_cohort,
+            source=self._noise(server_round),
+        )
+        aggregate = Aggregate(
+            vector=np.asarray(mean.vector, dtype=np.float64), count=len(outcome.result.survivors)
+        )
+        return Release(aggregate=aggregate, traffic=outcome.traffic)
+
+    def _padding(self, server_round: int, cohort: Sequence[int], least: int) -> list[int]:
+        """Choose clients that fill a cohort up to its least size."""
+        missing = least - len(cohort)
+        if missing <= 0:
+            return []
+        rest = sorted(set(range(self._setup.population)) - set(cohort))
+        rng = data_rng(self._setup.config.run.seed, "padding", server_round)
+        return sorted(int(i) for i in rng.choice(rest, size=missing, replace=False))
+
+    def _teller(self, server_round: int, cohort: int) -> OnAnswer:
+        """Return what tells the observer about each answer."""
+
+        def tell(answered: int) -> None:
+            self._observer.client_done(server_round, answered, cohort)
+
+        return tell
+
+    def _check_quorum(self, answered: int, cohort: int, server_round: int) -> None:
+        """Refuse a round that too few clients answered; what was charged stays charged."""
+        needed = math.ceil(self._setup.config.server.quorum * cohort)
+        if answered < needed:
+            msg = f"Round {server_round}: {answered} of {cohort} clients answered, needed {needed}."
+            raise QuorumNotReached(
+                msg, hint="The log names what failed; --resume repeats the round."
+            )
+
+    def _noise(self, server_round: int) -> NoiseSource:
+        """Return the generator of the server's noise in a round."""
+        if self._setup.plan.noise_source == SEEDED:
+            return NoiseSource.seeded(self._setup.config.run.seed, "central-noise", server_round)
+        return NoiseSource.from_os()
