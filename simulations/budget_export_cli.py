@@ -10,10 +10,13 @@ import typer
 from simulations.budget_common import (
     Anchor,
     AsJson,
+    PublicKey,
     Where,
+    is_url,
     open_ledger,
     print_json,
     read_head,
+    read_key,
 )
 
 RECORD = "privacy-deployment.yaml"
@@ -33,6 +36,7 @@ def export(
         str | None, typer.Option(help="Which data, if the ledger has several.")
     ] = None,
     anchor: Anchor = None,
+    public_key: PublicKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a deployments-registry record and a one-page privacy statement.
@@ -50,34 +54,47 @@ def export(
 
     words = read_about(about)
     with open_ledger(where) as ledger:
-        evidence = collect_evidence(ledger, scope=scope, anchor=read_head(anchor))
-    run = read_run(where) if where.is_dir() else RunFacts()
+        evidence = collect_evidence(
+            ledger, scope=scope, anchor=read_head(anchor), trusted_key=read_key(public_key)
+        )
+    given = None if is_url(where) else Path(where).resolve()
+    run = read_run(given) if given is not None and given.is_dir() else RunFacts()
     dossier = make_dossier(evidence, words, run)
     items = checklist(dossier)
     record = registry_record(dossier)
-    folder = out or (where if where.is_dir() else where.parent)
+    folder = out or _folder_of(given)
+    # A URL may hold a password; the reader of a statement knows the ledger by another way.
+    name = "LEDGER" if given is None else given.name
     files = {
         RECORD: to_yaml(record),
-        PAGE: as_markdown(dossier, items, where.name),
-        HTML: as_html(dossier, items, where.name),
+        PAGE: as_markdown(dossier, items, name),
+        HTML: as_html(dossier, items, name),
     }
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        write_text(folder / name, text)
+    for file, text in files.items():
+        write_text(folder / file, text)
     report: dict[str, Any] = {
         "files": sorted(files),
         "record": record,
         "checklist": [item.to_dict() for item in items],
         "head": f"{evidence.head.seq}:{evidence.head.hash}",
         "anchored": evidence.anchored,
+        "public_key": evidence.public_key,
         "scope": evidence.scope,
     }
     if as_json:
         print_json(report)
         return
-    for name in files:
-        typer.echo(str(folder / name))
+    for file in files:
+        typer.echo(str(folder / file))
     open_items = [item.question for item in items if item.status == "not stated"]
     if open_items:
         typer.echo(f"Not stated by the operator (use --about): {'; '.join(open_items)}.", err=True)
+
+
+def _folder_of(given: Path | None) -> Path:
+    """Return the run folder, the folder of a ledger file, or here for a database."""
+    if given is None:
+        return Path()
+    return given if given.is_dir() else given.parent

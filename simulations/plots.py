@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,19 +72,27 @@ def measured_by_round(
 
 
 def epsilon_by_round(
-    rounds: Sequence[int], epsilon: Points, epsilon_rdp: Points, cap: float | None
+    rounds: Sequence[int],
+    epsilon: Points,
+    epsilon_rdp: Points,
+    cap: float | None,
+    *,
+    accountant: str = "pld",
 ) -> str:
     """Draw the epsilon spent by round, by both accountants, against the cap.
 
+    ``accountant`` names the reported one; where it is ``"rdp"`` there is no other to compare with.
     The vertical axis is logarithmic where the values span more than a factor of thirty.
     """
 
     def draw(axes: Axes) -> None:
         spent = []
-        for values, colour, style, label in (
-            (epsilon, BLUE, "-", "PLD, reported"),
-            (epsilon_rdp, GREEN, (0, (5, 2)), "RDP, cross-check"),
-        ):
+        curves: list[tuple[Points, str, Any, str]] = [
+            (epsilon, BLUE, "-", f"{accountant.upper()}, reported")
+        ]
+        if accountant != "rdp":
+            curves.append((epsilon_rdp, GREEN, (0, (5, 2)), "RDP, cross-check"))
+        for values, colour, style, label in curves:
             x, y = _present(rounds, values)
             if x.size:
                 axes.plot(

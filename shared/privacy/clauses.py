@@ -53,15 +53,16 @@ def observers(plan: PrivacyPlan, delta: float) -> tuple[Clause, Clause]:
     outside = figure(plan.epsilon())
     if plan.mode == "example":
         against = (
-            f"Against whoever sees only adapters: epsilon = {outside}. Against whoever also knows "
-            f"which clients took part, the server and the network included: epsilon = "
-            f"{figure(plan.observer_epsilon())}, both at delta = {delta:.3g}."
+            f"For the whole plan: against whoever sees only adapters, epsilon = {outside}; against "
+            f"whoever also knows which clients took part, the server and the network included, "
+            f"epsilon = {figure(plan.observer_epsilon())}, both at delta = {delta:.3g}."
         )
     else:
         capped = _cap_on_participations(plan)
         against = (
-            f"Against whoever sees only adapters: epsilon = {outside}. Against whoever also knows "
-            f"in which rounds a client took part: epsilon = {figure(plan.observer_epsilon())} "
+            f"For the whole plan: against whoever sees only adapters, epsilon = {outside}; against "
+            f"whoever also knows in which rounds a client took part, epsilon = "
+            f"{figure(plan.observer_epsilon())} "
             f"({capped} {plan.participations} participations), both at delta = {delta:.3g}."
             f"{_against_server(plan)}"
         )

@@ -46,6 +46,8 @@ class Evidence:
         open_reservations: charges that were neither committed nor abandoned; they count in full.
         head: the end of the chain when it was verified.
         anchored: whether an earlier head was found on the chain.
+        public_key: that signed the chain, or ``None``.
+        trusted: whether that key was known from elsewhere.
     """
 
     scope: str
@@ -55,10 +57,16 @@ class Evidence:
     open_reservations: int
     head: Head
     anchored: bool
+    public_key: str | None
+    trusted: bool
 
 
 def collect_evidence(
-    ledger: Ledger, *, scope: str | None = None, anchor: Head | None = None
+    ledger: Ledger,
+    *,
+    scope: str | None = None,
+    anchor: Head | None = None,
+    trusted_key: str | None = None,
 ) -> Evidence:
     """Verify a ledger and read what it proves.
 
@@ -66,6 +74,7 @@ def collect_evidence(
         ledger: any ledger.
         scope: which data; may be left out if the ledger knows only one.
         anchor: a head seen earlier, which the chain must contain.
+        trusted_key: the public key that must have signed the chain.
 
     Returns:
         The evidence.
@@ -75,7 +84,7 @@ def collect_evidence(
         LedgerError: if it holds no private charge, several scopes and none was named, or not the
             one that was named.
     """
-    report = ledger.verify(anchor)
+    report = ledger.verify(anchor, trusted_key)
     subjects = ledger.subjects()
     chosen = _scope({pair[1] for pair in subjects}, scope)
     registered = _plans(ledger, chosen)
@@ -91,6 +100,8 @@ def collect_evidence(
         open_reservations=report.open_reservations,
         head=report.head,
         anchored=report.anchored,
+        public_key=report.public_key,
+        trusted=trusted_key is not None,
     )
 
 

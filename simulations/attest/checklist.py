@@ -82,6 +82,14 @@ def _guarantee(promise: Promise) -> Iterator[Item]:
         finding=promise.texts("observers", "who-sees-what"),
         status="attention" if promise.plan.mode == "client-central" else "stated",
     )
+    second = promise.texts("second-guarantee")
+    if second:
+        yield Item(
+            topic="second-guarantee",
+            question="Is there a guarantee for another unit?",
+            finding=second,
+            status="stated",
+        )
     for text in promise.plan.warnings():
         yield Item(
             topic=f"hazard-{unit}",
@@ -212,11 +220,12 @@ def _surroundings(dossier: Dossier) -> Iterator[Item]:
     yield _operator("tuning", "Hyper-parameter tuning on private data", about.hyperparameter_tuning)
     yield _operator("preprocessing", "Pre-processing before the noise", about.preprocessing)
     yield _operator("security", "Data security and access control", about.security)
+    bit = any(promise.plan.quantile is not None for promise in dossier.promises)
     yield Item(
         topic="collection",
         question="Data collection: what leaves the device?",
         finding="Text, tokens, gradients, counts and losses stay on the client; one vector of the "
-        "adapter's size leaves it in a round.",
+        f"adapter's size{' and one bit' if bit else ''} leaves it in a round.",
         status="stated",
     )
 

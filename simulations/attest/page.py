@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from shared.privacy.evidence import Evidence
 from shared.privacy.noise import SEEDED
 from shared.privacy.statement import figure
 from simulations.attest.checklist import Item
@@ -114,6 +115,7 @@ def evidence(dossier: Dossier) -> list[str]:
     head = f"{found.head.seq}:{found.head.hash}"
     return [
         f"Ledger: {found.entries} entries, whole{anchored}; head {head}.",
+        _signature(found),
         f"Scope: {found.scope}. Runs: {', '.join(found.runs)}.",
         *(_subjects(promise) for promise in dossier.promises),
         f"Plans (SHA-256): {', '.join(digests)}.",
@@ -123,14 +125,29 @@ def evidence(dossier: Dossier) -> list[str]:
 def command(dossier: Dossier, ledger_name: str) -> str:
     """Return the command that verifies the ledger against the head of this statement."""
     head = dossier.evidence.head
-    return f"fedslm budget verify {ledger_name} --anchor {head.seq}:{head.hash}"
+    key = dossier.evidence.public_key
+    signed = "" if key is None else f" --public-key {key}"
+    return f"fedslm budget verify {ledger_name} --anchor {head.seq}:{head.hash}{signed}"
+
+
+def _signature(found: Evidence) -> str:
+    """Say who signed the ledger, and whether that was known beforehand."""
+    if found.public_key is None:
+        return "The ledger is not signed: its holder could have written it anew."
+    how = (
+        "the key was known beforehand"
+        if found.trusted
+        else "ask the holder, by another way, whether it is theirs"
+    )
+    return f"Signed with Ed25519 key {found.public_key}; {how}."
 
 
 def _subjects(promise: Promise) -> str:
     """Say whose figures are quoted."""
     guarantee = promise.guarantee
     return (
-        f"{guarantee.subjects} subjects of unit {guarantee.unit}; the figures are those of "
+        f"{guarantee.subjects} subject{'' if guarantee.subjects == 1 else 's'} of unit "
+        f"{guarantee.unit}; the figures are those of "
         f"{guarantee.spent.subject}, which spent most (accountant {guarantee.spent.accountant})."
     )
 
@@ -140,7 +157,7 @@ def _sentences(dossier: Dossier) -> list[str]:
     found = [
         clause.text
         for promise in dossier.promises
-        for clause in promise.statement.clauses
+        for clause in promise.clauses
         if clause.topic != "warning"
     ]
     return list(dict.fromkeys(found))

@@ -97,9 +97,10 @@ def _privacy_loss(dossier: Dossier) -> dict[str, Any]:
 def _parameters(promise: Promise) -> str:
     """Say the numbers of one guarantee, all observers, and the same at a common delta."""
     common = replace(promise.plan, delta=COMMON_DELTA).epsilon()
+    said = promise.texts("epsilon", "accountant", "observers", "second-guarantee")
     return (
-        f"{promise.texts('epsilon', 'accountant', 'observers')} For comparison with other "
-        f"systems: the whole plan spends epsilon = {common:.4g} at delta = {COMMON_DELTA:g}."
+        f"{said} For comparison with other systems: the whole plan spends epsilon = "
+        f"{common:.4g} at delta = {COMMON_DELTA:g}."
     )
 
 
@@ -148,8 +149,8 @@ def _implementation(dossier: Dossier) -> dict[str, Any]:
     about, run = dossier.about, dossier.run
     versions = ", ".join(f"{name} {version}" for name, version in sorted(run.versions.items()))
     software = (
-        f"Implemented in fedslm; exported by version {metadata.version('fedslm')}. Versions of "
-        f"the run: {versions or 'not recorded in the ledger'}."
+        f"Implemented in fedslm; exported by version {_version()}. Versions of the run:"
+        f" {versions or 'not recorded in the ledger'}."
     )
     seeded = any(p.plan.noise_source == SEEDED for p in dossier.promises)
     return {
@@ -186,6 +187,14 @@ def _unprotected(dossier: Dossier) -> str:
 def _each(dossier: Dossier, text: Any) -> str:  # noqa: ANN401  (a function of a promise)
     """Return one text for every guarantee; a text that they share is said once."""
     return " ".join(dict.fromkeys(text(promise) for promise in dossier.promises))
+
+
+def _version() -> str:
+    """Return the version of this installation."""
+    try:
+        return metadata.version("fedslm")
+    except metadata.PackageNotFoundError:
+        return "unknown (run from its source)"
 
 
 def _slug(title: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from shared.privacy.events import PrivacyUnit
 from shared.privacy.evidence import Evidence, Guarantee
 from shared.privacy.plan import PrivacyPlan
-from shared.privacy.statement import PrivacyStatement, privacy_statement
+from shared.privacy.statement import Clause, PrivacyStatement, privacy_statement
 from simulations.attest.about import About
 from simulations.runfolder import AUDIT, SUMMARY, RunFolder
 
@@ -43,16 +43,19 @@ class Promise:
     Attributes:
         guarantee: the numbers, from the ledger.
         plan: the plan that is quoted; with several, the one that allows the most.
-        statement: the sentences.
+        statement: the sentences with the numbers that they rest on.
+        clauses: the sentences to be shown; a guarantee that has a promise of its own is left out
+            of the others.
     """
 
     guarantee: Guarantee
     plan: PrivacyPlan
     statement: PrivacyStatement
+    clauses: tuple[Clause, ...]
 
     def texts(self, *topics: str) -> str:
         """Return the sentences about some topics, in order, as one text."""
-        return " ".join(c.text for c in self.statement.clauses if c.topic in topics)
+        return " ".join(c.text for c in self.clauses if c.topic in topics)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +92,11 @@ def make_dossier(evidence: Evidence, about: About, run: RunFacts) -> Dossier:
             examples_per_person=_owned(guarantee.unit, about, run),
             losses_measured=bool(run.losses_measured),
         )
-        promises.append(Promise(guarantee=guarantee, plan=plan, statement=statement))
+        alone = len(evidence.guarantees) == 1
+        clauses = tuple(c for c in statement.clauses if alone or c.topic != "second-guarantee")
+        promises.append(
+            Promise(guarantee=guarantee, plan=plan, statement=statement, clauses=clauses)
+        )
     return Dossier(evidence=evidence, promises=tuple(promises), about=about, run=run)
 
 

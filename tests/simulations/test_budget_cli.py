@@ -12,7 +12,7 @@ import pytest
 
 from shared import errors
 from shared.privacy.accountant import epsilon_of
-from shared.privacy.events import GaussianEvent, NeighboringRelation
+from shared.privacy.events import GaussianEvent, NeighboringRelation, SkellamEvent
 from simulations.cli import run
 from simulations.simulate import Result
 from tests.integration.scenario import run_small
@@ -70,6 +70,81 @@ def test_example_mode_counts_local_steps(capsys: pytest.CaptureFixture[str]) -> 
     found = as_json(capsys, *example)
     assert found["releases"] == 80
     assert found["unit"] == "example"
+    assert found["server_epsilon"] == found["observer_epsilon"] == found["epsilon"]
+    assert found["cohort"] is None
+
+
+DISTRIBUTED = [
+    *["budget", "plan", "--mode", "client-distributed", "--delta", "1e-5", "--rounds", "100"],
+    *["--sampling-probability", "0.02", "--population", "10000", "--max-participations", "10"],
+    *["--honest-fraction", "0.9", "--survivor-fraction", "0.75", "--min-cohort", "50"],
+]
+
+
+def test_distributed_noise_has_three_observers(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    found = as_json(capsys, *DISTRIBUTED, "--epsilon", "3")
+    assert found["accountant"] == "rdp"
+    assert found["noise"] == "skellam"
+    assert 2.9 < found["epsilon"] == found["epsilon_rdp"] <= 3.0
+    assert found["epsilon"] < found["observer_epsilon"] < found["server_epsilon"]
+    assert found["terms"]["honest_fraction"] == 0.9
+    # By hand: the server does not know 0.9 + 0.75 - 1 of the noise's variance.
+    event = SkellamEvent(
+        noise_multiplier=found["noise_multiplier"] * 0.65**0.5,
+        grid=found["terms"]["grid"],
+        count=10,
+    )
+    expected = epsilon_of(
+        event,
+        delta=1e-5,
+        relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
+        accountant="rdp",
+    )
+    assert found["server_epsilon"] == pytest.approx(expected, rel=1e-6)
+    svg = tmp_path / "plan.svg"
+    assert run([*DISTRIBUTED, "--epsilon", "3", "--plot", str(svg)]) == 0
+    assert "by RDP" in capsys.readouterr().out
+    drawn = svg.read_text(encoding="utf-8")
+    assert "RDP, reported" in drawn
+    assert "PLD" not in drawn
+
+
+def test_correlated_noise_is_one_release(capsys: pytest.CaptureFixture[str]) -> None:
+    correlated = [*PLAN, "--mechanism", "correlated", "--min-separation", "5"]
+    found = as_json(capsys, *correlated, "--noise-multiplier", "1.5")
+    event = GaussianEvent(noise_multiplier=1.5)
+    relation = NeighboringRelation.ADD_OR_REMOVE_ONE
+    expected = epsilon_of(event, delta=1e-4, relation=relation)
+    assert found["epsilon"] == found["observer_epsilon"] == pytest.approx(expected)
+    assert found["releases"] == 1
+    assert found["participations"] == 4
+    assert found["cohort"] == 200
+    assert {row["epsilon"] for row in found["by_round"]} == {found["epsilon"]}
+    assert run([*correlated, "--noise-multiplier", "1.5"]) == 0
+    assert "1 release," in capsys.readouterr().out
+
+
+def test_a_clip_that_follows_a_quantile_costs_the_same_epsilon(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fixed = as_json(capsys, *SAMPLED, "--noise-multiplier", "1.1")
+    moving = as_json(capsys, *SAMPLED, "--noise-multiplier", "1.1", "--clipping-quantile", "0.5")
+    assert moving["epsilon"] == fixed["epsilon"]
+    assert moving["terms"]["count_noise_stddev"] == 5.0  # a 20th of the cohort of 100
+    # By hand: 1.1 / sqrt(1 - (1.1 / 10)**2)
+    assert moving["terms"]["noise_multiplier_of_update"] == pytest.approx(1.106716, rel=1e-5)
+    assert run([*SAMPLED, "--noise-multiplier", "1.1", "--clipping-quantile", "0.5"]) == 0
+    assert "noise_multiplier_of_update" in capsys.readouterr().out
+
+
+def test_doubtful_numbers_are_warned_about(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--population", "50", "--min-cohort", "3", "--delta", "0.03"]
+    found = as_json(capsys, *DISTRIBUTED, *arguments, "--noise-multiplier", "0.1")
+    said = " ".join(found["warnings"])
+    for words in ("not below 1/50", "above 10", "cohort of 1 clients is small"):
+        assert words in said
 
 
 @pytest.mark.parametrize(
@@ -83,7 +158,12 @@ def test_example_mode_counts_local_steps(capsys: pytest.CaptureFixture[str]) -> 
             ["budget", "plan", "--mode", "none", *SAMPLED[4:], "--epsilon", "3"],
             errors.InvalidValue,
         ),
+        ([*SAMPLED, "--epsilon", "3", "--count-noise-stddev", "2"], errors.ConflictingSettings),
+        ([*PLAN, "--epsilon", "3"], errors.InvalidValue),
+        ([*DISTRIBUTED, "--epsilon", "3", "--min-cohort", "1"], errors.ConflictingSettings),
+        ([*SAMPLED, "--epsilon", "3", "--mechanism", "corelated"], errors.InvalidValue),
         (["budget", "status", "nowhere"], errors.LedgerError),
+        (["budget", "export", "nowhere"], errors.LedgerError),
         (["budget", "verify", "nowhere"], errors.LedgerError),
     ],
 )

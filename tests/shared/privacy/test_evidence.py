@@ -13,6 +13,7 @@ from shared.errors import LedgerError, LedgerTampered
 from shared.privacy.events import PrivacyUnit
 from shared.privacy.evidence import collect_evidence
 from shared.privacy.ledger import Ledger
+from shared.privacy.ledger_signing import LedgerSigner
 from shared.privacy.ledger_store import Head
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.planning import make_plan
@@ -75,6 +76,17 @@ def test_the_figures_are_those_of_the_subject_that_spent_most(ledger: Ledger) ->
     assert found.head == ledger.head()
     assert not found.anchored
     assert collect_evidence(ledger, anchor=found.head).anchored
+
+
+def test_the_key_that_signed_is_part_of_the_evidence(tmp_path: Path) -> None:
+    signer = LedgerSigner.load_or_create(tmp_path / "key")
+    with Ledger(tmp_path / "ledger.sqlite", signer=signer) as ledger:
+        spend(ledger, make_plan(**CENTRAL), "run", "notes", ["population"])
+        found = collect_evidence(ledger)
+        assert (found.public_key, found.trusted) == (signer.public_key, False)
+        assert collect_evidence(ledger, trusted_key=signer.public_key).trusted
+        with pytest.raises(LedgerTampered):
+            collect_evidence(ledger, trusted_key="0" * 64)
 
 
 def test_two_units_are_two_guarantees(ledger: Ledger) -> None:

@@ -48,8 +48,8 @@ def test_alternatives_are_plans_of_their_own() -> None:
     assert choices["half the cohort"].epsilon < own < choices["twice the cohort"].epsilon
     assert choices["half the cohort"].cohort == pytest.approx(100)
     assert choices["25 % more noise"].epsilon < own < choices["20 % less noise"].epsilon
-    twice = replace(planned, rounds=24)
-    assert choices["twice the rounds"].epsilon == pytest.approx(twice.epsilon())
+    twice = replace(planned, rounds=24).epsilon()
+    assert twice <= choices["twice the rounds"].epsilon <= twice + 0.01
 
 
 def test_what_cannot_be_changed_is_left_out() -> None:
