@@ -1,8 +1,8 @@
 """A device's runtime, built from what the device itself knows and the run's public configuration.
 
-The run's configuration (scenario and plan, as JSON) comes from the server; data, base model and
-policy come from the node's own configuration, so that a server cannot point a device at another
-file. The policy is checked before the base is even loaded.
+The run's configuration (scenario and plan, as JSON) comes from the server; data, base model, policy
+and state come from the node's own configuration, so that a server cannot point a device at another
+file. The policy is read again at every message and checked before the base is even loaded.
 """
 
 from __future__ import annotations
@@ -13,20 +13,25 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.agreement import require_agreement
 from client.data import ClientData, Columns, file_format, read_records, split_holdout
 from client.policy import ClientPolicy
+from client.refusals import refusals_logged
 from shared.config import RunConfig
 from shared.configfile import parse_json
 from shared.errors import SchemaMismatch
 from shared.privacy.plan import PrivacyPlan
 
 if TYPE_CHECKING:
-    from client.runtime import ClientRuntime
+    from client.guard import GuardedRuntime
 
 SCENARIO = "scenario"
 PLAN = "plan"
 DATA = "data-path"
 BASE = "base-path"
+POLICY = "policy-path"
+STATE = "state-path"
+_HINT = f"Run: {SCENARIO}, {PLAN}. Node: {DATA}, {BASE}, {POLICY}, {STATE}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,41 +63,48 @@ class LocalSource:
         return ClientData(name=name, train=train, holdout=held)
 
 
-def runtime_of_node(run: Mapping[str, object], node: Mapping[str, object]) -> ClientRuntime:
-    """Return the process's runtime for a node, built once.
+def runtime_of_node(run: Mapping[str, object], node: Mapping[str, object]) -> GuardedRuntime:
+    """Return the process's runtime for a node, built once for a run and a policy.
 
     Args:
         run: Flower's run configuration, from the server.
-        node: the node's own configuration.
+        node: the node's own configuration: paths of data, base model, policy and state folder.
 
     Raises:
-        SchemaMismatch: if the run or the node is not configured.
-        PolicyRefused: if the plan or the base is not allowed on this device.
+        SchemaMismatch: if the run or the node is not configured, or plan and scenario disagree.
+        PolicyRefused: if the run is not allowed on this device, or it has no policy.
+        ConfigError: if the policy or the scenario is wrong.
     """
-    values = [run.get(SCENARIO), run.get(PLAN), node.get(DATA), node.get(BASE)]
-    names = (SCENARIO, PLAN, DATA, BASE)
-    for name, value in zip(names, values, strict=True):
-        if not isinstance(value, str) or not value:
-            msg = f"The configuration has no {name!r}."
-            raise SchemaMismatch(msg, hint="Run: scenario, plan. Node: data-path, base-path.")
-    policy = ClientPolicy.from_node_config(node)
-    return _runtime(*(str(value) for value in values), policy)
+    with refusals_logged():
+        scenario, plan = (_field(run, name) for name in (SCENARIO, PLAN))
+        data, base, state = (_field(node, name) for name in (DATA, BASE, STATE))
+        policy = ClientPolicy.load(Path(_field(node, POLICY)))
+        return _runtime(scenario, plan, data, base, state, policy)
+
+
+def _field(config: Mapping[str, object], name: str) -> str:
+    """Return a setting that must be there."""
+    value = config.get(name)
+    if not isinstance(value, str) or not value:
+        msg = f"The configuration has no {name!r}."
+        raise SchemaMismatch(msg, hint=_HINT)
+    return value
 
 
 @lru_cache(maxsize=1)
 def _runtime(
-    scenario: str, plan_json: str, data: str, base: str, policy: ClientPolicy
-) -> ClientRuntime:
+    scenario: str, plan_json: str, data: str, base: str, state: str, policy: ClientPolicy
+) -> GuardedRuntime:
     """Check the policy, load the base and build the runtime."""
     from client.adapter import adapt
+    from client.guard import GuardedRuntime
+    from client.keyring import DeviceKeyring
     from client.model import base_digest, load_base
-    from client.runtime import ClientRuntime
 
     config, plan = parse_json(scenario), PrivacyPlan.from_json(plan_json)
-    if plan.mode != config.privacy.mode:
-        msg = f"The plan has mode={plan.mode!r}, the scenario {config.privacy.mode!r}."
-        raise SchemaMismatch(msg)
-    policy.check(plan, base_digest=base_digest(Path(base)))
+    policy.check(plan, config, base_digest=base_digest(Path(base)))
+    require_agreement(config, plan)
+    secure = policy.secure_aggregation
     model = adapt(
         load_base(
             base,
@@ -105,5 +117,12 @@ def _runtime(
         target_modules=config.lora.target_modules,
         dropout=config.lora.dropout,
     )
-    source = LocalSource(path=Path(data), config=config)
-    return ClientRuntime(config=config, plan=plan, model=model, source=source)
+    return GuardedRuntime(
+        config=config,
+        plan=plan,
+        model=model,
+        source=LocalSource(path=Path(data), config=config),
+        policy=policy,
+        state=Path(state),
+        keyring=None if secure is None else DeviceKeyring(Path(state), secure),
+    )

@@ -17,6 +17,7 @@ import typer
 
 from simulations.bench_cli import bench_app
 from simulations.budget_cli import budget_app
+from simulations.client_cli import client_app
 
 if TYPE_CHECKING:
     from shared.configfile import ResolvedConfig
@@ -33,6 +34,7 @@ config_app = typer.Typer(help="Look at a scenario without running it.", no_args_
 app.add_typer(config_app, name="config")
 app.add_typer(budget_app, name="budget")
 app.add_typer(bench_app, name="bench")
+app.add_typer(client_app, name="client")
 
 Scenario = Annotated[str, typer.Argument(help="A built-in scenario, or the path of a TOML file.")]
 Overrides = Annotated[

@@ -5,34 +5,37 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 
 from client.app import app as client_app
-from client.model import base_digest
-from client.policy import ClientPolicy
 from server.app import app as server_app
 from server.prepared import read_setup
-from server.strategy import RunSetup
+from server.setup import RunSetup
 from shared.canonical import canonical_json
-from shared.errors import ClientFailed, NotResumable, PolicyRefused, SchemaMismatch
+from shared.errors import (
+    ClientFailed,
+    InvalidValue,
+    NotResumable,
+    PolicyRefused,
+    SchemaMismatch,
+)
 from shared.privacy.ledger import Ledger
 from shared.wire import Instruction, decode_update, encode_instruction
 from simulations.assemble import ASSETS
 from simulations.corpora import private_records
 from simulations.engine import InProcessGrid
 from simulations.simulate import Result
+from tests.client.device import CLIENT, EXAMPLE, write_policy
+from tests.integration.device import demo_digest
 from tests.integration.scenario import run_small
 
 pytestmark = pytest.mark.slow
 
-POLICY: dict[str, str | int | float | bool] = {
-    "policy-modes": "client-central",
-    "policy-max-epsilon": 1000.0,
-    "policy-min-noise-multiplier": 0.01,
-}
+GENEROUS = {**CLIENT, "max_epsilon": 1000.0, "min_noise_multiplier": 0.01}
 
 
 @pytest.fixture(scope="module")
@@ -49,25 +52,33 @@ def context(
     return Context(
         run_id=1,
         node_id=1,
-        node_config={**POLICY, **node},
+        node_config=node,
         state=RecordDict(),
         run_config=run or {"run-folder": str(folder)},  # type: ignore[arg-type]
     )
 
 
-def node(tmp_path: Path, setup: RunSetup, client: int, **changes: str | float) -> Context:
-    data = tmp_path / f"client-{client}.jsonl"
-    rows = [{"note": text} for text in private_records(client, seed=5, records=6)]
+def policy(folder: Path, **changes: Any) -> Path:
+    """Write what a data owner would allow in a rehearsal of the prepared run."""
+    allowed = {"base_models": [demo_digest()], "seeded_noise": True, "client": GENEROUS}
+    return write_policy(folder, "client-central", **{**allowed, **changes})
+
+
+def node(tmp_path: Path, setup: RunSetup, index: int, /, **changes: Any) -> Context:
+    data = tmp_path / f"client-{index}.jsonl"
+    rows = [{"note": text} for text in private_records(index, seed=5, records=6)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = setup.config.model_dump(mode="json")
     config["data"]["text"] = "note"
     run = {"scenario": json.dumps(config), "plan": canonical_json(setup.plan.to_json())}
     fields: dict[str, str | int | float | bool] = {
-        "partition-id": client,
+        "partition-id": index,
         "data-path": str(data),
         "base-path": str(ASSETS / "demo"),
+        "policy-path": str(policy(tmp_path, **changes)),
+        "state-path": str(tmp_path / "state"),
     }
-    return context(tmp_path, run=run, **{**fields, **changes})
+    return context(tmp_path, run=run, **fields)
 
 
 def ask(setup: RunSetup, where: Context) -> RecordDict:
@@ -111,28 +122,29 @@ def test_a_device_trains_from_its_own_file_under_its_own_policy(
 @pytest.mark.parametrize(
     "limit",
     [
-        {"policy-modes": "example"},
-        {"policy-modes": ""},
-        {"policy-max-epsilon": 0.5},
-        {"policy-max-epsilon": float("nan")},
-        {"policy-min-noise-multiplier": 50.0},
-        {"policy-base-digest": "0" * 64},
+        {"modes": ["example"], "client": None, "example": EXAMPLE},
+        {"client": {**GENEROUS, "max_epsilon": 0.5}},
+        {"client": {**GENEROUS, "min_noise_multiplier": 50.0}},
+        {"base_models": ["0" * 64]},
+        {"seeded_noise": False},
     ],
     ids=str,
 )
 def test_a_device_refuses_what_its_owner_does_not_allow(
-    prepared: Path, tmp_path: Path, limit: dict[str, str | float]
+    prepared: Path, tmp_path: Path, limit: dict[str, Any]
 ) -> None:
     setup = read_setup(prepared)
     with pytest.raises(ClientFailed, match=PolicyRefused.code):
         answer(setup, node(tmp_path, setup, 0, **limit))
 
 
-def test_the_policy_accepts_its_own_base(prepared: Path) -> None:
+@pytest.mark.parametrize("limit", [{"modes": []}, {"client": {**GENEROUS, "delta": 0.0}}], ids=str)
+def test_a_device_with_a_broken_policy_takes_part_in_nothing(
+    prepared: Path, tmp_path: Path, limit: dict[str, Any]
+) -> None:
     setup = read_setup(prepared)
-    digest = base_digest(ASSETS / "demo")
-    policy = ClientPolicy.from_node_config({**POLICY, "policy-base-digest": digest})
-    policy.check(setup.plan, base_digest=digest)
+    with pytest.raises(ClientFailed, match=InvalidValue.code):
+        answer(setup, node(tmp_path, setup, 0, **limit))
 
 
 def test_the_server_app_runs_a_prepared_folder(finished: Result, prepared: Path) -> None:

@@ -1,0 +1,210 @@
+"""The policy file of a device: TOML, written by its owner, read at every message.
+
+Nothing in it has a permissive default: what the owner does not allow is refused, and a key that the
+owner must decide about is missing until it is there. All problems are reported at once.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, ValidationError
+
+from shared.config import (
+    OpenUnit,
+    PositiveInt,
+    PositiveReal,
+    Probability,
+    Section,
+)
+from shared.errors import ConfigError, InvalidValue, PolicyRefused, Problem, UnknownKey
+from shared.privacy.terms import MIN_COHORT
+from shared.registry import suggestion
+
+SCHEMA = 1
+Mode = Literal["none", "example", "client-central", "client-distributed"]
+Relation = Literal["add-or-remove-one", "replace-one"]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Cohort = Annotated[PositiveInt, Field(ge=MIN_COHORT)]
+
+TEMPLATE = """\
+# What this device allows, whatever a server asks for. docs/device-policy.md explains each key.
+# As it stands it allows nothing: fill in the lists, and one section per privacy unit.
+schema = 1
+modes = []        # "example", or "client-central" and "client-distributed", or "none" alone
+base_models = []  # digests of base models that may be trained on; fedslm client policy base FOLDER
+aggregation = []  # "ffa", "fedavg"
+max_rounds = 1    # of one run
+
+# server_key = ""      # 64 hex digits: the key that signs the server's ledger; then every round
+#                      # must come with a head of that ledger
+# seeded_noise = true  # for rehearsals only: the server knows the noise, it protects nobody
+
+# What everything that ever leaves this device may reveal about one record.
+# [example]
+# max_epsilon = 4.0
+# delta = 1e-6
+# neighboring_relation = "add-or-remove-one"  # or "replace-one"
+# min_noise_multiplier = 0.7
+# max_sampling_probability = 0.1
+
+# What it may reveal about all the records of this device together.
+# [client]
+# max_epsilon = 8.0
+# delta = 1e-6
+# neighboring_relation = "add-or-remove-one"
+# min_noise_multiplier = 0.5
+
+# Mode client-distributed needs this too.
+# [secure_aggregation]
+# roster = "roster.json"  # who may be in a cohort; beside this file
+# min_cohort = 20
+# honest_fraction = 0.7   # share of any cohort that you trust not to help the server
+"""
+
+
+class BudgetSection(Section):
+    """What this device's data may spend in one privacy unit, over all runs together."""
+
+    max_epsilon: PositiveReal = Field(description="most that all runs together may spend")
+    delta: OpenUnit = Field(description="the device counts with this one, whatever a plan says")
+    neighboring_relation: Relation = Field(description="which neighbours are compared")
+    min_noise_multiplier: PositiveReal = Field(description="floor under the noise")
+
+
+class ExampleSection(BudgetSection):
+    """The budget of one record, in mode example or beside a client mode."""
+
+    max_sampling_probability: Probability = Field(description="of a record in a local step")
+
+
+class SecureAggregationSection(Section):
+    """What mode client-distributed needs to know about the other clients."""
+
+    roster: Annotated[str, Field(min_length=1)] = Field(description="file of enrolled clients")
+    roster_digest: Digest | None = Field(default=None, description="SHA-256 of that file")
+    min_cohort: Cohort = Field(description="fewest clients in a round")
+    honest_fraction: Probability = Field(description="share that does not help the server")
+
+
+class PolicyFile(Section):
+    """A whole policy file."""
+
+    # `schema` is taken by pydantic.
+    version: Literal[1] = Field(alias="schema", description="version of this form")
+    modes: tuple[Mode, ...] = Field(min_length=1, description="privacy modes accepted")
+    base_models: tuple[Digest, ...] = Field(min_length=1, description="digests of base models")
+    aggregation: tuple[Literal["ffa", "fedavg"], ...] = Field(
+        min_length=1, description="aggregation policies accepted"
+    )
+    max_rounds: PositiveInt = Field(description="most rounds of one run")
+    server_key: Digest | None = Field(default=None, description="public key of its ledger")
+    seeded_noise: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="accept noise that the server knows"
+    )
+    example: ExampleSection | None = None
+    client: BudgetSection | None = None
+    secure_aggregation: SecureAggregationSection | None = None
+
+
+def read_policy_file(path: Path) -> PolicyFile:
+    """Read and check a policy file.
+
+    Args:
+        path: a TOML file.
+
+    Raises:
+        PolicyRefused: if there is no such file; a device without a policy takes part in nothing.
+        ConfigError: with every problem found (UnknownKey or InvalidValue where that tells more).
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"{path.name} is not valid TOML: {error}."
+        raise InvalidValue(msg, hint="Fix the line it names.") from error
+    except OSError as error:
+        msg = f"The policy {path.name} cannot be read ({error.strerror})."
+        hint = "A device without a policy takes part in nothing; see: fedslm client policy init"
+        raise PolicyRefused(msg, hint=hint) from error
+    try:
+        file = PolicyFile.model_validate(tables)
+    except ValidationError as error:
+        raise _error(path, _problems(error)) from None
+    conflicts = _conflicts(file)
+    if conflicts:
+        raise _error(path, conflicts)
+    return file
+
+
+def _conflicts(file: PolicyFile) -> list[Problem]:
+    """Return the rules between sections that a file breaks.
+
+    A budget that is named must be protected by every round, or it would not bound what leaves:
+    a round that protects clients alone says more about one record than its section counts.
+    """
+    modes = set(file.modes)
+    budgets = {"example": file.example, "client": file.client}
+    named = [name for name, section in budgets.items() if section is not None]
+    found: list[Problem] = []
+
+    def add(key: str, message: str) -> None:
+        found.append(Problem(key=key, message=message))
+
+    if "none" in modes and (len(modes) > 1 or named):
+        add("modes", '"none" stands alone: a round without noise voids every budget.')
+    if "example" in modes and file.example is None:
+        add("example", 'is missing; mode "example" needs it.')
+    if "example" in modes and file.client is not None:
+        add("client", 'mode "example" protects no client: drop the mode, or this section.')
+    client_modes = sorted(modes & {"client-central", "client-distributed"})
+    if client_modes and file.client is None:
+        add("client", f"is missing; mode {client_modes[0]!r} needs it.")
+    if client_modes and "example" in modes:
+        add(
+            "modes",
+            "example and client modes protect different units; one policy promises one of them.",
+        )
+    if "client-distributed" in modes and file.secure_aggregation is None:
+        add("secure_aggregation", 'is missing; mode "client-distributed" needs it.')
+    return found
+
+
+def _problems(error: ValidationError) -> list[Problem]:
+    """Translate pydantic's errors into problems."""
+    problems: dict[str, Problem] = {}
+    for item in error.errors(include_url=False):
+        where = [str(part) for part in item["loc"]]
+        key = ".".join(part for part in where if not part.isdigit())
+        if key in problems:
+            continue
+        if item["type"] == "extra_forbidden":
+            hint = suggestion(where[-1], _keys(where[:-1]))
+            problem = Problem(key=key, message="unknown key.", hint=hint, code=UnknownKey.code)
+        elif item["type"] == "missing":
+            problem = Problem(key=key, message="is missing; it has no default.")
+        else:
+            expected = item["msg"].removeprefix("Input should be ")
+            problem = Problem(key=key, message=f"found {item['input']!r}, expected: {expected}.")
+        problems[key] = problem
+    return list(problems.values())
+
+
+def _keys(section: list[str]) -> list[str]:
+    """Return the keys of a section of the file; of the top for no section."""
+    models: dict[str, type[Section]] = {
+        "example": ExampleSection,
+        "client": BudgetSection,
+        "secure_aggregation": SecureAggregationSection,
+    }
+    model = models.get(section[0] if section else "", PolicyFile)
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _error(path: Path, problems: list[Problem]) -> ConfigError:
+    """Write one error about all problems."""
+    cls = UnknownKey if any(p.code == UnknownKey.code for p in problems) else InvalidValue
+    count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
+    body = "\n".join(f"  {problem}" for problem in problems)
+    return cls(f"The policy {path.name} has {count}:\n{body}", problems=problems)
