@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from flwr.app import ConfigRecord, RecordDict
-
 from shared.errors import SchemaMismatch, SecureAggregationError
 from shared.privacy.distributed import wire_words
 from shared.privacy.secagg.downloads import Confirmations, KeyList, SharesForYou, SurvivorList
 from shared.privacy.secagg.session import ClientSession
 from shared.secureterms import round_terms
-from shared.wire import PhaseCall, PhaseReply, decode_instruction
+from shared.wire import (
+    PhaseCall,
+    PhaseReply,
+    Records,
+    decode_instruction,
+    keep_state,
+    take_state,
+)
 
 if TYPE_CHECKING:
     from client.runtime import Keyring
@@ -25,7 +30,6 @@ if TYPE_CHECKING:
     from shared.wire import Instruction
 
 STATE = "secure-aggregation"
-_SESSION = "session"
 
 
 class SharingRuntime(Protocol):
@@ -53,11 +57,11 @@ class SharingRuntime(Protocol):
 
 def answer_phase(
     call: PhaseCall,
-    content: RecordDict,
+    content: Records,
     *,
     runtime: SharingRuntime,
     client: int,
-    state: RecordDict,
+    state: Records,
 ) -> PhaseReply:
     """Answer one phase.
 
@@ -95,7 +99,7 @@ def answer_phase(
         session = _resume(call, keyring, client, state)
         message = _next(call, content, session, runtime)
     if call.phase != "reveal":
-        state[STATE] = ConfigRecord({_SESSION: session.to_bytes()})
+        keep_state(state, STATE, session.to_bytes())
     return PhaseReply(phase=call.phase, payload=message.to_bytes())
 
 
@@ -107,11 +111,10 @@ def _open(
     return ClientSession.start(terms, client, keyring.identity(client), keyring.roster)
 
 
-def _resume(call: PhaseCall, keyring: Keyring, client: int, state: RecordDict) -> ClientSession:
+def _resume(call: PhaseCall, keyring: Keyring, client: int, state: Records) -> ClientSession:
     """Take the open session out of the node's state; a failure from here on leaves none."""
-    known = state.pop(STATE, None)
-    data = known.get(_SESSION) if isinstance(known, ConfigRecord) else None
-    if not isinstance(data, bytes):
+    data = take_state(state, STATE)
+    if data is None:
         msg = f"phase={call.phase!r}: no session is open."
         raise SecureAggregationError(msg, hint="A refused message ends a session for good.")
     session = ClientSession.from_bytes(
@@ -124,7 +127,7 @@ def _resume(call: PhaseCall, keyring: Keyring, client: int, state: RecordDict) -
 
 
 def _next(
-    call: PhaseCall, content: RecordDict, session: ClientSession, runtime: SharingRuntime
+    call: PhaseCall, content: Records, session: ClientSession, runtime: SharingRuntime
 ) -> Message:
     """Take one step of the protocol after the first."""
     if call.phase == "share":

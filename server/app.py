@@ -32,6 +32,8 @@ def make_server_app(main: Callable[[Grid, Context], None]) -> ServerApp:
 def run_prepared(grid: Grid, context: Context) -> None:
     """Run the rounds of the folder that the run configuration names.
 
+    ``ledger`` and ``ledger-key`` name a ledger that several runs share, and the file of its key.
+
     Raises:
         SchemaMismatch: if the run configuration names no folder.
         NotResumable: if the folder holds no prepared run.
@@ -40,7 +42,12 @@ def run_prepared(grid: Grid, context: Context) -> None:
     if not isinstance(folder, str) or not folder:
         msg = f"run_config has no {RUN_FOLDER!r}."
         raise SchemaMismatch(msg, hint="Prepare a run folder and name it.")
-    with open_prepared(Path(folder)) as run:
+    ledger, key = (context.run_config.get(name) for name in ("ledger", "ledger-key"))
+    with open_prepared(
+        Path(folder),
+        ledger=None if ledger is None else str(ledger),
+        ledger_key=None if key is None else Path(str(key)),
+    ) as run:
         run.train(run.connect(grid))
 
 

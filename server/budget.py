@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from shared.errors import PrivacyBudgetExhausted
 from shared.privacy.events import NoOpEvent
@@ -144,6 +144,14 @@ class RunBudget:
     def signed_head(self) -> SignedHead | None:
         """Return the signed end of the ledger's chain, for devices to remember."""
         return self._ledger.signed_head()
+
+    def end(self) -> dict[str, object]:
+        """Return the end of the ledger's chain and its signature, for a run's summary."""
+        signed = self.signed_head()
+        if signed is None:
+            head = self._ledger.head()
+            return {"seq": head.seq, "hash": head.hash, "public_key": None, "signature": None}
+        return asdict(signed)
 
     def _charge(
         self, plan: PrivacyPlan, server_round: int, subjects: list[str]

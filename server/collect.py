@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from flwr.app import RecordDict
-
 from server.aggregation import STAGE_OF_MODE, Aggregator
 from server.messenger import TRAIN, Messenger
 from shared.errors import ConflictingSettings, ProtocolError
@@ -29,6 +27,7 @@ from shared.wire import (
     Instruction,
     Phase,
     PhaseCall,
+    Records,
     decode_phase_reply,
     decode_update,
     encode_instruction,
@@ -231,7 +230,7 @@ class SecureRound:
                 on_answer(answered)
         self._traffic = self._traffic.plus(Traffic(up=up, down=down))
 
-    def _content(self, phase: Phase, client: int, payload: bytes) -> RecordDict:
+    def _content(self, phase: Phase, client: int, payload: bytes) -> Records:
         """Return what one client is sent in a phase."""
         call = self._call(phase, payload)
         if phase != "mask":

@@ -19,14 +19,19 @@ from server.setup import RunSetup
 from server.strategy import FederatedRun
 from shared.config import RunConfig
 from shared.configfile import parse_json
-from shared.errors import NotResumable
+from shared.errors import NotResumable, UsageError
 from shared.files import append_line
 from shared.lora import AdapterSpec
 from shared.privacy.ledger import Ledger
+from shared.privacy.ledger_signing import LedgerSigner
 from shared.privacy.plan import PrivacyPlan
+from shared.privacy.secagg.keys import Roster
+from shared.roster import read_roster
 
 IDENTITY = "run.json"
 LEDGER = "ledger.sqlite"
+LEDGER_KEY = "ledger.key"
+ROSTER = "roster.json"
 METRICS = "metrics.jsonl"
 
 logger = logging.getLogger("fedslm.server")
@@ -72,7 +77,22 @@ def read_setup(folder: Path) -> RunSetup:
         spec=spec,
         population=population,
         folder=folder,
+        roster=_roster(folder) if plan.distributed is not None else None,
     )
+
+
+def _roster(folder: Path) -> Roster:
+    """Read the identity keys of all clients.
+
+    Raises:
+        NotResumable: if there is no file of them.
+        SchemaMismatch: if it is not a roster.
+    """
+    try:
+        return read_roster((folder / ROSTER).read_bytes())
+    except OSError as error:
+        msg = f"{ROSTER} is missing: mode client-distributed needs the clients' identity keys."
+        raise NotResumable(msg, hint="Collect them with: fedslm client identity.") from error
 
 
 class FolderObserver:
@@ -93,18 +113,48 @@ class FolderObserver:
         append_line(self._folder / METRICS, json.dumps(record, sort_keys=True))
 
 
+def open_ledger(folder: Path, *, where: str | None = None, key: Path | None = None) -> Ledger:
+    """Open the ledger of a run for writing, with the key that signs its end.
+
+    Args:
+        folder: the run folder, which has a ledger and a key of its own.
+        where: a ledger that several runs share: a file, or the URL of a PostgreSQL database.
+        key: the file of its key, created if missing; by default beside the ledger's file.
+
+    Raises:
+        UsageError: for a URL without a key.
+        LedgerError: if ledger or key cannot be used.
+    """
+    if where is None:
+        return Ledger(
+            folder / LEDGER, signer=LedgerSigner.load_or_create(key or folder / LEDGER_KEY)
+        )
+    if key is None and "://" in where:
+        msg = "a ledger in a database has no folder for its key."
+        raise UsageError(msg, hint="Say where the key is: --ledger-key FILE.")
+    signer = LedgerSigner.load_or_create(key or Path(where).with_suffix(".key"))
+    return Ledger(where, signer=signer)
+
+
 @contextmanager
-def open_prepared(folder: Path) -> Iterator[FederatedRun]:
+def open_prepared(
+    folder: Path, *, ledger: str | None = None, ledger_key: Path | None = None
+) -> Iterator[FederatedRun]:
     """Open the run of a folder with its ledger, at its checkpoint.
+
+    Args:
+        folder: the run folder; in mode client-distributed with the clients' ``roster.json``.
+        ledger: a ledger that several runs share; the folder's own if not given.
+        ledger_key: the file of its key.
 
     Raises:
         NotResumable: if the folder holds no prepared run.
         LedgerError: if its ledger cannot be used.
     """
     setup = read_setup(folder)
-    with Ledger(folder / LEDGER) as ledger:
+    with open_ledger(folder, where=ledger, key=ledger_key) as opened:
         scope = setup.config.data.path
-        budget = RunBudget(ledger, plan=setup.plan, run_id=setup.run_id, scope=scope)
+        budget = RunBudget(opened, plan=setup.plan, run_id=setup.run_id, scope=scope)
         run = FederatedRun(setup, budget=budget, observer=FolderObserver(folder))
         run.restore()
         yield run

@@ -9,7 +9,7 @@ carries a code and nothing else.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -25,6 +25,7 @@ ADAPTER: Final = "adapter"
 VECTOR: Final = "vector"
 
 T = TypeVar("T")
+Records: TypeAlias = RecordDict
 Phase = Literal["advertise", "share", "mask", "confirm", "reveal"]
 PHASES: Final[tuple[Phase, ...]] = ("advertise", "share", "mask", "confirm", "reveal")
 _ANCHOR: Final[dict[str, type]] = {"seq": int, "hash": str, "public_key": str, "signature": str}
@@ -271,6 +272,18 @@ def decode_introduction(records: RecordDict) -> Introduction:
 def encode_failure(code: str) -> RecordDict:
     """Write a failure: a known code and nothing else."""
     return _records({"protocol": PROTOCOL, "failure": code}, None)
+
+
+def keep_state(state: Records, name: str, data: bytes) -> None:
+    """Keep some bytes in a node's own state until its next message."""
+    state[name] = ConfigRecord({name: data})
+
+
+def take_state(state: Records, name: str) -> bytes | None:
+    """Take bytes out of a node's own state; None if there are none."""
+    known = state.pop(name, None)
+    data = known.get(name) if isinstance(known, ConfigRecord) else None
+    return data if isinstance(data, bytes) else None
 
 
 def payload_bytes(records: RecordDict) -> int:

@@ -7,7 +7,7 @@ import platform
 import resource
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -25,6 +25,7 @@ from shared.lora import Vector, initial_factors
 from shared.privacy.accountant import epsilon_of
 from shared.privacy.events import NeighboringRelation
 from shared.privacy.plan import PrivacyPlan
+from shared.privacy.planform import CLIENT_MODES
 from shared.privacy.statement import privacy_statement
 from simulations.assemble import Assembly
 from simulations.canaries import references
@@ -164,20 +165,23 @@ def _audit(outcome: Outcome) -> dict[str, Any]:
 def _claim(outcome: Outcome) -> Claim:
     """Say what the run claims, and the epsilon that one planted record is held against.
 
-    A planted record turns its client's update into another one: in ``client-central`` that is the
-    replace-one-client relation, whatever relation the claim itself is under.
+    A planted record turns its client's update into another one: in the client modes that is the
+    replace-one-client relation, whatever relation the claim itself is under. Where local steps are
+    DP-SGD as well, a planted record is an example, and the smaller of the two figures holds.
     """
     plan = outcome.plan
     if plan.delta is None or plan.neighboring_relation is None:
         return Claim(mode=plan.mode, epsilon=None, delta=None, unit=None, neighboring_relation=None)
     spent = outcome.budget.spent()
     applicable = spent.epsilon
-    if plan.mode == "client-central" and spent.releases > 0:
+    if plan.mode in CLIENT_MODES and spent.releases > 0:
         applicable = epsilon_of(
-            replace(plan, rounds=spent.releases).total_events(),
+            plan.events_after(spent.releases),
             delta=plan.delta,
             relation=NeighboringRelation.REPLACE_ONE,
         )
+    if plan.example is not None and plan.example.delta == plan.delta:
+        applicable = min(applicable, outcome.budget.spent_by_clients().epsilon)
     return Claim(
         mode=plan.mode,
         epsilon=spent.epsilon,
@@ -226,6 +230,7 @@ def _summary(outcome: Outcome, audit: Mapping[str, Any], *, seconds: float) -> d
         "audit": dict(audit),
         "engine": config.run.engine,
         "config_digest": config.digest(),
+        "ledger": outcome.budget.end(),
         "versions": _versions(),
     }
 
@@ -254,15 +259,44 @@ def _privacy(outcome: Outcome) -> dict[str, Any]:
             "max_grad_norm": plan.max_grad_norm,
             "sampling_probability": plan.sampling_probability,
             "releases": spent.releases,
-            "accountant": "pld" if private else None,
+            "accountant": plan.accountant if private else None,
             "epsilon_rdp": spent.epsilon_rdp if private else None,
             "cap": plan.cap if private else None,
             "observer_epsilon": plan.observer_epsilon() if private else None,
+            "server_epsilon": _finite(plan.server_epsilon()),
+            "noise": plan.noise if private else None,
             "noise_source": plan.noise_source if private else None,
+            "example": _example(outcome),
         },
         "statement": statement.to_dict(),
         "warnings": list(plan.warnings()),
     }
+
+
+def _example(outcome: Outcome) -> dict[str, Any] | None:
+    """Collect what a second guarantee, of DP-SGD inside each client, says."""
+    inner = outcome.plan.example
+    if inner is None:
+        return None
+    spent = outcome.budget.spent_by_clients()
+    return {
+        "unit": str(inner.unit),
+        "neighboring_relation": str(inner.neighboring_relation),
+        "epsilon": spent.epsilon,
+        "delta": inner.delta,
+        "noise_multiplier": inner.noise_multiplier,
+        "max_grad_norm": inner.max_grad_norm,
+        "sampling_probability": inner.sampling_probability,
+        "releases": spent.releases,
+        "accountant": inner.accountant,
+        "epsilon_rdp": spent.epsilon_rdp,
+        "cap": inner.cap,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """Return a number that JSON can hold; None for infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _mean(losses: Mapping[str, float]) -> float | None:

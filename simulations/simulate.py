@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from client.app import make_client_app
 from server.app import make_server_app
 from server.budget import RunBudget
-from server.prepared import IDENTITY, describe_run, run_name
+from server.prepared import IDENTITY, describe_run, open_ledger, run_name
 from server.setup import RunSetup
 from server.strategy import FederatedRun
 from shared.canonical import canonical_json
@@ -70,6 +70,8 @@ def simulate(
     resume: bool,
     progress: RunProgress,
     base_dir: Path | None = None,
+    ledger: str | None = None,
+    ledger_key: Path | None = None,
 ) -> Result:
     """Run a scenario, or go on with one, and write its run folder.
 
@@ -80,6 +82,9 @@ def simulate(
         progress: is told what happens.
         base_dir: what relative paths of the scenario are relative to; default the working
             directory.
+        ledger: a ledger that several runs share (a file, or the URL of a PostgreSQL database), so
+            that runs on the same people compose; the run folder's own if not given.
+        ledger_key: the file of the key that signs its end.
 
     Returns:
         The run folder and its summary.
@@ -101,8 +106,8 @@ def simulate(
     dataset.client(0)
     with open_folder(folder, resume=resume) as run_folder:
         _identify(run_folder, resolved, assembly, plan)
-        with Ledger(run_folder.ledger) as ledger:
-            session = _Session(assembly, plan, run_folder, ledger, progress, home)
+        with open_ledger(run_folder.path, where=ledger, key=ledger_key) as opened:
+            session = _Session(assembly, plan, run_folder, opened, progress, home)
             outcome = session.run()
             progress.note("auditing")
             summary = finish_run(outcome, began=began)

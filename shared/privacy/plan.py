@@ -8,7 +8,7 @@ one with :func:`shared.privacy.planning.make_plan`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import get_args
 
 from shared import validate
@@ -36,9 +36,8 @@ from shared.privacy.planform import (
     choice,
     plan_fields,
     plan_to_json,
-    require_fields_of_mode,
-    require_mechanism_of_mode,
 )
+from shared.privacy.planrules import require_fields_of_mode, require_mechanism_of_mode
 from shared.privacy.quantile import QuantileClipping
 from shared.privacy.terms import DistributedTerms
 
@@ -170,11 +169,7 @@ class PrivacyPlan:
         Raises:
             ConflictingSettings: in another mode.
         """
-        if (
-            self.distributed is None
-            or self.clipping_norm is None
-            or self.noise_multiplier is None
-        ):
+        if self.distributed is None or self.clipping_norm is None or self.noise_multiplier is None:
             msg = f"mode={self.mode!r}: clients add no shares of noise."
             raise ConflictingSettings(msg)
         return DistributedSkellam(
@@ -280,7 +275,7 @@ class PrivacyPlan:
 
     def to_json(self) -> dict[str, object]:
         """Return the stored form; one that version 1 could express has the form of version 1."""
-        return plan_to_json(self)
+        return plan_to_json({field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
     def from_json(cls, value: object) -> PrivacyPlan:
@@ -290,7 +285,7 @@ class PrivacyPlan:
             SchemaMismatch: for an unknown schema version or other fields.
             InvalidValue: if a field is out of range.
         """
-        known = plan_fields(value)
+        known = plan_fields(value, {field.name for field in fields(cls)})
         inner = known.get("example")
         return cls(**{**known, "example": None if inner is None else cls.from_json(inner)})
 

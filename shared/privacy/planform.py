@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Callable, Mapping, Set
+from typing import Any, Literal, TypeVar
 
-from shared import validate
-from shared.errors import ConflictingSettings, InvalidValue, SchemaMismatch
+from shared.errors import InvalidValue, SchemaMismatch
 from shared.privacy.accountant import relation_of
 from shared.privacy.correlated import CorrelatedTerms
 from shared.privacy.events import PrivacyUnit
 from shared.privacy.quantile import QuantileClipping
 from shared.privacy.terms import DistributedTerms
 from shared.registry import suggestion
-
-if TYPE_CHECKING:
-    from shared.privacy.plan import PrivacyPlan
 
 Mode = Literal["none", "example", "client-central", "client-distributed"]
 NoiseForm = Literal["gaussian", "correlated", "skellam"]
@@ -66,9 +61,9 @@ def unit_of(value: str) -> PrivacyUnit:
     return PrivacyUnit(choice("privacy_unit", value, tuple(map(str, PrivacyUnit))))
 
 
-def plan_to_json(plan: PrivacyPlan) -> dict[str, object]:
-    """Return the stored form of a plan, in the oldest version that can express it."""
-    values = {field.name: getattr(plan, field.name) for field in fields(plan)}
+def plan_to_json(fields_of_plan: Mapping[str, Any]) -> dict[str, object]:
+    """Return the stored form of a plan's fields, in the oldest version that can express it."""
+    values = dict(fields_of_plan)
     if all(values[name] == _DEFAULTS.get(name) for name in _SINCE_2):
         return {"schema": 1, **{k: v for k, v in values.items() if k not in _SINCE_2}}
     for name in ("example", *_TERMS):
@@ -77,21 +72,22 @@ def plan_to_json(plan: PrivacyPlan) -> dict[str, object]:
     return {"schema": 2, **values}
 
 
-def plan_fields(value: object) -> dict[str, Any]:
+def plan_fields(value: object, names: Set[str]) -> dict[str, Any]:
     """Read the fields of a stored plan; a plan inside it stays as it was stored.
+
+    Args:
+        value: the stored form, or its text.
+        names: the fields of the newest version.
 
     Raises:
         SchemaMismatch: for an unknown schema version or other fields.
         InvalidValue: for a word that this version does not know.
     """
-    from shared.privacy.plan import PrivacyPlan
-
     try:
         data = json.loads(value) if isinstance(value, str) else value
     except ValueError:
         data = None
-    names = {field.name for field in fields(PrivacyPlan)}
-    forms = {1: names - set(_SINCE_2), 2: names}
+    forms = {1: set(names) - set(_SINCE_2), 2: set(names)}
     schema = data.get("schema") if isinstance(data, dict) else None
     expected = forms.get(schema) if type(schema) is int else None
     if not isinstance(data, dict) or expected is None or set(data) != expected | {"schema"}:
@@ -106,111 +102,3 @@ def plan_fields(value: object) -> dict[str, Any]:
         if known.get(name) is not None:
             known[name] = read(known[name])
     return known
-
-
-def require_fields_of_mode(plan: PrivacyPlan) -> None:
-    """Require the fields that a mode needs and refuse those it does not have.
-
-    Raises:
-        InvalidValue: naming the field.
-    """
-    private = {
-        "unit": plan.unit,
-        "neighboring_relation": plan.neighboring_relation,
-        "delta": plan.delta,
-        "noise_multiplier": plan.noise_multiplier,
-        "cap": plan.cap,
-    }
-    clips = {"clipping_norm": plan.clipping_norm, "max_grad_norm": plan.max_grad_norm}
-    own = CLIP_OF_MODE.get(plan.mode)
-    for name, value in {**private, **clips}.items():
-        wanted = plan.mode != "none" and (name in private or name == own)
-        if (value is not None) != wanted:
-            msg = f"mode={plan.mode!r} with {name}={value!r}."
-            raise InvalidValue(msg, hint="Build the plan with make_plan.")
-    for name, number in {
-        "noise_multiplier": plan.noise_multiplier,
-        "cap": plan.cap,
-        **clips,
-    }.items():
-        if number is not None:
-            validate.positive(**{name: number})
-    if plan.delta is not None:
-        validate.open_unit(delta=plan.delta)
-    if plan.mode != "none" and UNIT_OF_MODE[plan.mode] != plan.unit:
-        msg = f"mode={plan.mode!r} with unit={plan.unit!r}, expected {UNIT_OF_MODE[plan.mode]}."
-        raise InvalidValue(msg)
-    if plan.mode != "example" and plan.releases_per_round != 1:
-        msg = f"releases_per_round={plan.releases_per_round!r}, expected 1 in mode {plan.mode!r}."
-        raise InvalidValue(msg)
-
-
-def require_mechanism_of_mode(plan: PrivacyPlan) -> None:
-    """Require that noise, its terms and the mode belong together.
-
-    Raises:
-        ConflictingSettings: naming what does not.
-    """
-    for condition, what in _broken_rules(plan):
-        if condition:
-            msg = f"mode={plan.mode!r}, noise={plan.noise!r}: {what}."
-            raise ConflictingSettings(msg)
-
-
-def _broken_rules(plan: PrivacyPlan) -> tuple[tuple[bool, str], ...]:
-    """Return every rule about mechanisms: whether it is broken, and what it says."""
-    distributed, correlated = plan.distributed, plan.correlated
-    example = plan.example
-    return (
-        (
-            (plan.mode == "client-distributed") != (plan.noise == "skellam"),
-            "Skellam noise is that of client-distributed, and of no other mode",
-        ),
-        (
-            (distributed is not None) != (plan.noise == "skellam"),
-            "the terms of distributed noise go with Skellam noise",
-        ),
-        (
-            distributed is not None and distributed.min_cohort > plan.population,
-            "min_cohort is above the population",
-        ),
-        (
-            plan.noise == "correlated" and plan.mode != "client-central",
-            "correlated noise is added by the server, in client-central",
-        ),
-        (
-            (correlated is not None) != (plan.noise == "correlated"),
-            "bands and separation go with correlated noise",
-        ),
-        (
-            correlated is not None and correlated.rounds != plan.rounds,
-            "correlated noise is made for another number of rounds",
-        ),
-        (
-            correlated is not None and plan.sampling_probability != 1.0,
-            "correlated noise counts on no sampling",
-        ),
-        (
-            plan.quantile is not None
-            and (plan.mode != "client-central" or plan.noise != "gaussian"),
-            "quantile clipping goes with independent Gaussian noise in client-central",
-        ),
-        (
-            plan.quantile is not None and plan.quantile.initial != plan.clipping_norm,
-            "quantile clipping starts at the clipping norm",
-        ),
-        (
-            example is not None and plan.mode not in CLIENT_MODES,
-            "DP-SGD inside a client is said once, or beside a client mode",
-        ),
-        (
-            example is not None
-            and (
-                example.mode != "example"
-                or example.rounds != plan.rounds
-                or example.population != plan.population
-                or example.noise_source != plan.noise_source
-            ),
-            "the plan inside each client is not one of mode example for the same run",
-        ),
-    )
