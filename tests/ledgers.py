@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sqlite3
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,14 @@ class Place:
                 connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
             for statement in statements:
                 connection.execute(statement)
+
+
+def processes() -> ForkServerContext:
+    """Return a way to start processes that have imported and computed the plans already."""
+    context = multiprocessing.get_context("forkserver")
+    here = "tests.shared.privacy.test_ledger"
+    context.set_forkserver_preload([here, f"{here}_sqlite", f"{here}_concurrency"])
+    return context
 
 
 def sqlite_place(folder: Path, name: str = "ledger.sqlite") -> Place:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import random
 import signal
@@ -24,7 +23,17 @@ from shared.privacy.accountant import epsilon_of, filter_epsilon
 from shared.privacy.events import GaussianEvent, NeighboringRelation, NonPrivateEvent, NoOpEvent
 from shared.privacy.ledger import Ledger
 from shared.privacy.ledger_store import Head, append, read_chain
-from tests.ledgers import EVENT, PLAN, SCOPE, SEEDED, Place, plan_of, reserve, until_refused
+from tests.ledgers import (
+    EVENT,
+    PLAN,
+    SCOPE,
+    SEEDED,
+    Place,
+    plan_of,
+    processes,
+    reserve,
+    until_refused,
+)
 
 ADD = NeighboringRelation.ADD_OR_REMOVE_ONE
 
@@ -519,9 +528,9 @@ def test_eight_processes_together_stop_exactly_at_the_cap(place: Place) -> None:
     plan = plan_of(rounds=20)
     with Ledger(place.where) as ledger:
         ledger.register_plan("run", plan, SCOPE)
-    spawn = multiprocessing.get_context("spawn")
-    results = spawn.Queue()
-    workers = [spawn.Process(target=_hammer, args=(place.where, w, results)) for w in range(8)]
+    fork = processes()
+    results = fork.Queue()
+    workers = [fork.Process(target=_hammer, args=(place.where, w, results)) for w in range(8)]
     for worker in workers:
         worker.start()
     accepted = sum(results.get(timeout=120) for _ in workers)
@@ -553,8 +562,7 @@ def test_a_killed_process_over_counts_and_never_under_counts(
     with Ledger(place.where) as ledger:
         ledger.register_plan("run", PLAN, SCOPE)
         ledger.commit(reserve(ledger, 1))
-    spawn = multiprocessing.get_context("spawn")
-    child = spawn.Process(target=_crash, args=(place.where, when))
+    child = processes().Process(target=_crash, args=(place.where, when))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL

@@ -4,7 +4,6 @@ import errno
 import gzip
 import hashlib
 import math
-import multiprocessing
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from shared.errors import InvalidValue, LedgerError, OutOfDisk, UnsupportedEvent
 from shared.privacy.ledger import Ledger
 from shared.privacy.ledger_sqlite import SqliteStore, translated_errors
 from shared.privacy.ledger_store import Head
-from tests.ledgers import PLAN, SCOPE, reserve
+from tests.ledgers import PLAN, SCOPE, processes, reserve
 
 V1 = Path(__file__).parent / "data" / "ledger-v1.sqlite.gz"
 
@@ -214,10 +213,10 @@ def _open_at_once(path: str, barrier: Any, results: Any) -> None:
 def test_processes_that_open_a_file_at_once_make_one_ledger(path: Path, start: str) -> None:
     if start == "schema 1":
         path.write_bytes(gzip.decompress(V1.read_bytes()))
-    spawn = multiprocessing.get_context("spawn")
-    barrier, results = spawn.Barrier(6), spawn.Queue()
+    fork = processes()
+    barrier, results = fork.Barrier(6), fork.Queue()
     workers = [
-        spawn.Process(target=_open_at_once, args=(str(path), barrier, results)) for _ in range(6)
+        fork.Process(target=_open_at_once, args=(str(path), barrier, results)) for _ in range(6)
     ]
     for worker in workers:
         worker.start()
