@@ -39,7 +39,7 @@ from tests.integration.scenario import run_small, scenario_text
 
 pytestmark = pytest.mark.slow
 
-MACHINE = {"seconds", "peak_rss_bytes"}
+MACHINE = {"seconds", "peak_rss_bytes", "ledger"}
 CONTRACT = {
     "scenario",
     "seed",
