@@ -20,8 +20,9 @@ _BUSY_SECONDS = 60.0
 _SCHEMA = (
     """CREATE TABLE answers (
         run_id TEXT NOT NULL, server_round INTEGER NOT NULL, plan_digest TEXT NOT NULL,
-        request TEXT NOT NULL, empty INTEGER NOT NULL, PRIMARY KEY (run_id, server_round)
+        request TEXT NOT NULL, empty INTEGER NOT NULL
     ) STRICT""",
+    "CREATE INDEX answer_of_run ON answers (run_id, server_round)",
     """CREATE TABLE heads (
         public_key TEXT PRIMARY KEY, seq INTEGER NOT NULL, hash TEXT NOT NULL,
         place INTEGER NOT NULL
@@ -101,7 +102,7 @@ class DeviceStore:
                 raise
 
     def answers(self, run_id: str) -> tuple[Answer, ...]:
-        """Return the answered rounds of a run, ascending."""
+        """Return the answers of a run, by round."""
         query = (
             "SELECT server_round, plan_digest, request, empty FROM answers WHERE run_id = ? "
             "ORDER BY server_round"

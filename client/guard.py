@@ -112,6 +112,7 @@ class GuardedRuntime(ClientRuntime):
                     ),
                     self.policy.charges(self.plan),
                     repeatable=self.plan.noise_source == SEEDED,
+                    repeats=self.policy.max_repeats,
                 )
             yield
             state.commit(admission)

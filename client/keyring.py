@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
 
 from client.policy import SecureAggregationLimits
-from shared.errors import LedgerError, PolicyRefused, SchemaMismatch
+from shared.errors import LedgerError, PolicyRefused
 from shared.privacy.secagg.keys import Identity, Roster
+from shared.roster import read_roster
 
 IDENTITY = "identity.key"
-ROSTER_SCHEMA = 1
 
 
 class DeviceKeyring:
@@ -53,24 +52,6 @@ class DeviceKeyring:
             msg = f"The roster does not have this device as client {client}."
             raise PolicyRefused(msg, hint="Enroll its key: fedslm client identity STATE")
         return own
-
-
-def read_roster(contents: bytes) -> Roster:
-    """Read a roster: ``{"schema": 1, "clients": {"0": "<64 hex digits>", ...}}``.
-
-    Raises:
-        SchemaMismatch: for anything else.
-        SecureAggregationError: if a key is no key, or two clients have one.
-    """
-    try:
-        value = json.loads(contents)
-        if value["schema"] != ROSTER_SCHEMA or set(value) != {"schema", "clients"}:
-            raise ValueError
-        keys = {int(client): bytes.fromhex(key) for client, key in value["clients"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = f"The roster is not one of schema {ROSTER_SCHEMA}."
-        raise SchemaMismatch(msg, hint="docs/device-policy.md shows the form.") from error
-    return Roster(keys)
 
 
 def load_identity(folder: Path) -> Identity:

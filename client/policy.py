@@ -83,6 +83,7 @@ class ClientPolicy:
         base_models: digests of the base models that may be trained on.
         aggregation: aggregation policies accepted.
         max_rounds: most rounds of one run.
+        max_repeats: how often one round may be answered again, each time charged in full.
         example: budget of one record; ``None`` where the modes do not protect records.
         client: budget of all records together; ``None`` where they do not protect clients. With
             both, every plan must protect both.
@@ -95,6 +96,7 @@ class ClientPolicy:
     base_models: frozenset[str]
     aggregation: frozenset[str]
     max_rounds: int
+    max_repeats: int = 0
     example: Budget | None = None
     client: Budget | None = None
     server_key: str | None = None
@@ -115,6 +117,7 @@ class ClientPolicy:
             base_models=frozenset(file.base_models),
             aggregation=frozenset(file.aggregation),
             max_rounds=file.max_rounds,
+            max_repeats=file.max_repeats,
             example=_budget(file.example, PrivacyUnit.EXAMPLE),
             client=_budget(file.client, PrivacyUnit.CLIENT),
             server_key=file.server_key,

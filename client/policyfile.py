@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, ValidationError
 
 from shared.config import (
+    NonNegativeInt,
     OpenUnit,
     PositiveInt,
     PositiveReal,
@@ -37,6 +38,7 @@ modes = []        # "example", or "client-central" and "client-distributed", or 
 base_models = []  # digests of base models that may be trained on; fedslm client policy base FOLDER
 aggregation = []  # "ffa", "fedavg"
 max_rounds = 1    # of one run
+max_repeats = 0   # further answers to one round, after a crash of the server; each is charged
 
 # server_key = ""      # 64 hex digits: the key that signs the server's ledger; then every round
 #                      # must come with a head of that ledger
@@ -100,6 +102,7 @@ class PolicyFile(Section):
         min_length=1, description="aggregation policies accepted"
     )
     max_rounds: PositiveInt = Field(description="most rounds of one run")
+    max_repeats: NonNegativeInt = Field(default=0, description="further answers to one round")
     server_key: Digest | None = Field(default=None, description="public key of its ledger")
     seeded_noise: Annotated[bool, Field(strict=True)] = Field(
         default=False, description="accept noise that the server knows"

@@ -116,7 +116,9 @@ class DeviceState:
                 SeenHead(public_key=head.public_key, seq=head.seq, hash=head.hash)
             )
 
-    def admit(self, answer: Answer, charges: Sequence[Charge], *, repeatable: bool) -> Admission:
+    def admit(
+        self, answer: Answer, charges: Sequence[Charge], *, repeatable: bool, repeats: int = 0
+    ) -> Admission:
         """Charge an answer and note it, durably, before it is computed.
 
         An empty answer, which no record touches, is noted and costs nothing.
@@ -126,6 +128,8 @@ class DeviceState:
             charges: what it costs; one a privacy unit.
             repeatable: whether the same question gives the same bits (seeded noise), so that a
                 second answer says nothing new.
+            repeats: how often a round may be answered again with fresh noise, each time charged
+                in full; a server that crashed in a round needs it to go on.
 
         Returns:
             The admission, to be committed once the reply is built.
@@ -140,7 +144,7 @@ class DeviceState:
             before = self._notes.answers(answer.run_id)
             if repeatable and answer in before:
                 return Admission(reservations=(), repeated=True)
-            _require_new(answer, before, charges)
+            _require_new(answer, before, charges, repeats=0 if repeatable else repeats)
             self._require_protected(charges)
             paid = any(not other.empty for other in before)
             due = [charge for charge in charges if not (charge.once and paid)]
@@ -236,25 +240,29 @@ def _require_later(head: SignedHead, seen: Sequence[SeenHead]) -> None:
             raise LedgerTampered(msg, hint="Entries that this device saw were rewritten.")
 
 
-def _require_new(answer: Answer, before: Sequence[Answer], charges: Sequence[Charge]) -> None:
+def _require_new(
+    answer: Answer, before: Sequence[Answer], charges: Sequence[Charge], *, repeats: int
+) -> None:
     """Refuse a second answer to a round, and rounds that the charges do not cover."""
     asked, run = answer.server_round, answer.run_id
     if any(other.plan_digest != answer.plan_digest for other in before):
         msg = f"run_id={run!r} came with another plan than before."
         raise PolicyRefused(msg, hint="A run keeps its plan; start another run.")
-    if any(other.server_round == asked for other in before):
+    if sum(other.server_round == asked for other in before) > repeats:
         msg = f"Round {asked} of run_id={run!r} was answered before; a second answer is refused."
         raise PolicyRefused(msg, hint="Fresh noise on the same data is a second release.")
     if answer.empty:
         return
-    paid = [other for other in before if not other.empty]
+    rounds = {other.server_round for other in before if not other.empty}
     for charge in charges:
-        if not len(paid) < charge.plan.participations:
-            msg = f"run_id={run!r} was answered in {len(paid)} rounds already; its plan allows "
+        if not len(rounds | {asked}) <= charge.plan.participations:
+            msg = f"run_id={run!r} was answered in {len(rounds)} rounds already; its plan allows "
             msg += f"{charge.plan.participations}."
             raise PolicyRefused(msg)
-        near = [o for o in paid if abs(o.server_round - asked) < charge.separation]
+        # One event that pays for a run does not pay for a second answer to one of its rounds.
+        again = rounds if charge.once else rounds - {asked}
+        near = [number for number in again if abs(number - asked) < charge.separation]
         if near:
-            msg = f"Round {asked} of run_id={run!r} comes too near round {near[0].server_round}; "
+            msg = f"Round {asked} of run_id={run!r} comes too near round {min(near)}; "
             msg += f"the plan says {charge.separation} rounds apart."
             raise PolicyRefused(msg)

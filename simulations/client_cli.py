@@ -176,6 +176,7 @@ def _report(limits: ClientPolicy, folder: Path | None) -> dict[str, Any]:
         "base_models": sorted(limits.base_models),
         "aggregation": sorted(limits.aggregation),
         "max_rounds": limits.max_rounds,
+        "max_repeats": limits.max_repeats,
         "server_key": limits.server_key,
         "seeded_noise": limits.seeded_noise,
         "secure_aggregation": None
@@ -240,6 +241,7 @@ def _print_report(report: dict[str, Any]) -> None:
     typer.echo(f"  base models: {', '.join(digest[:12] for digest in report['base_models'])}")
     typer.echo(f"  aggregation: {', '.join(report['aggregation'])}")
     typer.echo(f"  rounds of one run: at most {report['max_rounds']}")
+    typer.echo(f"  further answers to one round: at most {report['max_repeats']}, each charged")
     key = report["server_key"]
     signed = "the first key seen is trusted" if key is None else f"signed by {key[:12]}"
     typer.echo(f"  ledger of the server: {signed}")

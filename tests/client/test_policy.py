@@ -271,6 +271,7 @@ def test_floor_and_ceiling_decide_exactly(
         ({"aggregation": None}, "aggregation"),
         ({"max_rounds": 0}, "max_rounds"),
         ({"max_rounds": True}, "max_rounds"),
+        ({"max_repeats": -1}, "max_repeats"),
         ({"schema": 2}, "schema"),
         ({"schema": None}, "schema"),
         ({"server_key": "xyz"}, "server_key"),

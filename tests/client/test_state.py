@@ -116,6 +116,34 @@ def test_a_round_is_answered_once(tmp_path: Path, request_: str) -> None:
         assert releases(state) == {EXAMPLE: 2.0}
 
 
+def test_the_owner_may_allow_further_answers_and_each_is_charged(tmp_path: Path) -> None:
+    few = example_charge(plan(max_participations=1), RECORD)
+    with DeviceState(tmp_path) as state:
+        for count in (1, 2, 3):
+            state.admit(answer(1), [few], repeatable=False, repeats=2)
+            assert releases(state) == {EXAMPLE: 2.0 * count}
+        with pytest.raises(PolicyRefused, match="answered before"):
+            state.admit(answer(1), [few], repeatable=False, repeats=2)
+        # It is one round of the plan all the same.
+        with pytest.raises(PolicyRefused, match="answered in 1 rounds already"):
+            state.admit(answer(2), [few], repeatable=False, repeats=2)
+
+
+def test_what_pays_for_a_run_pays_for_no_second_answer(tmp_path: Path) -> None:
+    once = replace(charge(), once=True)
+    with DeviceState(tmp_path) as state:
+        state.admit(answer(1), [once], repeatable=False, repeats=2)
+        with pytest.raises(PolicyRefused, match="too near round 1"):
+            state.admit(answer(1), [once], repeatable=False, repeats=2)
+
+
+def test_seeded_noise_has_no_further_answers(tmp_path: Path) -> None:
+    with DeviceState(tmp_path) as state:
+        state.admit(answer(1), [charge()], repeatable=True, repeats=2)
+        with pytest.raises(PolicyRefused, match="answered before"):
+            state.admit(answer(1, request="x"), [charge()], repeatable=True, repeats=2)
+
+
 def test_seeded_noise_repeats_the_same_bits_and_nothing_else(tmp_path: Path) -> None:
     with DeviceState(tmp_path) as state:
         first = state.admit(answer(1), [charge()], repeatable=True)

@@ -165,6 +165,18 @@ def test_the_same_round_replayed(
         assert device.releases() == 4.0
 
 
+def test_a_round_repeated_after_a_crash_of_the_server(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only where the owner allows it, so often, and charged each time."""
+    device = make_device(tmp_path, max_repeats=1)
+    first, again = ask(device, make_round()), ask(device, make_round())
+    assert device.releases() == 4.0
+    assert not np.array_equal(vector_of(first), vector_of(again))
+    lie(device, make_round(), REFUSED, "was answered before", caplog)
+    assert device.releases() == 4.0
+
+
 def test_a_seeded_round_replayed_with_another_adapter(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
