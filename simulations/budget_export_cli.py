@@ -32,6 +32,10 @@ def export(
     about: Annotated[
         Path | None, typer.Option(help="TOML file with what only the operator knows.")
     ] = None,
+    run_folder: Annotated[
+        Path | None,
+        typer.Option("--run", help="Run folder of a ledger that lies elsewhere."),
+    ] = None,
     scope: Annotated[
         str | None, typer.Option(help="Which data, if the ledger has several.")
     ] = None,
@@ -57,14 +61,15 @@ def export(
         evidence = collect_evidence(
             ledger, scope=scope, anchor=read_head(anchor), trusted_key=read_key(public_key)
         )
-    given = None if is_url(where) else Path(where).resolve()
-    run = read_run(given) if given is not None and given.is_dir() else RunFacts()
+    given = None if is_url(where) else Path(where)
+    source = run_folder or (given if given is not None and given.is_dir() else None)
+    run = RunFacts() if source is None else read_run(source)
     dossier = make_dossier(evidence, words, run)
     items = checklist(dossier)
     record = registry_record(dossier)
     folder = out or _folder_of(given)
     # A URL may hold a password; the reader of a statement knows the ledger by another way.
-    name = "LEDGER" if given is None else given.name
+    name = "LEDGER" if given is None else given.resolve().name
     files = {
         RECORD: to_yaml(record),
         PAGE: as_markdown(dossier, items, name),

@@ -127,9 +127,9 @@ def _mechanism(plan: PrivacyPlan) -> str:
         return (
             f"The server clips each client's whole update to an L2 norm that starts at "
             f"{plan.clipping_norm:g} and follows the {terms_of_clip.target:g} quantile of the "
-            f"updates, sums, adds normal noise of {of_update:.4g} times the clip, and {mean} One "
-            "bit per client moves the clip; their number is noised with standard deviation "
-            f"{terms_of_clip.count_noise_stddev:g}. Update and bit together are one release of "
+            f"updates, sums, adds normal noise of {of_update:.4g} times the clip, and {mean} The "
+            "number of updates within the clip moves it, noised with standard deviation "
+            f"{terms_of_clip.count_noise_stddev:g}. Sum and number together are one release of "
             f"noise multiplier {plan.noise_multiplier:g}: following the quantile is paid for."
         )
     return f"{clips} adds normal noise of {plan.noise_multiplier:g} times that norm, and {mean}"

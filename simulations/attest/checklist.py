@@ -220,12 +220,11 @@ def _surroundings(dossier: Dossier) -> Iterator[Item]:
     yield _operator("tuning", "Hyper-parameter tuning on private data", about.hyperparameter_tuning)
     yield _operator("preprocessing", "Pre-processing before the noise", about.preprocessing)
     yield _operator("security", "Data security and access control", about.security)
-    bit = any(promise.plan.quantile is not None for promise in dossier.promises)
     yield Item(
         topic="collection",
         question="Data collection: what leaves the device?",
         finding="Text, tokens, gradients, counts and losses stay on the client; one vector of the "
-        f"adapter's size{' and one bit' if bit else ''} leaves it in a round.",
+        "adapter's size leaves it in a round.",
         status="stated",
     )
 

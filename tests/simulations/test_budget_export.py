@@ -246,10 +246,10 @@ def test_a_second_guarantee_that_charged_nobody_is_still_stated(tmp_path: Path) 
     assert "Is there a guarantee for another unit?" in page["privacy-statement.html"]
 
 
-def test_adaptive_clipping_is_said_to_send_a_bit(tmp_path: Path) -> None:
+def test_a_moving_clip_is_said_to_be_paid_for(tmp_path: Path) -> None:
     terms = QuantileClipping(target=0.5, learning_rate=0.2, count_noise_stddev=10.0, initial=0.5)
     page = export(make_ledger(tmp_path, make_plan(**CENTRAL, quantile=terms)))
-    assert "and one bit leaves it in a round" in page["privacy-statement.md"]
+    assert "following the quantile is paid for" in page["privacy-statement.md"]
 
 
 def checklist(path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
