@@ -90,3 +90,15 @@ def test_the_grid() -> None:
         fine = epsilon(ADD_OR_REMOVE, steps=steps, **settings)
         coarse = epsilon(ADD_OR_REMOVE, steps=steps, interval=1e-3, **settings)
         assert 0 <= coarse - fine < float(most)
+
+
+def test_a_variance_shows_itself() -> None:
+    share, change, deviations = said(
+        r"show it to ([\d.]+) %, while one client more among a hundred changes it by ([\d.]+) %, "
+        r"which is ([\d.]+) standard deviations"
+    )
+    # The relative deviation of the sample variance of d normal numbers is sqrt(2 / d).
+    relative = math.sqrt(2 / 1e6)
+    assert f"{100 * relative:.2f}" == share
+    assert f"{100 * (1 / 100):.0f}" == change
+    assert f"{(1 / 100) / relative:.1f}" == deviations
