@@ -267,6 +267,7 @@ class PrivacyPlan:
             cohort=None if example else self.expected_cohort,
             replace_one=self.neighboring_relation is NeighboringRelation.REPLACE_ONE,
             seeded=self.noise_source == SEEDED,
+            server_epsilon=None if self.distributed is None else self.server_epsilon(),
         )
 
     def digest(self) -> str:

@@ -278,3 +278,11 @@ def test_the_json_form_is_json(base: dict[str, Any]) -> None:
 def test_bad_numbers_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(InvalidValue):
         state(make_plan(**CENTRAL), **bad)
+
+
+def test_a_distributed_plan_is_questioned_about_its_server() -> None:
+    plan = make_plan(**{**DISTRIBUTED, "noise_multiplier": 0.6})
+    assert plan.server_epsilon() > 10
+    assert any(text.startswith("the server, with the clients") for text in plan.warnings())
+    central = make_plan(**{**CENTRAL, "noise_multiplier": 0.6})
+    assert not any("the server, with" in text for text in central.warnings())
