@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from shared.privacy.plan import PrivacyPlan
     from shared.wire import ClientUpdate, Instruction, Measurement
 
+_LONGEST_NAME = 200
+
 
 class GuardedRuntime(ClientRuntime):
     """A runtime that answers a round once, within the owner's budgets, to an honest ledger.
@@ -129,8 +131,8 @@ class GuardedRuntime(ClientRuntime):
         if not 1 <= instruction.server_round <= self.plan.rounds:
             msg = f"Round {instruction.server_round}, the plan has rounds 1 to {self.plan.rounds}."
             raise SchemaMismatch(msg)
-        if not instruction.run_id:
-            msg = "The instruction names no run."
+        if not 1 <= len(instruction.run_id) <= _LONGEST_NAME:
+            msg = f"The instruction names no run in 1 to {_LONGEST_NAME} characters."
             raise SchemaMismatch(msg)
         quantile, clip = self.plan.quantile, instruction.clipping_norm
         if quantile is None or clip is None:

@@ -27,6 +27,8 @@ from shared.privacy.events import PrivacyUnit
 from shared.privacy.noise import SEEDED
 from shared.privacy.plan import PrivacyPlan
 
+_ABSURD = 10.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecureAggregationLimits:
@@ -252,8 +254,13 @@ class ClientPolicy:
         if plan.mode == "none":
             return
         for charge in self.charges(plan):
-            spends, most = charge.plan.epsilon(), charge.plan.cap
-            if most is None or not spends <= most:
+            most = charge.plan.cap or 0.0
+            spends = charge.plan.epsilon(accountant="rdp")
+            # The quick bound is loose, but not that loose; the exact figure of an absurd number of
+            # steps would take minutes, which a server could ask for again and again.
+            if spends <= _ABSURD * (1.0 + most):
+                spends = charge.plan.epsilon()
+            if not spends <= most:
                 unit = charge.plan.unit
                 found = f"{spends:.4g} for the whole run"
                 allowed = f"at most {most:g} at delta {charge.plan.delta:g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,14 @@ def test_protection_that_the_owner_did_not_ask_for_is_not_charged(tmp_path: Path
 def test_absurd_plans_are_refused_before_epsilon_is_computed(tmp_path: Path) -> None:
     asked = replace(plan(), noise_multiplier=1e-9, rounds=10**9, releases_per_round=10**9)
     assert list(reasons(load(tmp_path), asked)) == ["rounds", "example.noise_multiplier"]
+
+
+@pytest.mark.parametrize("steps", [10**6, 10**12])
+def test_absurd_numbers_of_steps_are_refused_quickly(tmp_path: Path, steps: int) -> None:
+    policy, asked = load(tmp_path), replace(plan(), releases_per_round=steps)
+    began = time.monotonic()
+    assert list(reasons(policy, asked)) == ["example.epsilon"]
+    assert time.monotonic() - began < 5.0
 
 
 @given(

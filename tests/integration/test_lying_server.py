@@ -325,8 +325,11 @@ def test_an_adapter_of_another_shape(device: Device, vector: np.ndarray) -> None
     assert device.releases() == 0
 
 
-def test_a_run_without_a_name(device: Device, caplog: pytest.LogCaptureFixture) -> None:
-    lie(device, make_round(run=""), MISMATCH, "names no run", caplog)
+@pytest.mark.parametrize("run", ["", "x" * 201], ids=["none", "long"])
+def test_a_run_without_a_proper_name(
+    device: Device, caplog: pytest.LogCaptureFixture, run: str
+) -> None:
+    lie(device, make_round(run=run), MISMATCH, "names no run in 1 to 200 characters", caplog)
 
 
 LEDGER = HonestLedger()
