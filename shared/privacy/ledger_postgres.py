@@ -173,8 +173,7 @@ class PostgresStore:
         try:
             self._connection.execute(statement)
         except self._psycopg.OperationalError:
-            if not self._connection.closed:
-                raise
+            self._connection.close()
             self._connection = self._connect()
             self._connection.execute(statement)
 
