@@ -20,6 +20,7 @@ from shared.privacy.planning import make_plan
 from shared.privacy.quantile import QuantileClipping
 from simulations.attest.about import NOT_STATED, About
 from simulations.cli import run
+from tests.integration.scenario import run_small
 
 FILES = ("privacy-deployment.yaml", "privacy-statement.html", "privacy-statement.md")
 BASE: dict[str, Any] = {
@@ -440,3 +441,37 @@ def test_bad_words_of_the_operator_are_refused(
 
 def test_every_key_of_the_operators_file_says_what_it_is() -> None:
     assert all(field.description for field in About.model_fields.values())
+
+
+@pytest.mark.slow
+def test_a_run_in_two_modes_at_once_is_exported_as_it_ran(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A whole run: secure aggregation, and DP-SGD inside each client."""
+    folder = tmp_path / "run"
+    finished = run_small(
+        folder,
+        [
+            "run.rounds=2",
+            "privacy.mode=client-distributed",
+            "privacy.honest_fraction=0.9",
+            "privacy.survivor_fraction=0.7",
+            "privacy.min_cohort=4",
+            'example.neighboring_relation="add-or-remove-one"',
+            "example.noise_multiplier=2.0",
+            "example.delta=1e-5",
+            "example.max_grad_norm=0.5",
+            "example.sampling_probability=0.5",
+        ],
+    )
+    items = checklist(folder, capsys)
+    record = yaml.safe_load((folder / "privacy-deployment.yaml").read_text(encoding="utf-8"))
+    loss = record["deployment"]["privacy_loss"]
+    assert loss["privacy_parameters"]["epsilon"] == finished.summary["privacy"]["epsilon"]
+    assert {"parameters-client", "parameters-example"} <= set(items)
+    assert items["randomness"]["status"] == "not protected"  # the scenario is seeded
+    page = (folder / "privacy-statement.md").read_text(encoding="utf-8")
+    key = finished.summary["ledger"]["public_key"]
+    assert f"--public-key {key}" in page
+    assert run(["budget", "verify", str(folder), "--public-key", key]) == 0
+    capsys.readouterr()
