@@ -39,6 +39,15 @@ def figure(value: float | None) -> str:
     return f"{math.ceil(value / step - 1e-9) * step:.4g}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "step"), counted(2, "step")
+    ('1 step', '2 steps')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def how(plan: PrivacyPlan) -> tuple[Clause, Clause, Clause]:
     """Say mechanism, sampling and composition of a private plan."""
     return (
@@ -63,8 +72,8 @@ def observers(plan: PrivacyPlan, delta: float) -> tuple[Clause, Clause]:
             f"For the whole plan: against whoever sees only adapters, epsilon = {outside}; against "
             f"whoever also knows in which rounds a client took part, epsilon = "
             f"{figure(plan.observer_epsilon())} "
-            f"({capped} {plan.participations} participations), both at delta = {delta:.3g}."
-            f"{_against_server(plan)}"
+            f"({capped} {counted(plan.participations, 'participation')}), "
+            f"both at delta = {delta:.3g}.{_against_server(plan)}"
         )
     return (
         Clause(topic="observers", text=against),
@@ -157,7 +166,8 @@ def _sampling(plan: PrivacyPlan) -> str:
     if plan.correlated is not None:
         return (
             f"No secret sampling is counted on: clients take part in turn, at most once in "
-            f"{plan.correlated.min_separation} rounds and {plan.participations} times in all."
+            f"{plan.correlated.min_separation} rounds and "
+            f"{counted(plan.participations, 'time')} in all."
         )
     coins = (
         f"In every round each of {plan.population} clients is taken with its own secret coin of "
@@ -176,15 +186,15 @@ def _composition(plan: PrivacyPlan) -> str:
     """Say over what the loss is added up."""
     if plan.mode == "example":
         return (
-            f"Accounted per client: {plan.releases_per_round} steps in each of at most "
-            f"{plan.participations} rounds; the sampling of clients is not counted on."
+            f"Accounted per client: {counted(plan.releases_per_round, 'step')} in each of at most "
+            f"{counted(plan.participations, 'round')}; the sampling of clients is not counted on."
         )
     if plan.correlated is not None:
         return (
             f"Accounted for every client: the {plan.rounds} rounds of the run are one release, "
             "paid for before the first."
         )
-    return f"Accounted for every client: {plan.rounds} rounds, one release each."
+    return f"Accounted for every client: {counted(plan.rounds, 'round')}, one release each."
 
 
 def _cap_on_participations(plan: PrivacyPlan) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shared import validate
 from shared.privacy.advice import NO_PRIVACY
-from shared.privacy.clauses import Clause, figure, how, noise_source, observers
+from shared.privacy.clauses import Clause, counted, figure, how, noise_source, observers
 from shared.privacy.events import NeighboringRelation, PrivacyUnit
 from shared.privacy.group import group_epsilon
 from shared.privacy.plan import PrivacyPlan
@@ -137,9 +137,9 @@ def _promise(
             topic="epsilon",
             text=(
                 f"This run spent epsilon = {figure(epsilon)} at delta = {delta:.3g} in "
-                f"{_counted(releases, 'noised release')} about one {unit} at worst; the plan "
+                f"{counted(releases, 'noised release')} about one {unit} at worst; the plan "
                 f"allows epsilon = {figure(plan.epsilon())} in "
-                f"{_counted(plan.releases_after(plan.rounds), 'release')}, the cap is "
+                f"{counted(plan.releases_after(plan.rounds), 'release')}, the cap is "
                 f"{figure(plan.cap or math.inf)}."
             ),
         ),
@@ -254,11 +254,6 @@ def _group_epsilon(plan: PrivacyPlan, size: int | None) -> float | None:
     return group_epsilon(
         plan.total_events(), size=size, delta=plan.delta, relation=plan.neighboring_relation
     )
-
-
-def _counted(number: int, noun: str) -> str:
-    """Return a number with its noun."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _sentence(text: str) -> str:

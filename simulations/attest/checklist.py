@@ -167,15 +167,23 @@ def _algorithms(dossier: Dossier) -> Iterator[Item]:
 
 def _floating_point(dossier: Dossier) -> Item:
     """Say whether the last bits of a release are part of the proof."""
-    discrete = all(promise.plan.mode == "client-distributed" for promise in dossier.promises)
+    on_grid = [p.guarantee.unit for p in dossier.promises if p.plan.distributed is not None]
+    floating = [p.guarantee.unit for p in dossier.promises if p.plan.distributed is None]
+    said = [
+        f"Per {unit}: releases are integers with noise on the same grid, and the proof covers "
+        "every bit."
+        for unit in on_grid
+    ]
+    said += [
+        f"Per {unit}: the noise is floating-point; attacks on the last bits (Mironov 2012) are not "
+        "covered by the proof. Releases are rounded to 32 bits."
+        for unit in floating
+    ]
     return Item(
         topic="floating-point",
         question="Floating point: is the noise exact?",
-        finding="Releases are integers with noise on the same grid; the proof covers every bit."
-        if discrete
-        else "The noise is floating-point; attacks on the last bits (Mironov 2012) are not covered "
-        "by the proof. Releases are rounded to 32 bits.",
-        status="stated" if discrete else "attention",
+        finding=" ".join(said),
+        status="attention" if floating else "stated",
     )
 
 
@@ -220,12 +228,16 @@ def _surroundings(dossier: Dossier) -> Iterator[Item]:
     yield _operator("tuning", "Hyper-parameter tuning on private data", about.hyperparameter_tuning)
     yield _operator("preprocessing", "Pre-processing before the noise", about.preprocessing)
     yield _operator("security", "Data security and access control", about.security)
+    simulated = bool(dossier.run.losses_measured)
     yield Item(
         topic="collection",
         question="Data collection: what leaves the device?",
-        finding="Text, tokens, gradients, counts and losses stay on the client; one vector of the "
+        finding="This was a simulation: one machine held the text of all clients. In a deployment "
+        "of the same plan one vector of the adapter's size leaves a client in a round."
+        if simulated
+        else "Text, tokens, gradients, counts and losses stay on the client; one vector of the "
         "adapter's size leaves it in a round.",
-        status="stated",
+        status="attention" if simulated else "stated",
     )
 
 

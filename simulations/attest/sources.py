@@ -92,12 +92,22 @@ def make_dossier(evidence: Evidence, about: About, run: RunFacts) -> Dossier:
             examples_per_person=_owned(guarantee.unit, about, run),
             losses_measured=bool(run.losses_measured),
         )
-        alone = len(evidence.guarantees) == 1
-        clauses = tuple(c for c in statement.clauses if alone or c.topic != "second-guarantee")
+        hidden = _said_elsewhere(guarantee, evidence)
+        clauses = tuple(c for c in statement.clauses if c.topic not in hidden)
         promises.append(
             Promise(guarantee=guarantee, plan=plan, statement=statement, clauses=clauses)
         )
     return Dossier(evidence=evidence, promises=tuple(promises), about=about, run=run)
+
+
+def _said_elsewhere(guarantee: Guarantee, evidence: Evidence) -> set[str]:
+    """Return the topics that another guarantee of the same run speaks about better."""
+    if len(evidence.guarantees) == 1:
+        return set()
+    if guarantee.unit is PrivacyUnit.CLIENT:
+        return {"second-guarantee"}
+    # The plan inside the clients does not know what happens to an update afterwards.
+    return {"who-sees-what"}
 
 
 def _owned(unit: PrivacyUnit, about: About, run: RunFacts) -> int | None:

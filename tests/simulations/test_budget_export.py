@@ -238,6 +238,9 @@ def test_both_units_of_a_plan_are_stated(tmp_path: Path) -> None:
     assert "about any one client" in page
     assert "about any one example" in page
     assert "A second guarantee" not in page  # it has its own column and sentences
+    assert "The server sees each client's noised update" not in page  # it sees noised sums
+    assert "Per client: releases are integers" in page
+    assert "Per example: the noise is floating-point" in page
 
 
 def test_a_second_guarantee_that_charged_nobody_is_still_stated(tmp_path: Path) -> None:
@@ -348,6 +351,7 @@ def test_a_run_folder_adds_what_the_run_measured(
     items = checklist(tmp_path, capsys)
     assert items["audit"]["status"] == "stated"
     assert items["non-private-releases"]["status"] == "not protected"
+    assert "This was a simulation" in items["collection"]["finding"]
     assert "With at most 4 examples" in items["unit-example"]["finding"]
     assert (
         (tmp_path / "privacy-statement.md").read_text().startswith("# Privacy statement: clinics")
