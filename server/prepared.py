@@ -125,15 +125,23 @@ def open_ledger(folder: Path, *, where: str | None = None, key: Path | None = No
         UsageError: for a URL without a key.
         LedgerError: if ledger or key cannot be used.
     """
-    if where is None:
-        return Ledger(
-            folder / LEDGER, signer=LedgerSigner.load_or_create(key or folder / LEDGER_KEY)
-        )
-    if key is None and "://" in where:
+    path = key_of_ledger(where, key) or folder / LEDGER_KEY
+    signer = LedgerSigner.load_or_create(path)
+    return Ledger(folder / LEDGER if where is None else where, signer=signer)
+
+
+def key_of_ledger(where: str | None, key: Path | None) -> Path | None:
+    """Return where the key of a shared ledger is; None for the run folder's own ledger and key.
+
+    Raises:
+        UsageError: for a URL without a key.
+    """
+    if key is not None or where is None:
+        return key
+    if "://" in where:
         msg = "a ledger in a database has no folder for its key."
         raise UsageError(msg, hint="Say where the key is: --ledger-key FILE.")
-    signer = LedgerSigner.load_or_create(key or Path(where).with_suffix(".key"))
-    return Ledger(where, signer=signer)
+    return Path(where).with_suffix(".key")
 
 
 @contextmanager

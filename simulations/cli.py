@@ -81,6 +81,20 @@ def simulate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an unfinished run (newest, or --out).")
     ] = False,
+    ledger: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FEDSLM_LEDGER",
+            help="A ledger that several runs share: a file, or postgresql://user@host/database.",
+        ),
+    ] = None,
+    ledger_key: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FEDSLM_LEDGER_KEY",
+            help="Key that signs the ledger; made if missing. Default beside the ledger's file.",
+        ),
+    ] = None,
     list_them: Annotated[
         bool, typer.Option("--list", help="List the built-in scenarios and leave.")
     ] = False,
@@ -98,7 +112,8 @@ def simulate(
     extra = [f'run.engine="{engine}"'] if engine is not None else []
     extra += [f"run.seed={seed}"] if seed is not None else []
     resolved = _open(scenario, [*(overrides or []), *extra])
-    _simulate(resolved, out=out, resume=resume, as_json=as_json)
+    shared = (ledger, ledger_key)
+    _simulate(resolved, out=out, resume=resume, shared_ledger=shared, as_json=as_json)
 
 
 @app.command()
@@ -191,7 +206,14 @@ def _list_scenarios(*, as_json: bool) -> None:
         typer.echo(f"{item.name:<{width}}  {item.about}")
 
 
-def _simulate(resolved: ResolvedConfig, *, out: Path | None, resume: bool, as_json: bool) -> None:
+def _simulate(
+    resolved: ResolvedConfig,
+    *,
+    out: Path | None,
+    resume: bool,
+    shared_ledger: tuple[str | None, Path | None],
+    as_json: bool,
+) -> None:
     """Run a resolved scenario and print what came out."""
     from simulations.progress import show_progress
     from simulations.runfolder import default_folder, latest_folder
@@ -200,7 +222,14 @@ def _simulate(resolved: ResolvedConfig, *, out: Path | None, resume: bool, as_js
     name = resolved.config.run.name
     folder = out or (latest_folder(name) if resume else None) or default_folder(name)
     with show_progress(resolved.config.run.rounds, quiet=as_json) as progress:
-        result = run(resolved, folder=folder, resume=resume, progress=progress)
+        result = run(
+            resolved,
+            folder=folder,
+            resume=resume,
+            progress=progress,
+            ledger=shared_ledger[0],
+            ledger_key=shared_ledger[1],
+        )
     if as_json:
         _print_json({**result.summary, "run_folder": str(result.folder)})
     else:

@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from client.app import make_client_app
 from server.app import make_server_app
 from server.budget import RunBudget
-from server.prepared import IDENTITY, describe_run, open_ledger, run_name
+from server.prepared import IDENTITY, describe_run, key_of_ledger, open_ledger, run_name
 from server.setup import RunSetup
 from server.strategy import FederatedRun
 from shared.canonical import canonical_json
@@ -96,6 +96,7 @@ def simulate(
     config = resolved.config
     home = base_dir or Path.cwd()
     _quiet_environment()
+    signed_with = key_of_ledger(ledger, ledger_key)
     done = _finished(folder, config) if resume else None
     if done is not None:
         return Result(folder=folder, summary=done)
@@ -106,7 +107,7 @@ def simulate(
     dataset.client(0)
     with open_folder(folder, resume=resume) as run_folder:
         _identify(run_folder, resolved, assembly, plan)
-        with open_ledger(run_folder.path, where=ledger, key=ledger_key) as opened:
+        with open_ledger(run_folder.path, where=ledger, key=signed_with) as opened:
             session = _Session(assembly, plan, run_folder, opened, progress, home)
             outcome = session.run()
             progress.note("auditing")

@@ -160,6 +160,26 @@ BAD_INPUT: dict[str, tuple[Make, type[errors.FedSLMError], str]] = {
         errors.InvalidValue,
         "40",
     ),
+    "distributed without its terms": (
+        overridden("privacy.mode=client-distributed"),
+        errors.ConflictingSettings,
+        "privacy.honest_fraction",
+    ),
+    "fractions that protect nobody": (
+        overridden(
+            "privacy.mode=client-distributed",
+            "privacy.honest_fraction=0.5",
+            "privacy.survivor_fraction=0.6",
+            "privacy.min_cohort=3",
+        ),
+        errors.ConflictingSettings,
+        "survivor_fraction",
+    ),
+    "a database without a key": (
+        lambda _: ["--ledger", "postgresql://nobody:hunter2@127.0.0.1/none"],
+        errors.UsageError,
+        "--ledger-key",
+    ),
     "cap below plan": (overridden("privacy.cap=1.0"), errors.PrivacyBudgetExhausted, "cap"),
 }
 
@@ -179,6 +199,7 @@ def test_bad_input_is_one_clear_error(
     assert shown.err.count(f"error [{error.code}]") == 1
     assert "Traceback" not in shown.err
     assert SECRET not in shown.err
+    assert "hunter2" not in shown.err
     assert shown.out == ""
     assert not out.exists()
     assert run([*arguments, "--json"]) == error.exit_code
