@@ -102,6 +102,8 @@ def _page(
         metrics=metrics,
         loss_plots=_loss_plots(summary, metrics),
         epsilon_plot=_epsilon_plot(summary, metrics),
+        aborted=[int(record["round"]) for record in metrics if record.get("aborted")],
+        last_clip=_number(metrics[-1].get("clipping_norm")) if metrics else None,
         byte_plot=_byte_plot(metrics),
         traffic=reporttext.traffic(metrics),
         clients=reporttext.client_spread(evaluation),
@@ -133,6 +135,15 @@ def _loss_plots(summary: Table, metrics: Sequence[Table]) -> list[Plot]:
     return found
 
 
+_WHICH_DECIDES = {
+    "pld": (
+        "PLD is the figure that is reported and, for a plan declared in advance, the one that "
+        "decides; RDP is the looser cross-check, and decides once plans follow one another."
+    ),
+    "rdp": "Skellam noise is accounted by Renyi divergence, a looser bound than PLD.",
+}
+
+
 def _epsilon_plot(summary: Table, metrics: Sequence[Table]) -> Plot | None:
     """Draw epsilon against the cap; nothing in mode ``none``."""
     epsilon, by_rdp = _column(metrics, "epsilon"), _column(metrics, "epsilon_rdp")
@@ -140,16 +151,14 @@ def _epsilon_plot(summary: Table, metrics: Sequence[Table]) -> Plot | None:
     if not spent or (summary.get("privacy") or {}).get("mode", "none") == "none":
         return None
     cap = _number(reporttext.find(summary, "cap"))
-    drawn = plots.epsilon_by_round(_rounds(metrics), epsilon, by_rdp, cap)
+    accountant = "rdp" if summary["privacy"].get("accountant") == "rdp" else "pld"
+    drawn = plots.epsilon_by_round(_rounds(metrics), epsilon, by_rdp, cap, accountant=accountant)
     limit = "without a cap" if cap is None else f"under a cap of {cap:.4g}"
     return Plot(
         svg=Markup(drawn),  # noqa: S704 our own SVG
         title="Epsilon by round",
         alt=f"Epsilon rises to {spent[-1]:.4g} {limit}.",
-        caption=(
-            "PLD is the figure that is reported and, for a plan declared in advance, the one that "
-            "decides; RDP is the looser cross-check, and decides once plans follow one another."
-        ),
+        caption=_WHICH_DECIDES[accountant],
     )
 
 

@@ -318,3 +318,44 @@ def test_a_statement_may_be_clauses_titles_or_sentences() -> None:
         reporttext.Clause(title="", text="plain", alarm=False),
     ]
     assert reporttext.clauses(None) == reporttext.clauses("text") == []
+
+
+def test_a_distributed_run_says_what_holds_against_whom(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+
+    def distribute(summary: dict[str, Any]) -> None:
+        summary["privacy"] |= {
+            "mode": "client-distributed",
+            "noise": "skellam",
+            "accountant": "rdp",
+            "server_epsilon": 77.25,
+            "example": {
+                "unit": "example",
+                "neighboring_relation": "add-or-remove-one",
+                "epsilon": 1.75,
+                "delta": 1e-5,
+                "releases": 120,
+            },
+        }
+
+    _edit(folder, "summary.json", distribute)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    records[1]["aborted"] = "too few"
+    records[-1]["clipping_norm"] = 0.125
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert Page(text).open == []
+    for said in (
+        "77.25 at the same delta",
+        "Skellam, in shares of the clients",
+        "1.750 at delta",
+        "a second promise",
+        "RDP, reported",
+        "looser bound than PLD",
+        "2: too few clients were left",
+        "moved to 0.125",
+    ):
+        assert said in text
+    assert "PLD, reported" not in text
+    assert "RDP, cross-check" not in text
