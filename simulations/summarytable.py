@@ -32,6 +32,7 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("held-out loss", _change(summary["loss_before"], summary["loss_after"])),
         ("perplexity", _change(summary["perplexity_before"], summary["perplexity_after"])),
         ("privacy", privacy_text(summary["privacy"])),
+        *_more_promises(summary["privacy"]),
         ("bytes a round", _bytes(summary)),
         ("audit", str(summary["audit"]["verdict"])),
         (
@@ -53,6 +54,20 @@ def privacy_text(privacy: Mapping[str, Any]) -> str:
     if privacy["noise_source"] == "seeded-simulation":
         text += " [yellow](seeded noise: a simulation, protects nobody)[/yellow]"
     return text
+
+
+def _more_promises(privacy: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say what holds against the server, and the second guarantee, where there are such."""
+    found = []
+    server, inner = privacy.get("server_epsilon"), privacy.get("example")
+    if server is not None and privacy["mode"] == "client-distributed":
+        text = f"epsilon {server:.3f} at delta {privacy['delta']:.3g}, per {privacy['unit']}"
+        found.append(("  to the server", f"{text}: it sees noised sums only"))
+    if inner is not None:
+        text = f"epsilon {inner['epsilon']:.3f} at delta {inner['delta']:.3g}, per {inner['unit']}"
+        text += f", {inner['neighboring_relation']}, {inner['releases']} releases"
+        found.append(("  inside clients", text))
+    return found
 
 
 def _change(before: float | None, after: float | None) -> str:

@@ -13,6 +13,7 @@ from shared.errors import LedgerTampered, PrivacyBudgetExhausted
 from shared.privacy.ledger import Ledger
 from shared.privacy.plan import PrivacyPlan
 from simulations.simulate import Result
+from simulations.summarytable import rows
 from tests.integration.scenario import run_small
 
 pytestmark = pytest.mark.slow
@@ -97,6 +98,9 @@ def test_dp_sgd_composes_with_either_client_mode(mode: tuple[str, ...], tmp_path
     charged = subjects(result)
     assert "population" in charged
     assert any(subject.startswith("client-") for subject in charged)
+    shown = dict(rows(result.summary))
+    assert "per example" in shown["  inside clients"]
+    assert ("  to the server" in shown) == bool(mode)
     said = " ".join(clause["text"] for clause in result.summary["statement"]["clauses"])
     assert "econd guarantee" in said
 
