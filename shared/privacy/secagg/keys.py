@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Final, NoReturn, Self
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -105,7 +106,7 @@ class Roster:
         SecureAggregationError: if two clients have one key, or a key is no point of the curve.
     """
 
-    __slots__ = ("_keys",)
+    __slots__ = ("_digest", "_keys")
 
     def __init__(self, keys: Mapping[int, bytes]) -> None:
         rows = tuple(sorted(keys.items()))
@@ -117,6 +118,8 @@ class Roster:
                 raise SecureAggregationError(msg)
             owners[key] = client
         self._keys = dict(rows)
+        parts = (write_integer(client) + key for client, key in rows)
+        self._digest = hashlib.sha256(_DOMAIN + b"roster" + b"".join(parts)).hexdigest()
 
     def __contains__(self, client: object) -> bool:
         """Tell whether a client is known."""
@@ -143,8 +146,7 @@ class Roster:
 
     def digest(self) -> str:
         """Return the SHA-256 digest of indices and keys, 64 hexadecimal digits."""
-        parts = (write_integer(client) + key for client, key in self._keys.items())
-        return hashlib.sha256(_DOMAIN + b"roster" + b"".join(parts)).hexdigest()
+        return self._digest
 
     def verify(
         self, purpose: str, context: bytes, client: int, signature: bytes, content: bytes = b""
@@ -154,16 +156,24 @@ class Roster:
         Raises:
             SecureAggregationError: if the client is unknown or the signature is not its own.
         """
-        try:
-            key = Ed25519PublicKey.from_public_bytes(self.public_key(client))
-            key.verify(signature, _signed(purpose, context, client, content))
-        except (InvalidSignature, ValueError) as error:
+        signed = _signed(purpose, context, client, content)
+        if not _fits(self.public_key(client), signature, signed):
             msg = (
                 f"client={client}: the signature of its {purpose!r} message does not fit its "
                 "identity in the roster."
             )
             hint = "Signed by somebody else, for another run, round, session or plan, or altered."
-            raise SecureAggregationError(msg, hint=hint) from error
+            raise SecureAggregationError(msg, hint=hint)
+
+
+@lru_cache(maxsize=16_384)
+def _fits(public: bytes, signature: bytes, signed: bytes) -> bool:
+    """Tell whether a signature fits; kept, because clients of one process check the same ones."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, signed)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def new_private_key() -> bytes:
