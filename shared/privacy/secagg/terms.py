@@ -14,7 +14,6 @@ from shared.privacy.secagg.codec import (
     require_width,
     seal,
     unseal,
-    write_blob,
     write_integer,
     write_text,
 )
@@ -128,11 +127,6 @@ class SecAggTerms:
         )
         reader.end()
         return terms
-
-
-def write_terms(terms: SecAggTerms) -> bytes:
-    """Return terms behind their length, as a part of other bytes."""
-    return write_blob(terms.to_bytes())
 
 
 def _read_fraction(reader: Reader) -> float:
