@@ -509,39 +509,6 @@ def test_entries_cannot_be_changed_by_accident(ledger: Ledger) -> None:
     ledger.verify()
 
 
-def _hammer(where: str, worker: int, results: Any) -> None:
-    accepted = 0
-    with Ledger(where) as ledger:
-        for n in range(12):
-            try:
-                reservation = reserve(ledger, 100 * worker + n)
-            except PrivacyBudgetExhausted:
-                break
-            if (worker + n) % 3 == 0:
-                ledger.commit(reservation)
-            accepted += 1
-    results.put(accepted)
-
-
-@pytest.mark.slow
-def test_eight_processes_together_stop_exactly_at_the_cap(place: Place) -> None:
-    plan = plan_of(rounds=20)
-    with Ledger(place.where) as ledger:
-        ledger.register_plan("run", plan, SCOPE)
-    fork = processes()
-    results = fork.Queue()
-    workers = [fork.Process(target=_hammer, args=(place.where, w, results)) for w in range(8)]
-    for worker in workers:
-        worker.start()
-    accepted = sum(results.get(timeout=120) for _ in workers)
-    for worker in workers:
-        worker.join()
-    assert accepted == 20
-    with Ledger(place.where) as ledger:
-        assert ledger.spent("everyone", SCOPE).epsilon == plan.epsilon()
-        assert ledger.verify().reservations == 20
-
-
 def _crash(where: str, when: str) -> None:
     with Ledger(where) as ledger:
         if when == "inside the transaction":
