@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields
 
 from shared import validate
@@ -59,10 +58,6 @@ class DistributedTerms:
         """Return the least share of the noise variance that the server does not know."""
         # Rounded down, so that the last bit of the sum cannot promise more than there is.
         return self.survivor_fraction + self.honest_fraction - 1.0 - _ROUNDING
-
-    def needed(self, cohort: int) -> int:
-        """Return how many clients of a cohort must be in the sum."""
-        return math.ceil(self.survivor_fraction * cohort)
 
     def to_json(self) -> dict[str, object]:
         """Return the stored form."""

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ConflictingSettings, InvalidValue, SchemaMismatch
+from shared.privacy.secagg.graph import required_survivors, tolerated_corrupt
 from shared.privacy.terms import DistributedTerms
 
 
@@ -28,10 +29,8 @@ def test_the_hidden_share_is_never_more_than_the_worst_case_leaves(
     if not 2 * survivors + honest > 2:
         return
     chosen = terms(honest_fraction=honest, survivor_fraction=survivors)
-    colluding = math.floor((1.0 - honest) * cohort)
-    silent = chosen.needed(cohort) - colluding
-    assert chosen.hidden_share * cohort <= silent + 1e-9
-    assert chosen.needed(cohort) <= cohort
+    silent = required_survivors(cohort, survivors) - tolerated_corrupt(cohort, honest)
+    assert chosen.hidden_share * cohort <= silent
 
 
 def test_terms_are_stored_and_read() -> None:
