@@ -35,7 +35,9 @@ class PostgresServer:
             name = next(n for n in ("postgres", "nobody") if _exists(n))
             self._as = {"user": name, "group": pwd.getpwnam(name).pw_gid, "extra_groups": []}
             shutil.chown(self.folder, name)
-        self._run("initdb", "--no-sync", "-A", "trust", "-U", "ledger", "-E", "UTF8", "--locale=C")
+        # Sorts text as people do, unless a column says otherwise; PostgreSQL 15 or later.
+        sorting = ("--locale=C", "--locale-provider=icu", "--icu-locale=en-US")
+        self._run("initdb", "--no-sync", "-A", "trust", "-U", "ledger", "-E", "UTF8", *sorting)
         self.start()
 
     def _run(self, program: str, *arguments: str) -> None:

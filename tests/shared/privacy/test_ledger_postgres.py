@@ -134,11 +134,12 @@ def test_a_server_that_does_not_sync_is_refused(place: Place) -> None:
 
 def test_a_database_that_is_not_utf_8_is_refused(postgres: PostgresServer) -> None:
     with postgres.connect() as db:
-        db.execute("CREATE DATABASE odd ENCODING SQL_ASCII TEMPLATE template0")
+        db.execute("CREATE DATABASE odd ENCODING SQL_ASCII LOCALE_PROVIDER libc TEMPLATE template0")
     with pytest.raises(LedgerError, match="server_encoding=SQL_ASCII, expected UTF8"):
         Ledger(postgres.url().replace("/postgres?", "/odd?"))
 
 
+@pytest.mark.slow
 def test_a_connection_lost_between_calls_is_made_anew(postgres: PostgresServer) -> None:
     place = postgres_place(postgres)
     with Ledger(place.where) as ledger:
@@ -302,6 +303,7 @@ def test_a_wrong_password_is_not_in_the_error(
     assert str(postgres.folder) not in text
 
 
+@pytest.mark.slow
 def test_a_right_password_is_not_in_any_later_error(
     postgres: PostgresServer, place: Place, locked: str
 ) -> None:
