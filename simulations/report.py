@@ -140,7 +140,10 @@ _WHICH_DECIDES = {
         "PLD is the figure that is reported and, for a plan declared in advance, the one that "
         "decides; RDP is the looser cross-check, and decides once plans follow one another."
     ),
-    "rdp": "Skellam noise is accounted by Renyi divergence, a looser bound than PLD.",
+    "rdp": (
+        "Skellam noise on so coarse a grid is accounted by Renyi divergence, a looser bound than "
+        "PLD."
+    ),
 }
 
 

@@ -9,9 +9,13 @@ Two accountants, both upper bounds:
   Losses that would need more than 1.5 million grid points get a coarser grid.
 * **RDP** (Renyi) is the cross-check, and the filter when parameters may depend on earlier
   outputs: at one order fixed in advance, sums of Renyi divergences compose adaptively (Feldman and
-  Zrnic 2021, arXiv:2008.11193). It is also the reported number where Skellam noise was used: the
-  privacy loss of a Skellam vector depends on the direction of the change and its worst one is not
-  known, so there is no PLD for it, and :class:`PldAccountant` refuses it.
+  Zrnic 2021, arXiv:2008.11193).
+
+Skellam noise has no PLD of its own: its loss depends on the direction of the change and the worst
+one is not known. On a fine grid it is so like Gaussian noise that the PLD of the same history with
+Gaussian noise, a small slack added, is proved to bound it (:mod:`shared.privacy.likeness`). That,
+or Renyi's figure where it is smaller (epsilons below the slack or above about fifty), is its PLD
+figure. Where the slack is too large, :class:`PldAccountant` refuses and Renyi's is reported.
 
 ``dp_accounting`` takes about a second to import, so it is imported on first use.
 """
@@ -24,7 +28,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from shared import validate
 from shared.errors import InvalidValue, UnsupportedEvent
-from shared.privacy import renyi
+from shared.privacy import likeness, renyi
 from shared.privacy.events import Composition, NeighboringRelation, PrivacyEvent
 
 if TYPE_CHECKING:
@@ -91,12 +95,17 @@ class PldAccountant:
         return self._relation
 
     def compose(self, event: PrivacyEvent) -> None:
-        """Add one event (see :class:`PrivacyAccountant`); Skellam releases are unsupported."""
-        new = Composition.of(event)
-        if new.skellams:
-            msg = "a Skellam release has no privacy loss distribution here."
-            raise UnsupportedEvent(msg, hint='Use accountant "rdp".')
-        self._seen = self._seen.plus(new)
+        """Add one event (see :class:`PrivacyAccountant`).
+
+        Raises:
+            UnsupportedEvent: also for Skellam releases on a grid so coarse, or so many of them,
+                that they are too unlike Gaussian ones.
+        """
+        seen = self._seen.plus(Composition.of(event))
+        if not math.isfinite(likeness.slack(seen)):
+            msg = "a history with Skellam releases is too unlike one with Gaussian noise for PLD."
+            raise UnsupportedEvent(msg, hint='Use accountant "rdp", or a finer grid.')
+        self._seen = seen
 
     def epsilon(self, delta: float) -> float:
         """Return epsilon at ``delta`` (see :class:`PrivacyAccountant`)."""
@@ -104,7 +113,13 @@ class PldAccountant:
         if not self._seen.private:
             return math.inf
         composed = self._current()
-        return 0.0 if composed is None else float(composed.get_epsilon_for_delta(delta))
+        if composed is None:
+            return 0.0
+        slack = likeness.slack(self._seen)
+        twin = float(composed.get_epsilon_for_delta(likeness.twin_delta(delta, slack)))
+        found = likeness.epsilon_from_twin(twin, delta, slack)
+        # The smaller of two bounds that grow with a history grows with it too.
+        return min(found, renyi.best(self._seen, delta, self._relation)[0]) if slack else found
 
     def delta(self, epsilon: float) -> float:
         """Return an upper bound on delta at ``epsilon``.
@@ -116,20 +131,25 @@ class PldAccountant:
         if not self._seen.private:
             return 1.0
         composed = self._current()
-        return 0.0 if composed is None else float(composed.get_delta_for_epsilon(epsilon))
+        if composed is None:
+            return 0.0
+        slack = likeness.slack(self._seen)
+        twin = float(composed.get_delta_for_epsilon(max(0.0, epsilon - slack)))
+        return likeness.delta_from_twin(twin, epsilon, slack)
 
     def _current(self) -> PrivacyLossDistribution | None:
         """Bring the kept distribution up to date and return it; ``None`` if nothing happened."""
-        interval = _interval(self._seen, self._relation, self._base_interval)
+        seen = likeness.gaussian_twin(self._seen)
+        interval = _interval(seen, self._relation, self._base_interval)
         if interval != self._interval:
             self._interval, self._composed, self._done = interval, None, Composition()
         done = {(q, z): n for q, z, n in self._done.pairs}
-        for q, z, n in self._seen.pairs:
+        for q, z, n in seen.pairs:
             new = n - done.get((q, z), 0)
             if new:
                 part = _composed_pair(q, z, new, self._relation, interval)
                 self._composed = part if self._composed is None else self._composed.compose(part)
-        self._done = self._seen
+        self._done = seen
         return self._composed
 
 
@@ -201,7 +221,10 @@ def epsilon_of(
 def reporting_accountant(*events: PrivacyEvent) -> AccountantName:
     """Return the accountant whose number is reported for these events.
 
-    ``"pld"``, or ``"rdp"`` if a Skellam release is among them.
+    ``"pld"``, or ``"rdp"`` if there are Skellam releases among them that are too unlike Gaussian
+    ones (see :func:`shared.privacy.likeness.slack`). More releases can only turn PLD into RDP, and
+    epsilon does not fall there: the PLD figure of a history with Skellam noise is never above
+    Renyi's.
 
     Raises:
         UnsupportedEvent: for an object that is not an event, nested or not.
@@ -266,7 +289,7 @@ def relation_of(value: str) -> NeighboringRelation:
 
 def _reporting(composition: Composition) -> AccountantName:
     """Return the accountant whose number is reported."""
-    return "rdp" if composition.skellams else "pld"
+    return "pld" if math.isfinite(likeness.slack(composition)) else "rdp"
 
 
 @lru_cache(maxsize=65_536)

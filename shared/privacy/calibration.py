@@ -1,8 +1,8 @@
 """From a target epsilon to the noise that meets it, or to the releases that fit.
 
 Every search asks the accountant whose number is reported: PLD first on its coarse grid
-(pessimistic, quick), then on the fine one near the answer; Renyi, where Skellam noise was used, has
-no grid. What is returned was itself checked on the fine grid.
+(pessimistic, quick), then on the fine one near the answer; Renyi, where Skellam noise is too coarse
+for PLD, has no grid. What is returned was itself checked on the fine grid.
 """
 
 from __future__ import annotations

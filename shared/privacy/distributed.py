@@ -44,7 +44,7 @@ from shared.privacy.encoding import (
     encode_update,
     require_grid,
 )
-from shared.privacy.events import SkellamEvent
+from shared.privacy.events import MAX_DIMENSION, SkellamEvent
 from shared.privacy.mechanism import ClippedDelta, Vector
 from shared.privacy.noise import NoiseKind, NoiseSource
 
@@ -279,10 +279,13 @@ class DistributedSkellam:
 
 
 def _require_words(words: object) -> None:
-    """Require a one-dimensional uint32 array with at least one coordinate."""
+    """Require a one-dimensional uint32 array of a length that the accounting covers."""
     good = isinstance(words, np.ndarray) and words.dtype == np.uint32 and words.ndim == 1
-    if not (good and words.size >= 1):  # type: ignore[attr-defined]
-        msg = f"noised integers are a {type(words).__name__}, expected a 1-D uint32 array."
+    if not (good and 1 <= words.size <= MAX_DIMENSION):  # type: ignore[attr-defined]
+        msg = (
+            f"noised integers are a {type(words).__name__}, expected a 1-D uint32 array of 1 to "
+            f"{MAX_DIMENSION} words."
+        )
         raise SensitivityError(msg)
 
 

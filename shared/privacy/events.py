@@ -20,6 +20,8 @@ from shared.canonical import canonical_json
 from shared.errors import InvalidValue, UnsupportedEvent
 
 SCHEMA_VERSION = 1
+# Coordinates of the longest vector that a Skellam release may have.
+MAX_DIMENSION = 2**31 - 1
 
 
 class PrivacyUnit(StrEnum):
@@ -83,10 +85,11 @@ class SkellamEvent:
     """Poisson-subsampled Skellam releases on an integer grid, ``count`` of them.
 
     Each release takes every unit with its own coin of bias ``sampling_probability``, sums integer
-    vectors of L2 norm at most ``grid``, and adds to every coordinate independent Skellam noise of
-    variance ``(noise_multiplier * grid)**2``. Sums of independent Skellam variables are Skellam, so
-    the noise may have been added in shares by many clients. Under ``replace-one`` the sum may move
-    by twice the grid, as with :class:`GaussianEvent`.
+    vectors of L2 norm at most ``grid`` and at most ``2**31 - 1`` coordinates, and adds to every
+    coordinate independent Skellam noise of variance ``(noise_multiplier * grid)**2``. Sums of
+    independent Skellam variables are Skellam, so the noise may have been added in shares by many
+    clients. Under ``replace-one`` the sum may move by twice the grid, as with
+    :class:`GaussianEvent`.
 
     Attributes:
         noise_multiplier: noise standard deviation divided by ``grid``, > 0.

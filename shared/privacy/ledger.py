@@ -8,7 +8,7 @@ its tail was not cut off or an old copy put back: keep :meth:`Ledger.signed_head
 elsewhere and hand it to ``verify``.
 
 Which epsilon decides. As long as a subject's charges in a scope come from one plan, declared
-before the first of them, its reported figure decides (PLD, or Renyi where a release has no PLD).
+before the first of them, its reported figure decides (PLD, or Renyi for noise on a coarse grid).
 Once charges of a second plan are asked for, the schedule was not fixed in advance, and the sum of
 Renyi divergences decides, at the one order that was best for the first plan (see
 :func:`shared.privacy.accountant.filter_epsilon`). Each rule is sound by itself at the stated

@@ -44,8 +44,8 @@ class Spent:
         relation: the neighbouring relation.
         releases: noised releases; infinite if one was not private.
         epsilon_rdp: the Renyi cross-check, at the best order.
-        accountant: which one gave ``epsilon``: ``"pld"``, ``"rdp"`` where a release has no PLD, or
-            ``"rdp-filter"`` once several plans charged the subject.
+        accountant: which one gave ``epsilon``: ``"pld"``, ``"rdp"`` where Skellam noise is too
+            coarse for PLD, or ``"rdp-filter"`` once several plans charged the subject.
         cap: the smallest cap of those plans; infinite in mode none.
         remaining: ``cap - epsilon``, at least 0.
     """
@@ -278,7 +278,11 @@ def _decide(
 
 
 def _figure(charges: Charges, terms: Terms, *, interval: float = REPORT) -> float:
-    """Return the epsilon that decides: the reported one for one plan, the filter for several."""
+    """Return the epsilon that decides: the reported one for one plan, the filter for several.
+
+    The reported one may turn from PLD to Renyi as Skellam releases add up; it does not fall there
+    (:func:`~shared.privacy.accountant.reporting_accountant`).
+    """
     if not charges:
         return 0.0
     total = _sum(charges).to_event()

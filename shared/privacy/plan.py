@@ -14,7 +14,13 @@ from typing import get_args
 from shared import validate
 from shared.canonical import canonical_json, sha256_hex
 from shared.errors import ConflictingSettings
-from shared.privacy.accountant import ONLINE, REPORT, AccountantName, epsilon_of
+from shared.privacy.accountant import (
+    ONLINE,
+    REPORT,
+    AccountantName,
+    epsilon_of,
+    reporting_accountant,
+)
 from shared.privacy.advice import NO_PRIVACY, numbers_to_question
 from shared.privacy.correlated import CorrelatedTerms
 from shared.privacy.distributed import DistributedSkellam
@@ -138,8 +144,12 @@ class PrivacyPlan:
 
     @property
     def accountant(self) -> AccountantName:
-        """Return the accountant whose epsilon is reported: PLD, or Renyi for Skellam noise."""
-        return "rdp" if self.noise == "skellam" else "pld"
+        """Return the accountant whose epsilon is reported, by the events of the whole plan.
+
+        PLD, or Renyi for Skellam noise on a coarse grid. It is also that of every number of rounds
+        up to the plan's, so it does not change as rounds pass.
+        """
+        return reporting_accountant(self.total_events())
 
     @property
     def mechanism(self) -> GaussianMechanism:
@@ -216,8 +226,10 @@ class PrivacyPlan:
         if rounds == 0:
             return 0.0
         validate.positive_integer(rounds=rounds)
-        spent = self._spent(self.events_after(rounds), None, ONLINE)
-        return min(spent, self.epsilon()) if rounds <= self.rounds else spent
+        planned = rounds <= self.rounds
+        accountant = self.accountant if planned else None
+        spent = self._spent(self.events_after(rounds), accountant, ONLINE)
+        return min(spent, self.epsilon()) if planned else spent
 
     def observer_events(self) -> PrivacyEvent:
         """Return what a client costs against an observer who knows when it took part."""
@@ -329,13 +341,13 @@ class PrivacyPlan:
     def _spent(
         self, event: PrivacyEvent, accountant: AccountantName | None, interval: float
     ) -> float:
-        """Return epsilon of one event at this plan's delta and relation."""
+        """Return epsilon of one event at this plan's delta and relation, by default as reported."""
         if self.delta is None or self.neighboring_relation is None:
             return math.inf
         return epsilon_of(
             event,
             delta=self.delta,
             relation=self.neighboring_relation,
-            accountant=accountant or self.accountant,
+            accountant=accountant,
             interval=interval,
         )

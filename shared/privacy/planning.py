@@ -230,7 +230,6 @@ def _calibrated(draft: PrivacyPlan, epsilon: float | None) -> PrivacyPlan:
             epsilon=epsilon,
             delta=draft.delta,
             relation=draft.neighboring_relation,
-            accountant=draft.accountant,
         )
         plan = replace(draft, noise_multiplier=noise)
         draft = _on_grid(plan)

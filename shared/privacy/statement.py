@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from shared import validate
 from shared.privacy.advice import NO_PRIVACY
 from shared.privacy.clauses import Clause, counted, figure, how, noise_source, observers
-from shared.privacy.events import NeighboringRelation, PrivacyUnit
+from shared.privacy.events import Composition, NeighboringRelation, PrivacyUnit
 from shared.privacy.group import group_epsilon
+from shared.privacy.likeness import slack
 from shared.privacy.plan import PrivacyPlan
 
 __all__ = ["Clause", "PrivacyStatement", "figure", "privacy_statement"]
@@ -152,12 +153,18 @@ def _accountant(plan: PrivacyPlan) -> str:
     if plan.accountant == "rdp":
         return (
             "Epsilon comes from Renyi divergences of the Skellam mechanism (Agarwal, Kairouz and "
-            "Liu 2021), an upper bound that holds for every size of the adapter; no tighter "
-            "accountant is used for it."
+            "Liu 2021), an upper bound that holds for every size of the adapter; its integer grid "
+            "is too coarse for a tighter accountant."
         )
+    added = slack(Composition.of(plan.total_events()))
+    likened = (
+        "that of the same releases with Gaussian noise, and at most "
+        f"{figure(added)} more, because on so fine an integer grid Skellam noise is that close to "
+        "rounded Gaussian noise, in adapters of up to 2,147,483,647 parameters; "
+    )
     return (
         "Epsilon comes from privacy loss distributions (PLD, dp-accounting), valid for the "
-        "schedule fixed in advance; the Renyi cross-check gives "
+        f"schedule fixed in advance; {likened if added else ''}the Renyi cross-check gives "
         f"{figure(plan.epsilon(accountant='rdp'))} for the whole plan."
     )
 

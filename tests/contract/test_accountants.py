@@ -33,6 +33,7 @@ from shared.privacy.events import (
     NeighboringRelation,
     NonPrivateEvent,
     NoOpEvent,
+    PrivacyEvent,
     SkellamEvent,
 )
 
@@ -284,51 +285,56 @@ def test_skellam_on_a_fine_grid_costs_what_gaussian_noise_costs(
     """Equal at integer orders; between them the chord of the bounds may cost up to 2 %."""
     for q, z, n in [(0.01, 1.0, 1_000), (0.1, 2.0, 500), (1.0, 5.0, 100), (0.2, 0.8, 1)]:
         gaussian = epsilon_of(event(q, z, n), delta=1e-5, relation=relation, accountant="rdp")
-        ours = epsilon_of(skellam(q, z, n), delta=1e-5, relation=relation)
+        terms: Any = {"delta": 1e-5, "relation": relation, "accountant": "rdp"}
+        ours = epsilon_of(skellam(q, z, n), **terms)
         assert gaussian * (1 - 1e-6) <= ours <= 1.02 * gaussian
-        coarse = epsilon_of(skellam(q, z, n, grid=8), delta=1e-5, relation=relation)
+        coarse = epsilon_of(skellam(q, z, n, grid=8), **terms)
         assert ours < coarse
 
 
 def test_skellam_composes_with_gaussian_releases() -> None:
     terms: Any = {"delta": 1e-5, "relation": ADD}
+    by_renyi: Any = {**terms, "accountant": "rdp"}
     accountant = RdpAccountant(ADD)
     for step in (event(0.05, 1.2, 5), skellam(0.05, 1.2, 7), skellam(0.05, 1.2, 8)):
         accountant.compose(step)
-    both = epsilon_of(skellam(0.05, 1.2, 15), event(0.05, 1.2, 5), **terms)
+    both = epsilon_of(skellam(0.05, 1.2, 15), event(0.05, 1.2, 5), **by_renyi)
     assert accountant.epsilon(1e-5) == both
     assert both == pytest.approx(
         epsilon_of(event(0.05, 1.2, 20), accountant="rdp", **terms), rel=0.02
     )
     order = best_order(skellam(0.05, 1.2, 15), **terms)
     planned = filter_epsilon(skellam(0.05, 1.2, 15), order=order, **terms)
-    assert planned == epsilon_of(skellam(0.05, 1.2, 15), **terms)
+    assert planned == epsilon_of(skellam(0.05, 1.2, 15), **by_renyi)
     assert epsilon_of(skellam(0.05, 1.2, 15), NonPrivateEvent(), **terms) == math.inf
 
 
-def test_the_reported_number_is_pld_unless_skellam_noise_was_used() -> None:
+def test_the_reported_number_is_pld_unless_skellam_noise_is_coarse() -> None:
     assert reporting_accountant() == "pld"
     assert reporting_accountant(event(0.1, 1.0, 1), NonPrivateEvent()) == "pld"
     nested = ComposedEvent(events=(event(0.1, 1.0, 1), ComposedEvent(events=(skellam(1, 1, 1),))))
-    assert reporting_accountant(nested) == "rdp"
+    assert reporting_accountant(nested) == "pld"
+    assert reporting_accountant(nested, skellam(1, 1, 1, grid=64)) == "rdp"
     with pytest.raises(UnsupportedEvent):
         reporting_accountant(object())  # type: ignore[arg-type]
     terms: Any = {"delta": 1e-5, "relation": ADD}
-    mixed, plain = (skellam(0.1, 1.0, 5), event(0.1, 1.0, 5)), event(0.1, 1.0, 5)
-    assert epsilon_of(*mixed, **terms) == epsilon_of(*mixed, accountant="rdp", **terms)
-    assert epsilon_of(plain, **terms) == epsilon_of(plain, accountant="pld", **terms)
+    mixed = (skellam(0.1, 1.0, 5), event(0.1, 1.0, 5))
+    coarse = (skellam(0.1, 1.0, 5, grid=64), event(0.1, 1.0, 5))
+    assert epsilon_of(*coarse, **terms) == epsilon_of(*coarse, accountant="rdp", **terms)
+    for history in (mixed, (event(0.1, 1.0, 5),)):
+        assert epsilon_of(*history, **terms) == epsilon_of(*history, accountant="pld", **terms)
 
 
-def test_pld_refuses_skellam_and_keeps_what_it_had() -> None:
+def test_pld_refuses_coarse_skellam_noise_and_keeps_what_it_had() -> None:
     accountant = PldAccountant(ADD)
     accountant.compose(event(1.0, 4.0, 1))
     before = accountant.epsilon(1e-5)
     with pytest.raises(UnsupportedEvent, match="Skellam") as caught:
-        accountant.compose(ComposedEvent(events=(event(1.0, 1.0, 1), skellam(1.0, 4.0, 1))))
+        accountant.compose(ComposedEvent(events=(event(1.0, 1.0, 1), skellam(1.0, 4.0, 1, 64))))
     assert "rdp" in caught.value.hint
     assert accountant.epsilon(1e-5) == before
     with pytest.raises(UnsupportedEvent):
-        epsilon_of(skellam(1.0, 4.0, 1), delta=1e-5, relation=ADD, accountant="pld")
+        epsilon_of(skellam(1.0, 4.0, 1, 64), delta=1e-5, relation=ADD, accountant="pld")
 
 
 def test_delta_of_epsilon_inverts_epsilon_of_delta() -> None:
@@ -338,6 +344,8 @@ def test_delta_of_epsilon_inverts_epsilon_of_delta() -> None:
     assert accountant.delta(accountant.epsilon(1e-5)) == pytest.approx(1e-5, rel=1e-6)
     with pytest.raises(InvalidValue, match="epsilon"):
         accountant.delta(math.nan)
+    accountant.compose(skellam(0.1, 1.0, 20))
+    assert accountant.delta(accountant.epsilon(1e-5)) == pytest.approx(1e-5, rel=1e-5)
     accountant.compose(NonPrivateEvent())
     assert accountant.delta(3.0) == 1.0
 
@@ -372,15 +380,16 @@ def test_words_are_checked() -> None:
         PldAccountant(ADD, interval=0.0)
 
 
-def test_a_query_every_round_stays_quick() -> None:
+@pytest.mark.parametrize("of", [event, skellam])
+def test_a_query_every_round_stays_quick(of: Callable[[float, float, int], PrivacyEvent]) -> None:
     """Two hundred rounds over four pairs, one query each: well under 100 ms a query."""
     accountant = PldAccountant(ADD, interval=ONLINE)
     pairs = [(0.05, 1.5), (0.05, 2.0), (0.02, 1.5), (0.02, 2.0)]
     for q, z in pairs:
-        accountant.compose(event(q, z, 2500))
+        accountant.compose(of(q, z, 2500))
     accountant.epsilon(1e-5)
     start = time.process_time()
     for i in range(20):
-        accountant.compose(event(*pairs[i % 4], 1))
+        accountant.compose(of(*pairs[i % 4], 1))
         accountant.epsilon(1e-5)
     assert (time.process_time() - start) / 20 < 0.3

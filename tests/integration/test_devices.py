@@ -150,7 +150,6 @@ def test_devices_add_their_noise_behind_secure_aggregation(tmp_path: Path) -> No
         SkellamEvent(noise_multiplier=known, grid=terms.grid),
         delta=BUDGET["delta"],
         relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
-        accountant="rdp",
     )
     for device in members:
         assert device.releases(CLIENT) == 1.0

@@ -59,7 +59,7 @@ def distributed(tmp_path_factory: pytest.TempPathFactory) -> Result:
 def test_distributed_noise_trains_and_charges_the_population(distributed: Result) -> None:
     summary, plan = distributed.summary, plan_of_run(distributed)
     assert summary["status"] == "completed"
-    assert summary["privacy"]["accountant"] == "rdp"
+    assert summary["privacy"]["accountant"] == "pld"
     assert summary["privacy"]["noise"] == "skellam"
     assert summary["privacy"]["epsilon"] == pytest.approx(plan.epsilon(), rel=1e-6)
     assert summary["privacy"]["epsilon"] <= 50.0

@@ -85,9 +85,9 @@ def test_distributed_noise_has_three_observers(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     found = as_json(capsys, *DISTRIBUTED, "--epsilon", "3")
-    assert found["accountant"] == "rdp"
+    assert found["accountant"] == "pld"
     assert found["noise"] == "skellam"
-    assert 2.9 < found["epsilon"] == found["epsilon_rdp"] <= 3.0
+    assert 2.9 < found["epsilon"] <= 3.0 < found["epsilon_rdp"]
     assert found["epsilon"] < found["observer_epsilon"] < found["server_epsilon"]
     assert found["terms"]["honest_fraction"] == 0.9
     # By hand: the server does not know 0.9 + 0.75 - 1 of the noise's variance.
@@ -100,12 +100,26 @@ def test_distributed_noise_has_three_observers(
         event,
         delta=1e-5,
         relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
-        accountant="rdp",
+        accountant="pld",
     )
     assert found["server_epsilon"] == pytest.approx(expected, rel=1e-6)
     svg = tmp_path / "plan.svg"
     assert run([*DISTRIBUTED, "--epsilon", "3", "--plot", str(svg)]) == 0
     assert "by RDP" in capsys.readouterr().out
+    drawn = svg.read_text(encoding="utf-8")
+    assert "PLD, reported" in drawn
+    assert "RDP, cross-check" in drawn
+
+
+def test_a_grid_too_coarse_for_pld_is_reported_by_renyi(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    crowd = [*DISTRIBUTED, "--population", "50000000", "--epsilon", "3"]
+    found = as_json(capsys, *crowd)
+    assert found["accountant"] == "rdp"
+    assert 2.9 < found["epsilon"] == found["epsilon_rdp"] <= 3.0
+    svg = tmp_path / "plan.svg"
+    assert run([*crowd, "--plot", str(svg)]) == 0
     drawn = svg.read_text(encoding="utf-8")
     assert "RDP, reported" in drawn
     assert "PLD" not in drawn

@@ -9,6 +9,7 @@ from typing import Self
 
 from shared import validate
 from shared.errors import ConflictingSettings, InvalidValue
+from shared.privacy.events import MAX_DIMENSION
 from shared.privacy.secagg.codec import (
     Reader,
     require_width,
@@ -20,7 +21,6 @@ from shared.privacy.secagg.codec import (
 
 SESSION_BYTES = 32
 MIN_COHORT = 3
-MAX_DIMENSION = 2**31 - 1
 
 _KIND = 1
 _HEX = frozenset(string.hexdigits.lower())

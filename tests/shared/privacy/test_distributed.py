@@ -26,7 +26,7 @@ from shared.privacy.distributed import (
     wire_words,
 )
 from shared.privacy.encoding import LARGEST_GRID, LARGEST_VARIANCE, _shrink
-from shared.privacy.events import SkellamEvent
+from shared.privacy.events import MAX_DIMENSION, SkellamEvent
 from shared.privacy.mechanism import AdapterDelta, ClippedDelta, clip_update
 from shared.privacy.noise import NoiseSource
 
@@ -202,6 +202,14 @@ class TestNothingLeavesWithoutNoise:
             noise_share(clipped([0.5]), variance=1.0, cohort=3, source=source)  # type: ignore[arg-type]
         with pytest.raises(SensitivityError, match="uint32"):
             NoisedShare(words=np.ones(2, np.int64), noise_source=source.kind)
+
+    def test_a_vector_longer_than_the_accounting_covers_is_refused(self) -> None:
+        """One word, repeated by a stride of zero: it needs no memory."""
+        longest = np.broadcast_to(np.uint32(0), MAX_DIMENSION)
+        NoisedShare(words=longest, noise_source="os-entropy")
+        longer = np.broadcast_to(np.uint32(0), MAX_DIMENSION + 1)
+        with pytest.raises(SensitivityError, match="2147483647"):
+            NoisedShare(words=longer, noise_source="os-entropy")
 
 
 class TestShares:

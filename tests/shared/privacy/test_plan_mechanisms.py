@@ -8,16 +8,24 @@ from typing import Any
 
 import dp_accounting
 import pytest
-from dp_accounting.rdp import RdpAccountant as TheirRdp
+from dp_accounting.pld import PLDAccountant
 
 from shared.canonical import canonical_json, sha256_hex
 from shared.errors import ConflictingSettings, InvalidValue, PrivacyBudgetExhausted, SchemaMismatch
+from shared.privacy.accountant import epsilon_of
 from shared.privacy.correlated import CorrelatedTerms
-from shared.privacy.events import GaussianEvent, NonPrivateEvent, NoOpEvent, SkellamEvent
+from shared.privacy.events import (
+    GaussianEvent,
+    NeighboringRelation,
+    NonPrivateEvent,
+    NoOpEvent,
+    SkellamEvent,
+)
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.planning import make_plan
 from shared.privacy.quantile import QuantileClipping
 
+ADD = NeighboringRelation.ADD_OR_REMOVE_ONE
 CLIENT: dict[str, Any] = {
     "unit": "client",
     "neighboring_relation": "add-or-remove-one",
@@ -59,9 +67,9 @@ def correlated(**changes: Any) -> PrivacyPlan:
     return make_plan(mode="client-central", **values)
 
 
-def gaussian_rdp(z: float, q: float, count: int) -> float:
-    """Epsilon of as many Gaussian releases, by the library, at integer orders."""
-    accountant = TheirRdp(list(range(2, 257)))
+def gaussian_pld(z: float, q: float, count: int) -> float:
+    """Epsilon of as many Gaussian releases, by the library."""
+    accountant = PLDAccountant(value_discretization_interval=1e-4)
     event = dp_accounting.PoissonSampledDpEvent(q, dp_accounting.GaussianDpEvent(z))
     accountant.compose(event, count)
     return float(accountant.get_epsilon(CLIENT["delta"]))
@@ -70,22 +78,48 @@ def gaussian_rdp(z: float, q: float, count: int) -> float:
 def test_distributed_noise_costs_what_gaussian_noise_costs_on_a_fine_grid() -> None:
     plan = distributed()
     assert plan.noise == "skellam"
-    assert plan.accountant == "rdp"
+    assert plan.accountant == "pld"
     assert plan.event_for_round(7) == SkellamEvent(
         noise_multiplier=1.2, grid=2**18, sampling_probability=0.1
     )
     assert plan.total_events() == SkellamEvent(
         noise_multiplier=1.2, grid=2**18, sampling_probability=0.1, count=20
     )
-    assert plan.epsilon() == pytest.approx(gaussian_rdp(1.2, 0.1, 20), rel=1e-3)
+    assert plan.epsilon() == pytest.approx(gaussian_pld(1.2, 0.1, 20), rel=1e-3)
+    assert plan.epsilon() > central().epsilon()
+    assert plan.epsilon() < plan.epsilon(accountant="rdp")
+
+
+def test_on_a_coarse_grid_every_figure_is_by_renyi() -> None:
+    """A cohort of a million leaves 2**11 steps to a clip; as rounds pass nothing changes."""
+    plan = distributed(sampling_probability=1.0, population=1_000_000)
+    assert plan.distributed is not None
+    assert plan.distributed.grid == 2**11
+    assert plan.accountant == "rdp"
     assert plan.epsilon() == plan.epsilon(accountant="rdp")
+    spent = [plan.epsilon_after(n) for n in (1, 2, 19, 20)]
+    assert spent == [
+        epsilon_of(plan.events_after(n), delta=1e-4, relation=ADD, accountant="rdp")
+        for n in (1, 2, 19, 20)
+    ]
+
+
+def test_a_plan_keeps_its_accountant_from_the_first_round_to_the_last() -> None:
+    """Twenty thousand rounds are too many for PLD on this grid, one would not be."""
+    terms: dict[str, Any] = {"sampling_probability": 0.3, "population": 600_000}
+    short, long = distributed(**terms, rounds=1), distributed(**terms, rounds=20_000)
+    assert (short.accountant, long.accountant) == ("pld", "rdp")
+    first = long.epsilon_after(1)
+    by_renyi = epsilon_of(long.events_after(1), delta=1e-4, relation=ADD, accountant="rdp")
+    assert first == by_renyi > short.epsilon()
+    assert long.epsilon_after(20_001) > long.epsilon()
 
 
 def test_the_server_is_held_off_by_the_noise_it_does_not_know() -> None:
     plan = distributed()
-    assert plan.observer_epsilon() == pytest.approx(gaussian_rdp(1.2, 1.0, 20), rel=1e-3)
+    assert plan.observer_epsilon() == pytest.approx(gaussian_pld(1.2, 1.0, 20), rel=1e-3)
     hidden = 1.2 * math.sqrt(0.8 + 0.9 - 1.0)
-    assert plan.server_epsilon() == pytest.approx(gaussian_rdp(hidden, 1.0, 20), rel=1e-3)
+    assert plan.server_epsilon() == pytest.approx(gaussian_pld(hidden, 1.0, 20), rel=1e-3)
     assert plan.epsilon() < plan.observer_epsilon() < plan.server_epsilon() < math.inf
     trusting = distributed(honest_fraction=1.0, survivor_fraction=1.0)
     assert trusting.server_epsilon() == pytest.approx(trusting.observer_epsilon(), rel=1e-9)
@@ -109,6 +143,7 @@ def test_the_grid_is_the_finest_on_which_a_cohort_does_not_wrap() -> None:
     assert grid & (grid - 1) == 0
 
 
+@pytest.mark.slow
 def test_more_noise_may_need_a_coarser_grid() -> None:
     calm = distributed(noise_multiplier=None, epsilon=0.05, rounds=2000, sampling_probability=1.0)
     assert calm.distributed is not None

@@ -8,7 +8,9 @@ import pytest
 
 from shared.errors import InvalidValue
 from shared.privacy.advice import numbers_to_question
+from shared.privacy.events import Composition
 from shared.privacy.group import group_epsilon
+from shared.privacy.likeness import slack
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.planning import make_plan
 from shared.privacy.quantile import QuantileClipping
@@ -124,7 +126,9 @@ def test_distributed_noise_is_stated_with_what_it_rests_on() -> None:
     assert statement.epsilon_server == plan.server_epsilon() > plan.observer_epsilon()
     said = text_of(statement)
     for part in (
-        "Renyi divergences of the Skellam mechanism",
+        "privacy loss distributions",
+        "that of the same releases with Gaussian noise, and at most",
+        f"{figure(slack(Composition.of(plan.total_events())))} more",
         "Secure aggregation shows their sum alone",
         "A sample of fewer than 40 is filled up",
         "together with up to 0.1 of any cohort",
@@ -135,6 +139,13 @@ def test_distributed_noise_is_stated_with_what_it_rests_on() -> None:
     ):
         assert part in said
     assert "The server is trusted" not in said
+    assert "Renyi divergences of" not in said
+
+
+def test_a_coarse_grid_is_said_to_be_accounted_by_renyi() -> None:
+    said = text_of(state(make_plan(**{**DISTRIBUTED, "population": 50_000_000})))
+    assert "Renyi divergences of the Skellam mechanism" in said
+    assert "too coarse for a tighter accountant" in said
     assert "PLD" not in said
 
 
