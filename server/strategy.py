@@ -207,11 +207,18 @@ class FederatedRun:
             step = release.aggregate.vector
             self.vector = self._optimizer.step(self.vector, step, server_round)
         self._fold_average(server_round)
-        record = self._record(messenger, server_round, len(cohort), release)
+        record = self._record(server_round, len(cohort), release)
         record["clipping_norm"] = self._setup.plan.clipping_norm if clip is None else clip
         record["seconds"] = round(time.monotonic() - began, 3)
+        # Before the new adapter is sent to anybody, measured clients included: a round that is
+        # repeated under correlated noise gets the same noise, perhaps on another sum.
         self._checkpoint(server_round, record)
         self._settle(charge, release, server_round)
+        loss = self._progress_loss(messenger, server_round)
+        if loss is not None:
+            record |= {"loss": loss, "perplexity": math.exp(loss)}
+            record["seconds"] = round(time.monotonic() - began, 3)
+            self._checkpoint(server_round, record)
         self.finished_rounds = server_round
         self.last_record = record
         self._observer.finished(record)
@@ -259,27 +266,24 @@ class FederatedRun:
             self._average += self.vector
             self._averaged += 1
 
-    def _record(
-        self,
-        messenger: Messenger,
-        server_round: int,
-        cohort: int,
-        release: Release,
-    ) -> Record:
-        """Make the metrics line of a round."""
+    def _progress_loss(self, messenger: Messenger, server_round: int) -> float | None:
+        """Measure the adapter on a few clients, in the rounds in which the scenario asks so."""
         evaluation = self._config.evaluation
         last = server_round == self._config.run.rounds
-        loss = None
-        if last or server_round % evaluation.every == 0:
-            clients = self.measured_clients(evaluation.clients, stream="progress")
-            losses = self.measure(messenger, clients, self.released, group=f"m{server_round}")
-            loss = sum(losses.values()) / len(losses) if losses else None
+        if not last and server_round % evaluation.every != 0:
+            return None
+        clients = self.measured_clients(evaluation.clients, stream="progress")
+        losses = self.measure(messenger, clients, self.released, group=f"m{server_round}")
+        return sum(losses.values()) / len(losses) if losses else None
+
+    def _record(self, server_round: int, cohort: int, release: Release) -> Record:
+        """Make the metrics line of a round, not measured yet."""
         spent = self._budget.spent()
         private = self._setup.plan.mode != "none"
         return {
             "round": server_round,
-            "loss": loss,
-            "perplexity": None if loss is None else math.exp(loss),
+            "loss": None,
+            "perplexity": None,
             "epsilon": spent.epsilon if private else None,
             "epsilon_rdp": spent.epsilon_rdp if private else None,
             "delta": self._setup.plan.delta if private else None,
