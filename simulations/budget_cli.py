@@ -39,7 +39,7 @@ def status(
     from shared.errors import LedgerError
 
     with open_ledger(where) as ledger:
-        names = [pair for pair in ledger.subjects() if subject in {None, pair[0]}]
+        names = ledger.subjects(subject)
         if subject is not None and not names:
             msg = f"no entry for subject={subject!r}."
             raise LedgerError(msg, hint="Leave --subject out to list every subject.")

@@ -87,7 +87,7 @@ def collect_evidence(
     report = ledger.verify(anchor, trusted_key)
     subjects = ledger.subjects()
     chosen = _scope({pair[1] for pair in subjects}, scope)
-    registered = _plans(ledger, chosen)
+    registered = ledger.plans(chosen)
     spent = [ledger.spent(*pair) for pair in subjects if pair[1] == chosen]
     if any(one.unit is None for one in spent):
         msg = f"scope={chosen!r} was charged without privacy; there is nothing to state."
@@ -130,14 +130,3 @@ def _scope(known: set[str], wanted: str | None) -> str:
     names = ", ".join(sorted(known))
     msg = f"scope={wanted!r}, expected one of the ledger's: {names}."
     raise LedgerError(msg, hint="Charges in different scopes are about different data.")
-
-
-def _plans(ledger: Ledger, scope: str) -> list[tuple[str, PrivacyPlan]]:
-    """Return the runs of a scope with their registered plans."""
-    query = (
-        "SELECT runs.run_id, plans.json FROM runs JOIN plans ON plans.digest = runs.digest "
-        "WHERE runs.scope = ? ORDER BY runs.run_id, plans.digest"
-    )
-    with ledger._store.snapshot() as db:
-        rows = db.execute(query, (scope,)).fetchall()
-    return [(str(run), PrivacyPlan.from_json(text)) for run, text in rows]

@@ -253,11 +253,25 @@ class Ledger:
             plans = plans_of(db, account)
         return account.spent(plans)
 
-    def subjects(self) -> tuple[tuple[str, str], ...]:
-        """Return every (subject, scope), ascending."""
+    def subjects(self, subject: str | None = None) -> tuple[tuple[str, str], ...]:
+        """Return every (subject, scope), or those of one subject, ascending."""
+        query = "SELECT subject, scope FROM subjects"
+        values: tuple[str, ...] = ()
+        if subject is not None:
+            query, values = f"{query} WHERE subject = ?", (subject,)
         with self._store.snapshot() as db:
-            rows = db.execute("SELECT subject, scope FROM subjects ORDER BY subject, scope")
-            return tuple((subject, scope) for subject, scope in rows)
+            rows = db.execute(f"{query} ORDER BY subject, scope", values)
+            return tuple((name, scope) for name, scope in rows)
+
+    def plans(self, scope: str) -> tuple[tuple[str, PrivacyPlan], ...]:
+        """Return (run, plan) of every plan that was registered for a scope, ascending by run."""
+        query = (
+            "SELECT runs.run_id, plans.json FROM runs JOIN plans ON plans.digest = runs.digest "
+            "WHERE runs.scope = ? ORDER BY runs.run_id, plans.digest"
+        )
+        with self._store.snapshot() as db:
+            rows = db.execute(query, (scope,)).fetchall()
+        return tuple((str(run), PrivacyPlan.from_json(text)) for run, text in rows)
 
     def open_reservations(self, run_id: str) -> tuple[int, ...]:
         """Return the numbers of a run's reservations that were neither committed nor abandoned."""

@@ -24,6 +24,7 @@ from shared.privacy.planform import (
     unit_of,
 )
 from shared.privacy.quantile import QuantileClipping
+from shared.privacy.secagg.graph import parameters
 from shared.privacy.terms import DistributedTerms
 
 GAUSSIAN = "gaussian"
@@ -157,6 +158,8 @@ def make_plan(
         if noise == "skellam"
         else None,
     )
+    if draft.distributed is not None:
+        _require_possible(draft, draft.distributed)
     plan = _calibrated(draft, epsilon)
     if plan.quantile is not None and plan.noise_multiplier is not None:
         plan.quantile.split(plan.noise_multiplier)
@@ -213,6 +216,12 @@ def _distributed(
         survivor_fraction=_float(survivors) or 0.0,
         min_cohort=cohort or 0,
     )
+
+
+def _require_possible(plan: PrivacyPlan, terms: DistributedTerms) -> None:
+    """Refuse cohorts, the smallest and the expected one, that could never be summed securely."""
+    for cohort in (terms.min_cohort, max(terms.min_cohort, round(plan.expected_cohort))):
+        parameters(cohort, terms.honest_fraction, terms.survivor_fraction)
 
 
 def _calibrated(draft: PrivacyPlan, epsilon: float | None) -> PrivacyPlan:

@@ -198,7 +198,8 @@ def test_the_terms_of_distributed_noise_have_no_defaults(key: str) -> None:
     said = [setting for setting in DISTRIBUTED if key not in setting]
     with pytest.raises(ConflictingSettings, match=rf"privacy\.{key}"):
         resolve(tomllib.loads(MINIMAL), said, source="test")
-    assert resolve(tomllib.loads(MINIMAL), DISTRIBUTED, source="test").config
+    config = resolve(tomllib.loads(MINIMAL), DISTRIBUTED, source="test").config
+    assert config.privacy.mode == "client-distributed"
 
 
 def test_a_sum_over_two_clients_is_not_a_setting() -> None:
@@ -238,7 +239,7 @@ def test_what_the_server_does_on_updates_needs_a_server_that_sees_them(extra: st
         ConflictingSettings, match="cannot be used together with client-distributed"
     ):
         resolve(tomllib.loads(MINIMAL), [*DISTRIBUTED, extra], source="test")
-    assert resolve(tomllib.loads(MINIMAL), [extra], source="test").config
+    assert resolve(tomllib.loads(MINIMAL), [extra], source="test").config.privacy.epsilon == 4.0
 
 
 def test_one_clip_holds_for_a_run_of_correlated_noise() -> None:

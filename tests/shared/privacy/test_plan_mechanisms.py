@@ -287,6 +287,12 @@ def test_distributed_noise_has_no_defaults(name: str) -> None:
         distributed(**{name: None})
 
 
+def test_a_cohort_that_could_never_be_summed_is_no_plan() -> None:
+    """At these fractions rounding leaves ten clients without a safe threshold."""
+    with pytest.raises(ConflictingSettings):
+        distributed(min_cohort=10, honest_fraction=0.67, survivor_fraction=0.7)
+
+
 def test_correlated_noise_says_how_far_participations_are_apart() -> None:
     with pytest.raises(InvalidValue, match="min_separation"):
         correlated(min_separation=None)
