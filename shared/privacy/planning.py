@@ -29,6 +29,7 @@ from shared.privacy.terms import DistributedTerms
 
 GAUSSIAN = "gaussian"
 CORRELATED = "correlated"
+_LARGE_COHORT = 2000
 
 
 def make_plan(
@@ -219,9 +220,12 @@ def _distributed(
 
 
 def _require_possible(plan: PrivacyPlan, terms: DistributedTerms) -> None:
-    """Refuse cohorts, the smallest and the expected one, that could never be summed securely."""
+    """Refuse cohorts, the smallest and the expected one, that could never be summed securely.
+
+    From some size on rounding plays no part any more, so nothing larger is looked at.
+    """
     for cohort in (terms.min_cohort, max(terms.min_cohort, round(plan.expected_cohort))):
-        parameters(cohort, terms.honest_fraction, terms.survivor_fraction)
+        parameters(min(cohort, _LARGE_COHORT), terms.honest_fraction, terms.survivor_fraction)
 
 
 def _calibrated(draft: PrivacyPlan, epsilon: float | None) -> PrivacyPlan:

@@ -64,7 +64,7 @@ SETTINGS = (
     "privacy.honest_fraction=0.9",
     "privacy.survivor_fraction=0.7",
     "privacy.min_cohort=4",
-    "privacy.epsilon=500.0",
+    "privacy.epsilon=5.0",
 )
 
 
