@@ -235,8 +235,11 @@ def make_aggregator(
         noise: the run's rows, for correlated noise.
 
     Raises:
-        ConflictingSettings: for correlated noise without its rows.
+        ConflictingSettings: for correlated noise without its rows, and for client-distributed.
     """
+    if plan.distributed is not None:
+        msg = f"mode={plan.mode!r}: updates are added up by secure aggregation, not here."
+        raise ConflictingSettings(msg)
     if plan.mode != "client-central":
         return UniformMean(size)
     if plan.correlated is not None:

@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from shared import validate
-from shared.errors import SchemaMismatch, SensitivityError
+from shared.errors import SensitivityError
 from shared.privacy.accountant import relation_of
 from shared.privacy.events import GaussianEvent, NeighboringRelation
 from shared.privacy.mechanism import ClippedSum, NoisedMean
 from shared.privacy.noise import NoiseKind
 from shared.privacy.noiserows import NoiseRows
+from shared.privacy.stored import stored_fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +108,7 @@ class CorrelatedTerms:
             SchemaMismatch: for other fields.
             InvalidValue: for a value out of range.
         """
-        names = {field.name for field in fields(cls)}
-        if not (isinstance(value, dict) and set(value) == names):
-            msg = "stored correlated terms do not have the fields of this version."
-            raise SchemaMismatch(msg, hint="A newer fedslm may have written them.")
-        return cls(**value)
+        return cls(**stored_fields(cls, value))
 
 
 class CorrelatedNoise:

@@ -10,17 +10,18 @@ arXiv:1905.03871, Theorem 1).
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from shared import validate
-from shared.errors import ConflictingSettings, SchemaMismatch, SensitivityError
+from shared.errors import ConflictingSettings, SensitivityError
 from shared.privacy.accountant import relation_of
 from shared.privacy.events import GaussianEvent, NeighboringRelation
 from shared.privacy.mechanism import ClippedDelta, ClippedSum, NoisedMean
 from shared.privacy.noise import NoiseSource
+from shared.privacy.stored import stored_fields
 
 CLIP_RANGE = 1e6
 # A clipped update ends this close to the clip: float32 rounding is below 2e-7 of it.
@@ -131,11 +132,7 @@ class QuantileClipping:
             SchemaMismatch: for other fields.
             InvalidValue: for a value out of range.
         """
-        names = {field.name for field in fields(cls)}
-        if not (isinstance(value, dict) and set(value) == names):
-            msg = "stored quantile clipping does not have the fields of this version."
-            raise SchemaMismatch(msg, hint="A newer fedslm may have written it.")
-        return cls(**value)
+        return cls(**stored_fields(cls, value))
 
 
 class QuantileSum:

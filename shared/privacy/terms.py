@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 from shared import validate
-from shared.errors import ConflictingSettings, SchemaMismatch
+from shared.errors import ConflictingSettings
+from shared.privacy.stored import stored_fields
 
 MIN_COHORT = 3
 _ROUNDING = 1e-12
@@ -70,8 +71,4 @@ class DistributedTerms:
         Raises:
             SchemaMismatch: for other fields.
         """
-        names = {field.name for field in fields(cls)}
-        if not (isinstance(value, dict) and set(value) == names):
-            msg = "stored distributed terms do not have the fields of this version."
-            raise SchemaMismatch(msg, hint="A newer fedslm may have written them.")
-        return cls(**value)
+        return cls(**stored_fields(cls, value))

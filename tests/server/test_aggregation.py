@@ -245,3 +245,22 @@ def test_correlated_rounds_clip_and_divide_by_the_largest_cohort(tmp_path: Path)
     for number, (left, right) in enumerate(zip(moved, quiet, strict=True), start=1):
         size = len(cyclic_cohort(41, 4, number, 3))
         assert np.linalg.norm(left - right) == pytest.approx(2.0 * size / 11, rel=1e-4)
+
+
+def test_masked_updates_are_never_averaged_as_they_are() -> None:
+    plan = make_plan(
+        mode="client-distributed",
+        unit="client",
+        neighboring_relation="add-or-remove-one",
+        delta=1e-3,
+        noise_multiplier=2.0,
+        clipping_norm=1.0,
+        sampling_probability=0.5,
+        rounds=1,
+        population=20,
+        honest_fraction=0.9,
+        survivor_fraction=0.8,
+        min_cohort=5,
+    )
+    with pytest.raises(ConflictingSettings, match="secure aggregation"):
+        make_aggregator(4, plan=plan, source=NoiseSource.seeded(0))
