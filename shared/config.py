@@ -203,6 +203,10 @@ class PrivacySection(Section):
     min_cohort: Annotated[int, Strict(), Field(ge=3)] | None = Field(
         default=None, description="smallest cohort that is summed (client-distributed)"
     )
+    server_epsilon: PositiveReal | None = Field(
+        default=None,
+        description="target against the server itself (client-distributed); may ask for more noise",
+    )
 
 
 class ExampleSection(Section):

@@ -129,6 +129,11 @@ def _client_mode(config: RunConfig) -> Iterator[Problem]:
             message=f"cannot be used together with {mode}: a cap on participations "
             "breaks the independent sampling that the accountant assumes.",
         )
+    if mode != "client-distributed" and privacy.server_epsilon is not None:
+        yield _conflict(
+            key="privacy.server_epsilon",
+            message=f"{mode} has a server that is trusted; only client-distributed bounds it.",
+        )
     if mode == "client-distributed":
         for key in ("honest_fraction", "survivor_fraction", "min_cohort"):
             if getattr(privacy, key) is None:

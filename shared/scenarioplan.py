@@ -61,6 +61,7 @@ def plan_of(config: RunConfig, *, population: int) -> PrivacyPlan:
         honest_fraction=privacy.honest_fraction,
         survivor_fraction=privacy.survivor_fraction,
         min_cohort=privacy.min_cohort,
+        server_epsilon=None if privacy.mode == "none" else privacy.server_epsilon,
         example=_plan_of_steps(config, population=population),
     )
 

@@ -63,6 +63,10 @@ def plan_budget(
     min_cohort: Annotated[
         int | None, typer.Option(help="Smallest cohort that is summed (client-distributed).")
     ] = None,
+    server_epsilon: Annotated[
+        float | None,
+        typer.Option(help="Target against the server itself, if it needs more noise."),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Write epsilon by round to this SVG file.")
     ] = None,
@@ -102,6 +106,7 @@ def plan_budget(
         honest_fraction=honest_fraction,
         survivor_fraction=survivor_fraction,
         min_cohort=min_cohort,
+        server_epsilon=server_epsilon,
     )
     report = plan_report(plan)
     if plot is not None:

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import get_args
 
+from shared import validate
 from shared.errors import ConflictingSettings, InvalidValue, PrivacyBudgetExhausted
 from shared.privacy.accountant import relation_of
 from shared.privacy.calibration import calibrate
 from shared.privacy.correlated import CorrelatedTerms
 from shared.privacy.encoding import choose_grid
+from shared.privacy.events import PrivacyEvent
 from shared.privacy.noise import OS_ENTROPY, NoiseKind
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.planform import (
@@ -57,6 +59,7 @@ def make_plan(
     honest_fraction: float | None = None,
     survivor_fraction: float | None = None,
     min_cohort: int | None = None,
+    server_epsilon: float | None = None,
     example: PrivacyPlan | None = None,
 ) -> PrivacyPlan:
     """Build a plan from what a user says, deriving noise from epsilon.
@@ -90,6 +93,8 @@ def make_plan(
         honest_fraction: for client-distributed (:class:`~shared.privacy.terms.DistributedTerms`).
         survivor_fraction: for client-distributed.
         min_cohort: for client-distributed.
+        server_epsilon: target against the server itself, for client-distributed; with a target
+            epsilon the larger noise of the two counts, with given noise it is checked.
         example: plan of DP-SGD inside each client, beside a client mode.
 
     Returns:
@@ -162,6 +167,8 @@ def make_plan(
     if draft.distributed is not None:
         _require_possible(draft, draft.distributed)
     plan = _calibrated(draft, epsilon)
+    if server_epsilon is not None:
+        plan = _bounded_at_server(plan, server_epsilon, may_change=epsilon is not None)
     if plan.quantile is not None and plan.noise_multiplier is not None:
         plan.quantile.split(plan.noise_multiplier)
     return _within_cap(plan, keep_cap=cap is not None or epsilon is not None)
@@ -228,7 +235,9 @@ def _require_possible(plan: PrivacyPlan, terms: DistributedTerms) -> None:
         parameters(min(cohort, _LARGE_COHORT), terms.honest_fraction, terms.survivor_fraction)
 
 
-def _calibrated(draft: PrivacyPlan, epsilon: float | None) -> PrivacyPlan:
+def _calibrated(
+    draft: PrivacyPlan, epsilon: float | None, *, at_server: bool = False
+) -> PrivacyPlan:
     """Give a draft its grid, and the noise that a target epsilon asks for, if there is one.
 
     More noise may need a coarser grid, which changes epsilon in the tenth digit, so the noise is
@@ -239,7 +248,7 @@ def _calibrated(draft: PrivacyPlan, epsilon: float | None) -> PrivacyPlan:
         return draft
     while True:
         noise = calibrate(
-            lambda z, plan=draft: replace(plan, noise_multiplier=z).total_events(),  # type: ignore[misc]
+            lambda z, plan=draft: _events(replace(plan, noise_multiplier=z), at_server=at_server),  # type: ignore[misc]
             epsilon=epsilon,
             delta=draft.delta,
             relation=draft.neighboring_relation,
@@ -248,6 +257,32 @@ def _calibrated(draft: PrivacyPlan, epsilon: float | None) -> PrivacyPlan:
         draft = _on_grid(plan)
         if draft == plan:
             return plan
+
+
+def _events(plan: PrivacyPlan, *, at_server: bool) -> PrivacyEvent:
+    """Return what a plan costs, against whoever sees adapters or against the server."""
+    return plan.server_events() if at_server else plan.total_events()
+
+
+def _bounded_at_server(plan: PrivacyPlan, target: float, *, may_change: bool) -> PrivacyPlan:
+    """Give a plan at least the noise that bounds it at the server, colluders and dropouts included.
+
+    Raises:
+        ConflictingSettings: in a mode whose server is trusted, or adds no noise of its own.
+        PrivacyBudgetExhausted: if the noise is given and is too little.
+    """
+    if plan.distributed is None:
+        msg = f"server_epsilon={target!r} in mode={plan.mode!r}, expected client-distributed."
+        raise ConflictingSettings(msg)
+    validate.positive(server_epsilon=target)
+    spends = plan.server_epsilon()
+    if spends <= target:
+        return plan
+    if not may_change:
+        msg = f"the plan spends epsilon={spends:.4g} at the server, server_epsilon={target!r}."
+        hint = "Plan more noise or fewer rounds, or trust a larger part of each cohort."
+        raise PrivacyBudgetExhausted(msg, hint=hint, spent=0.0, requested=spends, cap=target)
+    return _calibrated(plan, target, at_server=True)
 
 
 def _on_grid(plan: PrivacyPlan) -> PrivacyPlan:

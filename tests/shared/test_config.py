@@ -242,6 +242,13 @@ def test_what_the_server_does_on_updates_needs_a_server_that_sees_them(extra: st
     assert resolve(tomllib.loads(MINIMAL), [extra], source="test").config.privacy.epsilon == 4.0
 
 
+def test_only_an_untrusted_server_has_a_figure() -> None:
+    with pytest.raises(ConflictingSettings, match="trusted"):
+        resolve(tomllib.loads(MINIMAL), ["privacy.server_epsilon=9.0"], source="test")
+    both = [*DISTRIBUTED, "privacy.server_epsilon=9.0"]
+    assert resolve(tomllib.loads(MINIMAL), both, source="test").config.privacy.server_epsilon == 9.0
+
+
 def test_one_clip_holds_for_a_run_of_correlated_noise() -> None:
     both = ["privacy.mechanism=correlated", "privacy.clipping_quantile=0.5"]
     with pytest.raises(ConflictingSettings, match="one clip holds"):

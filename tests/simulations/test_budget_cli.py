@@ -233,3 +233,26 @@ def test_verify_finds_an_edit_and_a_cut(
     assert "1" in capsys.readouterr().err
     bad = ["budget", "verify", str(finished.folder), "--anchor", "x"]
     assert run(bad) == errors.UsageError.exit_code
+
+
+def test_a_target_against_the_server_asks_for_more_noise(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = "budget plan --mode client-distributed --epsilon 8 --delta 1e-3 --rounds 5 --json "
+    words += "--sampling-probability 0.5 --population 100 --honest-fraction 0.9 "
+    words += "--survivor-fraction 0.8 --min-cohort 20"
+    noises = []
+    for more in ("", " --server-epsilon 9"):
+        assert run((words + more).split()) == 0
+        noises.append(json.loads(capsys.readouterr().out)["noise_multiplier"])
+    assert noises[1] > noises[0]
+    assert (
+        run(
+            [
+                *words.replace("client-distributed", "client-central").split(),
+                "--server-epsilon",
+                "9",
+            ]
+        )
+        == 14
+    )

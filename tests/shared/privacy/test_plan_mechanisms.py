@@ -134,6 +134,30 @@ def test_distributed_noise_is_calibrated_from_below() -> None:
         distributed(cap=0.5)
 
 
+def test_noise_may_be_calibrated_against_the_server() -> None:
+    """Colluders and dropouts are in that figure, so they are in the noise."""
+    open_to_server = distributed(noise_multiplier=None, epsilon=3.0)
+    assert open_to_server.server_epsilon() > 20.0
+    plan = distributed(noise_multiplier=None, epsilon=3.0, server_epsilon=20.0)
+    assert 19.9 < plan.server_epsilon() <= 20.0
+    assert plan.epsilon() < open_to_server.epsilon()
+    assert plan.cap == 3.0
+    loose = distributed(noise_multiplier=None, epsilon=3.0, server_epsilon=10_000.0)
+    assert loose == open_to_server
+    suspicious = distributed(
+        noise_multiplier=None, epsilon=3.0, server_epsilon=20.0, honest_fraction=0.7
+    )
+    assert (suspicious.noise_multiplier or 0.0) > (plan.noise_multiplier or 0.0)
+
+
+def test_given_noise_is_held_against_the_server() -> None:
+    assert distributed(server_epsilon=1000.0) == distributed()
+    with pytest.raises(PrivacyBudgetExhausted, match="at the server"):
+        distributed(server_epsilon=0.5)
+    with pytest.raises(ConflictingSettings, match="client-distributed"):
+        central(server_epsilon=5.0)
+
+
 def test_the_grid_is_the_finest_on_which_a_cohort_does_not_wrap() -> None:
     plan = distributed(sampling_probability=1.0, population=60_000)
     assert plan.distributed is not None
