@@ -63,6 +63,10 @@ def test_the_account_says_everything_that_an_epsilon_needs(ledger: Ledger) -> No
     assert spent.remaining == spent.cap - spent.epsilon
     assert spent.epsilon_rdp == epsilon_of(EVENT, delta=1e-4, relation=ADD, accountant="rdp")
     assert ledger.subjects() == (("everyone", SCOPE),)
+    assert ledger.subjects("everyone") == ledger.subjects()
+    assert ledger.subjects("nobody") == ()
+    assert [plan for _, plan in ledger.plans(SCOPE)] == [PLAN]
+    assert ledger.plans("elsewhere") == ()
 
 
 def test_a_planned_run_ends_exactly_at_its_cap(ledger: Ledger) -> None:
