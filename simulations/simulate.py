@@ -108,7 +108,8 @@ def simulate(
     with open_folder(folder, resume=resume) as run_folder:
         _identify(run_folder, resolved, assembly, plan)
         with open_ledger(run_folder.path, where=ledger, key=signed_with) as opened:
-            session = _Session(assembly, plan, run_folder, opened, progress, home)
+            scope = config.data.path if ledger is None else shared_scope(config.data.path, home)
+            session = _Session(assembly, plan, run_folder, opened, scope, progress, home)
             outcome = session.run()
             progress.note("auditing")
             summary = finish_run(outcome, began=began)
@@ -124,6 +125,7 @@ class _Session:
         plan: PrivacyPlan,
         folder: RunFolder,
         ledger: Ledger,
+        scope: str,
         progress: RunProgress,
         base_dir: Path,
     ) -> None:
@@ -136,7 +138,7 @@ class _Session:
         config = assembly.runtime.config
         self._config = config
         run_id = run_name(config)
-        self._budget = RunBudget(ledger, plan=plan, run_id=run_id, scope=config.data.path)
+        self._budget = RunBudget(ledger, plan=plan, run_id=run_id, scope=scope)
         keyring = assembly.runtime.keyring
         setup = RunSetup(
             run_id=run_id,
@@ -241,6 +243,15 @@ class _Session:
         released: Vector = run.released
         self._losses["after"] = _named(run.measure(messenger, clients, released, group="a"))
         self._folder.write_json(EVALUATION, self._losses)
+
+
+def shared_scope(path: str, base_dir: Path) -> str:
+    """Return the name of some data in a ledger that several runs share.
+
+    A file has one name however its path is written, so that runs on it compose.
+    """
+    file = base_dir / path
+    return str(file.resolve()) if file.exists() else path
 
 
 def _named(losses: Mapping[int, float]) -> dict[str, float]:
