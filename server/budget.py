@@ -19,10 +19,13 @@ from shared.privacy.events import NoOpEvent
 from shared.privacy.ledger import Ledger
 from shared.privacy.ledger_reservations import Reservation
 from shared.privacy.ledger_signing import SignedHead
+from shared.privacy.ledger_state import Spent
 from shared.privacy.plan import PrivacyPlan
 
 POPULATION = "population"
 _CLIENT = "client-"
+# Stands for the releases of a subject about whom something was released without privacy.
+_UNCOUNTED = 2**62
 
 Charge = tuple[Reservation, ...]
 
@@ -57,6 +60,8 @@ class RunBudget:
         self._run_id = run_id
         self._scope = scope
         self._releases: Counter[str] = Counter()
+        self._known: dict[str, Spent] = {}
+        self._alone = True
         self._of_population = None if plan.mode in {"none", "example"} else plan
         self._of_clients = plan if plan.mode == "example" else plan.example
         for part in (self._of_population, self._of_clients):
@@ -64,9 +69,10 @@ class RunBudget:
                 ledger.register_plan(run_id, part, scope)
         if plan.mode == "none":
             return
+        self._alone = len({known.digest() for _, known in ledger.plans(scope)}) <= self._plans()
         for subject, known in ledger.subjects():
             if known == scope:
-                self._releases[subject] = round(ledger.spent(subject, scope).releases)
+                self._know(subject)
 
     def reserve(self, server_round: int, cohort: Sequence[int]) -> Charge:
         """Charge a round before anything of it is computed.
@@ -113,6 +119,7 @@ class RunBudget:
             self._ledger.abandon(reservation)
             for subject in reservation.subjects:
                 self._releases[subject] -= self._per_round(subject)
+                self._known.pop(subject, None)
 
     def participations(self) -> Mapping[int, int]:
         """Return how many rounds each client was charged for, where clients are charged."""
@@ -171,6 +178,7 @@ class RunBudget:
         if not reservation.repeated:
             for subject in subjects:
                 self._releases[subject] += plan.releases_per_round
+                self._known.pop(subject, None)
         return [reservation]
 
     def _already_paid(self, plan: PrivacyPlan) -> bool:
@@ -187,10 +195,36 @@ class RunBudget:
         return 0 if plan is None else plan.releases_per_round
 
     def _worst(self, names: Sequence[str]) -> RunSpent:
-        """Return what the subject with the most releases has spent."""
+        """Return what the subject that has spent most has spent.
+
+        Under one plan that is the one with the most releases. Under several, fewer releases may
+        have cost more, so every subject's own figure is looked at; what an earlier run released
+        without privacy is infinite.
+        """
         found = [(self._releases[name], name) for name in names if self._releases[name] > 0]
         if not found:
             return RunSpent(epsilon=0.0, epsilon_rdp=0.0, releases=0)
         releases, worst = max(found)
-        spent = self._ledger.spent(worst, self._scope)
+        if not self._alone:
+            releases, worst = max(found, key=lambda item: self._spent_by(item[1]).epsilon)
+            spent = self._spent_by(worst)
+        else:
+            spent = self._ledger.spent(worst, self._scope)
         return RunSpent(epsilon=spent.epsilon, epsilon_rdp=spent.epsilon_rdp, releases=releases)
+
+    def _plans(self) -> int:
+        """Return how many plans this run registers."""
+        return sum(part is not None for part in (self._of_population, self._of_clients))
+
+    def _know(self, subject: str) -> None:
+        """Read what a subject has spent, with other runs on the same data."""
+        spent = self._ledger.spent(subject, self._scope)
+        self._known[subject] = spent
+        finite = math.isfinite(spent.releases)
+        self._releases[subject] = round(spent.releases) if finite else _UNCOUNTED
+
+    def _spent_by(self, subject: str) -> Spent:
+        """Return what a subject has spent, read again only if this run charged it since."""
+        if subject not in self._known:
+            self._known[subject] = self._ledger.spent(subject, self._scope)
+        return self._known[subject]
