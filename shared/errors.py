@@ -29,7 +29,10 @@ The tree::
     │   ├── AdapterIncompatible      41
     │   └── AdapterCorrupt           42
     ├── AuditError                   50
-    │   └── TooFewCanaries           51
+    │   ├── TooFewCanaries           51
+    │   ├── MissingArtefact          52
+    │   ├── ReportInvalid            53
+    │   └── ReleaseRefused           54
     ├── DataError                    60
     │   ├── DataFileNotFound         61
     │   ├── MalformedRow             62
@@ -307,6 +310,27 @@ class TooFewCanaries(AuditError):
 
     code = "too-few-canaries"
     exit_code = 51
+
+
+class MissingArtefact(AuditError):
+    """An audit was asked for without something that it reads."""
+
+    code = "missing-artefact"
+    exit_code = 52
+
+
+class ReportInvalid(AuditError):
+    """An audit report does not follow from its own evidence, or its signature does not hold."""
+
+    code = "report-invalid"
+    exit_code = 53
+
+
+class ReleaseRefused(AuditError):
+    """The release gate refuses an adapter: an audit found a violation, or none was run."""
+
+    code = "release-refused"
+    exit_code = 54
 
 
 class DataError(FedSLMError):

@@ -1,113 +1,38 @@
 """The words of the audit suite: what is claimed, what is attacked, what was found.
 
-An audit attacks a finished adapter and compares what the attack found with the epsilon that the
-run claims. It reads canaries through an injected :class:`Scorer` and never trains, so this package
-needs neither torch nor a model library. Verdicts are ``violation``, ``consistent`` and
-``inconclusive``; there is no word for success, because an attack that fails proves little.
+An audit attacks a finished adapter, or the run that made it, and compares what it found with the
+epsilon that the run claims. It works in two halves. :meth:`Audit.measure` looks at artefacts (a
+model, a ledger, releases, one client's update) and returns *evidence*: counts and scores, never a
+text. :meth:`Audit.conclude` turns evidence into a finding, and is a pure function, so that anybody
+can repeat it later from the report alone (``fedslm audit verify``).
+
+Verdicts are ``violation``, ``consistent`` and ``inconclusive``; there is no word for success,
+because an attack that fails proves little.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared import validate
-from shared.errors import AuditError, InvalidValue, TooFewCanaries
+from shared.errors import InvalidValue, MissingArtefact
 
 Floats: TypeAlias = NDArray[np.float64]
+Evidence: TypeAlias = Mapping[str, Any]
 Verdict: TypeAlias = Literal["violation", "consistent", "inconclusive"]
+Effort: TypeAlias = Literal["smoke", "release", "extended"]
+Strength: TypeAlias = Literal["certified", "parametric", "conformance", "descriptive"]
 
-MIN_CANARIES = 8
-"""Fewest canaries on either side for any number at all."""
+T = TypeVar("T")
 
-
-class Scorer(Protocol):
-    """Reads texts with the model under audit."""
-
-    def losses(self, texts: Sequence[str], *, adapter: bool) -> Floats:
-        """Return the negative log-likelihood of each text.
-
-        Args:
-            texts: sequences to read.
-            adapter: with the fine-tuned adapter, or with the base model alone.
-
-        Returns:
-            Shape ``(len(texts),)``, nats summed over the scored tokens of each sequence.
-        """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CanaryTexts:
-    """Planted secrets, split by the coins that were flipped before training.
-
-    Args:
-        included: canaries that were trained on.
-        held_out: canaries from the same generator that the coins kept out of training.
-        references: fresh draws of the same generator, never planted, to rank against.
-        repeats: copies of an included canary in the data of its client.
-        commitment: digest of the coin vector, made before the first round.
-        per_client: most canaries that one client could hold. One-run bounds at client level need
-            each canary to be a client of its own, so anything above 1 makes them inconclusive.
-        independent_coins: whether each canary was included by its own fair coin. False for a
-            balanced draw, for which the one-run bound does not hold.
-    """
-
-    included: tuple[str, ...]
-    held_out: tuple[str, ...]
-    references: tuple[str, ...]
-    repeats: int
-    commitment: str
-    per_client: int = 1
-    independent_coins: bool = True
-
-    def __post_init__(self) -> None:
-        """Refuse counts that mean nothing and texts that sit on two sides.
-
-        Raises:
-            InvalidValue: if ``repeats`` or ``per_client`` is not a positive integer, or if one
-                text is both included and held out, or both a canary and a reference.
-        """
-        validate.positive_integer(repeats=self.repeats, per_client=self.per_client)
-        planted, kept = set(self.included), set(self.held_out)
-        shared = len(planted & kept) + len((planted | kept) & set(self.references))
-        if shared:
-            msg = (
-                f"canaries_on_two_sides={shared}, expected 0: a text is included, held out or a "
-                "reference, and only one of these."
-            )
-            raise InvalidValue(msg, hint="Draw canaries and references without replacement.")
-
-    @property
-    def count(self) -> int:
-        """Number of canaries whose coin was flipped."""
-        return len(self.included) + len(self.held_out)
-
-    def require(self, minimum: int = MIN_CANARIES) -> None:
-        """Refuse a split with too few canaries on one side.
-
-        Raises:
-            TooFewCanaries: if either side holds fewer than ``minimum``.
-        """
-        n_in, n_out = len(self.included), len(self.held_out)
-        if not min(n_in, n_out) >= minimum:
-            msg = f"included={n_in}, held_out={n_out} canaries, expected at least {minimum} each."
-            raise TooFewCanaries(msg, hint="Raise audit.canaries; 200 give a first answer.")
-
-    def to_dict(self) -> dict[str, object]:
-        """Return counts and commitment, never a text."""
-        return {
-            "included": len(self.included),
-            "held_out": len(self.held_out),
-            "references": len(self.references),
-            "repeats": self.repeats,
-            "per_client": self.per_client,
-            "independent_coins": self.independent_coins,
-            "commitment": self.commitment,
-        }
+VERDICTS: tuple[Verdict, ...] = ("consistent", "violation", "inconclusive")
+ALPHA = 0.05
+"""Chance of a false violation that an audit is allowed, all its tests together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,11 +45,11 @@ class Claim:
         delta: failure probability of the claim.
         unit: ``"example"`` or ``"client"``.
         neighboring_relation: the relation of the claim.
-        epsilon_applicable: the epsilon that covers what planting one copy of a canary changes. A
-            record canary inside a client turns that client's update into another one, so under
-            ``client-central`` this is the *replace-one-client* epsilon, which is larger than the
-            add-or-remove figure. None if nobody computed it: then no bound can contradict the
-            claim.
+        epsilon_applicable: the epsilon that covers what planting one copy of a record canary
+            changes. A record canary inside a client turns that client's update into another one, so
+            under ``client-central`` this is the *replace-one-client* epsilon, which is larger than
+            the add-or-remove figure. None if nobody computed it: then no bound on record canaries
+            can contradict the claim.
     """
 
     mode: str
@@ -152,7 +77,7 @@ class Claim:
             raise InvalidValue(msg)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the keys of the claim in ``audit.json``."""
+        """Return the keys of the claim in a report."""
         return {
             "mode": self.mode,
             "epsilon_claimed": self.epsilon,
@@ -162,83 +87,96 @@ class Claim:
             "neighboring_relation": self.neighboring_relation,
         }
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Claim:
+        """Read the keys of a claim from a report.
+
+        Raises:
+            InvalidValue: if they are not a claim; KeyError and TypeError do not escape.
+        """
+        try:
+            return cls(
+                mode=str(data["mode"]),
+                epsilon=data["epsilon_claimed"],
+                delta=data["delta"],
+                unit=data["unit"],
+                neighboring_relation=data["neighboring_relation"],
+                epsilon_applicable=data["epsilon_applicable"],
+            )
+        except (KeyError, TypeError) as error:
+            msg = "the report's claim lacks a key or has a wrong type."
+            raise InvalidValue(msg) from error
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PositiveControl:
-    """The same attack on a run that must leak; without it a null result says nothing.
+class Control:
+    """The same audit where it must succeed; without it a null result says nothing.
 
     Args:
-        source: where the control comes from, in words.
-        detected: for each audit, whether it found the leak there.
-        canaries: number of canaries of the control run.
-        repeats: copies of each in the control run.
+        source: where the control comes from, in words ("the non-private twin of this run").
+        detected: whether the attack worked there; None if it could not be run there.
+        comparable: whether the control had as many canaries, as often repeated.
+        value: the metric in the control, for showing both side by side.
+        interval: its confidence interval, if it has one.
     """
 
     source: str
-    detected: Mapping[str, bool]
-    canaries: int
-    repeats: int
+    detected: bool | None
+    comparable: bool = True
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+
+    @property
+    def caught(self) -> bool | None:
+        """Whether the control was caught; None where it cannot be compared."""
+        return self.detected if self.comparable else None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the JSON form."""
+        return {
+            "source": self.source,
+            "detected": self.detected,
+            "comparable": self.comparable,
+            "value": self.value,
+            "interval": None if self.interval is None else list(self.interval),
+        }
 
     @classmethod
-    def from_report(cls, report: Mapping[str, object], *, source: str) -> PositiveControl:
-        """Read a control from the ``audit.json`` of the non-private twin of a run.
-
-        Args:
-            report: the parsed report of the twin.
-            source: what to call the twin in the report of this run.
-
-        Returns:
-            The control. An audit that the twin did not run counts as not caught.
+    def from_dict(cls, data: Mapping[str, Any]) -> Control:
+        """Read the JSON form.
 
         Raises:
-            AuditError: if the report lacks its canary counts or claims an epsilon itself.
+            InvalidValue: if a key is missing or has a wrong type.
         """
-        counts, findings = report.get("canaries"), report.get("findings")
-        if not isinstance(counts, Mapping) or not isinstance(findings, Sequence):
-            msg = "the control report has no canaries or findings, expected an audit.json."
-            raise AuditError(msg)
-        if report.get("epsilon_claimed") is not None:
-            msg = "the control run claims an epsilon, expected a run without privacy."
-            raise AuditError(msg, hint="Run the same scenario with --set privacy.mode=none.")
-        detected = {
-            str(finding["audit"]): finding.get("detected") is True
-            for finding in findings
-            if isinstance(finding, Mapping) and "audit" in finding
-        }
-        canaries = int(counts.get("included", 0)) + int(counts.get("held_out", 0))
-        repeats = int(counts.get("repeats", 0))
-        return cls(source=source, detected=detected, canaries=canaries, repeats=repeats)
-
-    def caught(self, audit: str, canaries: CanaryTexts) -> bool | None:
-        """Tell whether this audit found the leak in a comparable control.
-
-        Returns:
-            None if the control was run with other counts and cannot be compared.
-        """
-        if (self.canaries, self.repeats) != (canaries.count, canaries.repeats):
-            return None
-        return self.detected.get(audit, False)
+        try:
+            interval = data["interval"]
+            return cls(
+                source=str(data["source"]),
+                detected=data["detected"],
+                comparable=bool(data["comparable"]),
+                value=data["value"],
+                interval=None if interval is None else (float(interval[0]), float(interval[1])),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            msg = "a control of the report lacks a key or has a wrong type."
+            raise InvalidValue(msg) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuditContext:
-    """Everything an audit may look at.
+class Terms:
+    """What a conclusion may use besides the evidence; all of it stands in the report.
 
     Args:
-        scorer: the model under audit.
-        canaries: the planted secrets.
         claim: what the run says about itself.
-        seed: seed of permutations and tie-breaking; has nothing to do with the coins.
-        alpha: chance of a false alarm that each test is allowed.
-        positive_control: the same attack where it must succeed, if there is one.
+        alpha: chance of a false alarm that the audit is allowed, all its tests together.
+        seed: seed of permutations, bootstraps and tie-breaking; nothing to do with the coins.
+        control: the same audit where it must succeed, if there is one.
     """
 
-    scorer: Scorer
-    canaries: CanaryTexts
     claim: Claim
     seed: int
-    alpha: float = 0.05
-    positive_control: PositiveControl | None = None
+    alpha: float = ALPHA
+    control: Control | None = None
 
     def __post_init__(self) -> None:
         """Refuse an alpha that is not a probability.
@@ -249,6 +187,60 @@ class AuditContext:
         validate.open_unit(alpha=self.alpha)
 
 
+class AuditContext:
+    """Everything an audit may look at: artefacts, each found by its type.
+
+    Args:
+        claim: what the run says about itself.
+        seed: seed of whatever an audit draws.
+        effort: how much work the profile asks for.
+        artefacts: models, canaries, ledgers and so on; at most one of each type. A class is found
+            under itself and under every class that it derives from.
+    """
+
+    def __init__(
+        self,
+        *,
+        claim: Claim,
+        seed: int,
+        effort: Effort = "smoke",
+        artefacts: Sequence[object] = (),
+    ) -> None:
+        self.claim = claim
+        self.seed = seed
+        self.effort: Effort = effort
+        self._artefacts = tuple(artefacts)
+
+    def find(self, kind: type[T]) -> T | None:
+        """Return the artefact of a type, or None."""
+        for artefact in self._artefacts:
+            if isinstance(artefact, kind):
+                return artefact
+        return None
+
+    def need(self, kind: type[T]) -> T:
+        """Return the artefact of a type.
+
+        Raises:
+            MissingArtefact: if there is none; the message is the first line of its docstring.
+        """
+        found = self.find(kind)
+        if found is None:
+            what = (kind.__doc__ or kind.__name__).strip().splitlines()[0].rstrip(".")
+            msg = f"This audit needs what is not here ({kind.__name__}): {what}."
+            raise MissingArtefact(msg)
+        return found
+
+    def plus(self, *artefacts: object) -> AuditContext:
+        """Return a context with further artefacts, which come before the known ones."""
+        return AuditContext(
+            claim=self.claim,
+            seed=self.seed,
+            effort=self.effort,
+            artefacts=(*artefacts, *self._artefacts),
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """What one audit found.
@@ -256,22 +248,28 @@ class Finding:
     Args:
         audit: name of the audit.
         verdict: ``violation``, ``consistent`` or ``inconclusive``.
+        strength: what kind of statement the value is: ``certified`` (holds at ``1 - alpha``
+            whatever the mechanism), ``parametric`` (assumes a Gaussian trade-off curve),
+            ``conformance`` (a test of what ran against what was declared) or ``descriptive``
+            (an attack's success, which bounds nothing).
         metric: what ``value`` is.
         value: the measured value; None if nothing could be measured.
         interval: confidence interval of the value at ``1 - alpha``.
-        ceiling: the most that ``value`` could have been with this many canaries.
+        ceiling: the most that ``value`` could have been with this much evidence.
         baseline: the same value for the base model without the adapter, or for the null.
-        detected: whether the attack told included from held-out canaries at ``alpha``.
-        n_in: number of included canaries.
-        n_out: number of held-out canaries.
-        alpha: chance of a false alarm of this test.
+        detected: whether the attack worked (told members from others, found a secret, saw noise
+            missing) at ``alpha``.
+        n_in: number of included canaries, members, or trials.
+        n_out: number of held-out canaries or non-members.
+        alpha: chance of a false alarm of this audit.
         positive_control: whether the control was caught; None without a comparable control.
         explanation: the finding in plain words, with the reasons for the verdict.
-        details: numbers from which the finding can be recomputed.
+        evidence: numbers from which the finding can be concluded again; no text, no prompt.
     """
 
     audit: str
     verdict: Verdict
+    strength: Strength
     metric: str
     value: float | None
     interval: tuple[float, float] | None
@@ -283,13 +281,14 @@ class Finding:
     alpha: float
     positive_control: bool | None
     explanation: str
-    details: Mapping[str, object] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """Return the JSON form."""
         return {
             "audit": self.audit,
             "verdict": self.verdict,
+            "strength": self.strength,
             "metric": self.metric,
             "value": self.value,
             "interval": None if self.interval is None else list(self.interval),
@@ -301,7 +300,7 @@ class Finding:
             "alpha": self.alpha,
             "positive_control": self.positive_control,
             "explanation": self.explanation,
-            "details": dict(self.details),
+            "evidence": dict(self.evidence),
         }
 
 
@@ -322,56 +321,21 @@ class Audit(Protocol):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What must be there for it to run."""
+        """What must be there for it to run, in words."""
 
-    def cost(self, canaries: CanaryTexts) -> str:
-        """Say what it will cost, before it runs."""
+    def cost(self, context: AuditContext) -> str:
+        """Say what it will cost, before it runs; never raises."""
 
-    def run(self, context: AuditContext) -> Finding:
-        """Attack and report.
+    def measure(self, context: AuditContext) -> dict[str, Any]:
+        """Attack, and return evidence: JSON values, no text, no prompt, no tensor.
 
         Raises:
-            AuditError: if the scorer answers nonsense; TooFewCanaries if a side is too small.
+            AuditError: if an artefact is missing or answers nonsense.
         """
 
+    def conclude(self, evidence: Evidence, terms: Terms) -> Finding:
+        """Turn evidence into a finding; a pure function, the same for ever.
 
-def read_losses(scorer: Scorer, texts: Sequence[str], *, adapter: bool) -> Floats:
-    """Return the losses of texts, checked.
-
-    Returns:
-        Shape ``(len(texts),)``, nats.
-
-    Raises:
-        AuditError: if the scorer returns another shape or a value that is not finite.
-    """
-    losses = np.asarray(scorer.losses(texts, adapter=adapter), dtype=np.float64)
-    if losses.shape != (len(texts),):
-        msg = f"losses.shape={losses.shape}, expected ({len(texts)},)."
-        raise AuditError(msg)
-    if not np.isfinite(losses).all():
-        bad = int(np.count_nonzero(~np.isfinite(losses)))
-        msg = f"{bad} of {len(texts)} losses are not finite, expected finite nats."
-        raise AuditError(msg, hint="The adapter has probably diverged; lower the learning rate.")
-    return losses
-
-
-class CachedScorer:
-    """Reads each text once however many audits ask for it.
-
-    Args:
-        scorer: the scorer that does the work.
-    """
-
-    def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
-        self._known: dict[tuple[bool, str], float] = {}
-
-    def losses(self, texts: Sequence[str], *, adapter: bool) -> Floats:
-        """Return the losses of texts, reading only those not read before."""
-        fresh = list(dict.fromkeys(t for t in texts if (adapter, t) not in self._known))
-        if fresh:
-            values = read_losses(self._scorer, fresh, adapter=adapter)
-            self._known.update(
-                ((adapter, text), float(value)) for text, value in zip(fresh, values, strict=True)
-            )
-        return np.array([self._known[adapter, text] for text in texts], dtype=np.float64)
+        Raises:
+            AuditError: if the evidence is malformed.
+        """

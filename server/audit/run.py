@@ -2,84 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 
-from server.audit.exposure import Exposure
-from server.audit.membership import Membership
-from server.audit.onerun import OneRun
-from server.audit.protocol import Audit, AuditContext, CachedScorer, Finding
+from server.audit.canaries import PlantedCanaries
+from server.audit.protocol import Audit, AuditContext, Control, Evidence, Finding, Terms
 from server.audit.report import AuditReport
+from server.audit.target import CachedTarget, Target
 from shared.errors import AuditError
 from shared.registry import Registry
 
 AUDITS: Registry[Audit] = Registry("audit")
-AUDITS.add("exposure", Exposure())
-AUDITS.add("membership", Membership())
-AUDITS.add("one-run", OneRun())
-
 PROFILES: Registry[tuple[str, ...]] = Registry("audit profile")
 PROFILES.add("none", ())
-PROFILES.add("smoke", ("exposure", "membership", "one-run"))
 
 
 def run_audits(
     context: AuditContext,
-    profile: str,
+    names: Sequence[str],
     *,
+    profile: str,
+    controls: Mapping[str, Control] | None = None,
+    subject: Mapping[str, object] | None = None,
     announce: Callable[[str, str], None] | None = None,
+    done: Callable[[Finding], None] | None = None,
 ) -> AuditReport:
-    """Attack an adapter with every audit of a profile.
+    """Attack an adapter with some audits.
 
     Each text is read once, whatever the number of audits. An audit that cannot be run, for want of
-    canaries or because the losses are not finite, yields an ``inconclusive`` finding that says so.
+    an artefact or of canaries, yields an ``inconclusive`` finding that says so.
 
     Args:
-        context: the model, its canaries and its claim.
-        profile: ``"none"`` or ``"smoke"``.
+        context: the artefacts and the claim.
+        names: which audits, in order.
+        profile: what to call the choice in the report.
+        controls: the same audits where they must succeed, by audit.
+        subject: what is audited, for the report.
         announce: called with the name and the cost of each audit before it starts.
+        done: called with each finding.
 
     Returns:
         The report; inconclusive without audits.
 
     Raises:
-        InvalidValue: for an unknown profile.
+        InvalidValue: for an unknown audit.
     """
-    shared = replace(context, scorer=CachedScorer(context.scorer))
+    known = dict(controls or {})
+    target = context.find(Target)
+    if target is not None:
+        context = context.plus(CachedTarget(target))
     findings = []
-    for name in PROFILES.get(profile):
-        audit = AUDITS.get(name)
+    for audit in [AUDITS.get(name) for name in names]:
         if announce is not None:
-            announce(name, audit.cost(context.canaries))
-        findings.append(_attempt(audit, shared))
-    control = context.positive_control
+            announce(audit.name, audit.cost(context))
+        terms = Terms(claim=context.claim, seed=context.seed, control=known.get(audit.name))
+        findings.append(attempt(audit, context, terms))
+        if done is not None:
+            done(findings[-1])
+    planted = context.find(PlantedCanaries)
     return AuditReport(
         claim=context.claim,
         findings=tuple(findings),
-        canaries=context.canaries.to_dict(),
+        canaries={} if planted is None else planted.to_dict(),
         profile=profile,
-        control=None if control is None else control.source,
+        seed=context.seed,
+        controls={
+            finding.audit: known[finding.audit] for finding in findings if finding.audit in known
+        },
+        subject=subject or {},
     )
 
 
-def _attempt(audit: Audit, context: AuditContext) -> Finding:
-    """Run one audit; turn a refusal into a finding."""
+def attempt(audit: Audit, context: AuditContext, terms: Terms) -> Finding:
+    """Run one audit; turn a refusal into an inconclusive finding."""
     try:
-        return audit.run(context)
+        return audit.conclude(audit.measure(context), terms)
     except AuditError as error:
-        return Finding(
-            audit=audit.name,
-            verdict="inconclusive",
-            metric=audit.metric,
-            value=None,
-            interval=None,
-            ceiling=None,
-            baseline=None,
-            detected=None,
-            n_in=len(context.canaries.included),
-            n_out=len(context.canaries.held_out),
-            alpha=context.alpha,
-            positive_control=None,
-            explanation=f"This audit could not be run. {error}",
-            details={"error": error.code},
-        )
+        return not_run(audit, {"error": error.code, "reason": str(error)}, terms)
+
+
+def conclude_again(finding: Mapping[str, object], terms: Terms) -> Finding:
+    """Conclude a stored finding again from its evidence alone.
+
+    Raises:
+        InvalidValue: for an unknown audit.
+        AuditError: if the evidence is malformed.
+    """
+    audit = AUDITS.get(str(finding.get("audit")))
+    evidence = finding.get("evidence")
+    if not isinstance(evidence, Mapping):
+        msg = f"finding {audit.name} has no evidence."
+        raise AuditError(msg)
+    if "error" in evidence:
+        return not_run(audit, evidence, terms)
+    return audit.conclude(evidence, terms)
+
+
+def not_run(audit: Audit, evidence: Evidence, terms: Terms) -> Finding:
+    """Return the finding of an audit that could not be run."""
+    return Finding(
+        audit=audit.name,
+        verdict="inconclusive",
+        strength="descriptive",
+        metric=audit.metric,
+        value=None,
+        interval=None,
+        ceiling=None,
+        baseline=None,
+        detected=None,
+        n_in=0,
+        n_out=0,
+        alpha=terms.alpha,
+        positive_control=None,
+        explanation=f"This audit could not be run. {evidence.get('reason', '')}".strip(),
+        evidence=dict(evidence),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from server.audit.protocol import AuditContext, Verdict
+from server.audit.protocol import Claim, Terms, Verdict
 
 LARGEST_USEFUL_DELTA = 0.01
 """A group delta above this makes the guarantee, and so any test of it, empty."""
@@ -26,16 +26,19 @@ class Bound:
     note: str
 
 
-def bound_for(context: AuditContext) -> Bound:
-    """Return the guarantee that covers all copies of one canary.
+def bound_for(claim: Claim, *, repeats: int) -> Bound:
+    """Return the guarantee that covers all copies of one record canary.
 
     At client level all copies sit in one client, which is one unit, whatever their number. At
     example level every copy is a unit, and ``k`` copies are protected by group privacy alone:
     ``k epsilon`` and ``delta (e^(k epsilon) - 1) / (e^epsilon - 1)``.
+
+    Args:
+        claim: what the run says about itself.
+        repeats: copies of the canary in its client's data.
     """
-    epsilon, delta = context.claim.epsilon_applicable, context.claim.delta
-    repeats = context.canaries.repeats
-    if context.claim.epsilon is None:
+    epsilon, delta = claim.epsilon_applicable, claim.delta
+    if claim.epsilon is None:
         return Bound(epsilon=None, delta=None, note="The run claims no epsilon.")
     if epsilon is None or delta is None:
         note = (
@@ -43,7 +46,7 @@ def bound_for(context: AuditContext) -> Bound:
             "can contradict the claim."
         )
         return Bound(epsilon=None, delta=None, note=note)
-    if context.claim.unit == "client":
+    if claim.unit == "client":
         note = (
             f"A canary changes the data of one client, so it is held against the epsilon "
             f"{epsilon:.3g} of replacing one client, with all {repeats} copies in it."
@@ -55,23 +58,94 @@ def bound_for(context: AuditContext) -> Bound:
     return _group(epsilon, delta, repeats)
 
 
-def claim_delta(context: AuditContext) -> float:
+def bound_for_client(claim: Claim) -> Bound:
+    """Return the guarantee that covers a whole canary client: present or absent.
+
+    That is the claim itself, under its own relation, where the unit is a client.
+    """
+    if claim.epsilon is None or claim.delta is None:
+        return Bound(epsilon=None, delta=None, note="The run claims no epsilon.")
+    if claim.unit != "client":
+        note = "The claim protects one example, and a canary client is not one example."
+        return Bound(epsilon=None, delta=None, note=note)
+    note = f"A canary client is there or not, which is what epsilon {claim.epsilon:.3g} is about."
+    return Bound(epsilon=claim.epsilon, delta=claim.delta, note=note)
+
+
+def stated_delta(claim: Claim, bound: Bound) -> float:
     """Return the delta at which a lower bound is stated: what covers a canary, else the claim's.
 
     A run that claims nothing is judged at delta 0, where a lower bound means most.
     """
-    bound = bound_for(context)
     if bound.delta is not None:
         return bound.delta
-    return 0.0 if context.claim.delta is None else context.claim.delta
+    return 0.0 if claim.delta is None else claim.delta
+
+
+def judge(
+    terms: Terms,
+    *,
+    bound: Bound,
+    ceiling_epsilon: float | None,
+    detected: bool,
+    violated: bool = False,
+) -> tuple[Verdict, str]:
+    """Decide the verdict of an attack.
+
+    Args:
+        terms: claim and positive control.
+        bound: the guarantee that the attack is held against.
+        ceiling_epsilon: the largest epsilon that a perfect attacker could have certified; None for
+            an attack that bounds no epsilon, which then needs a claim but no ceiling.
+        detected: whether the attack worked here; then it needs no control to show that it can.
+        violated: whether a lower bound lies above the epsilon that applies.
+
+    Returns:
+        The verdict and the reasons in words.
+    """
+    if violated:
+        return "violation", "The lower bound lies above the epsilon that applies."
+    reasons = _doubts(bound, ceiling_epsilon)
+    if not detected:
+        reasons += untested(terms)
+    if reasons:
+        return "inconclusive", " ".join(reasons)
+    return "consistent", "Nothing that was found contradicts the claim."
+
+
+def untested(terms: Terms) -> list[str]:
+    """Return why a null result would say little, if so: no control, or one that was not caught."""
+    control = terms.control
+    if control is None:
+        return ["There is no positive control, so the attack may simply be too weak."]
+    if not control.comparable:
+        return ["The positive control had other canaries and cannot be compared."]
+    if control.detected is None:
+        return [f"This audit could not be run on the positive control ({control.source})."]
+    if not control.detected:
+        return [f"The positive control was not caught ({control.source}): the attack is too weak."]
+    return []
+
+
+def _doubts(bound: Bound, ceiling_epsilon: float | None) -> list[str]:
+    """Return why no outcome could have contradicted the claim, if so."""
+    if bound.epsilon is None:
+        return [bound.note]
+    if ceiling_epsilon is not None and not ceiling_epsilon >= bound.epsilon / 2:
+        reason = (
+            f"Even a perfect attacker could certify at most epsilon {ceiling_epsilon:.2f} with "
+            f"these canaries, less than half of {bound.epsilon:.2f}."
+        )
+        return [reason]
+    return []
 
 
 def _group(epsilon: float, delta: float, repeats: int) -> Bound:
     """Return the group-privacy guarantee of several copies of one example."""
     total = repeats * epsilon
     # log of delta * expm1(total) / expm1(epsilon); epsilon = 0 gives delta * repeats.
-    growth = repeats if epsilon == 0 else _log_expm1(total) - _log_expm1(epsilon)
-    log_delta = math.log(delta) + (math.log(growth) if epsilon == 0 else growth)
+    growth = math.log(repeats) if epsilon == 0 else _log_expm1(total) - _log_expm1(epsilon)
+    log_delta = math.log(delta) + growth
     if not log_delta <= math.log(LARGEST_USEFUL_DELTA):
         note = (
             f"{repeats} copies of one example are covered by group privacy with a delta above "
@@ -89,59 +163,3 @@ def _group(epsilon: float, delta: float, repeats: int) -> Bound:
 def _log_expm1(x: float) -> float:
     """Return ``log(e^x - 1)`` for positive x without overflow."""
     return x + math.log1p(-math.exp(-x))
-
-
-def judge(
-    context: AuditContext,
-    *,
-    audit: str,
-    ceiling_epsilon: float,
-    detected: bool,
-    violated: bool = False,
-) -> tuple[Verdict, bool | None, str]:
-    """Decide the verdict of a finding.
-
-    Args:
-        context: the claim, the canaries and the positive control.
-        audit: name of the audit.
-        ceiling_epsilon: the largest epsilon that a perfect attacker could have certified.
-        detected: whether the attack worked here; then it needs no control to show that it can.
-        violated: whether a certified lower bound lies above the epsilon that applies.
-
-    Returns:
-        The verdict, whether the positive control was caught (None without a comparable one), and
-        the reasons in words.
-    """
-    control = context.positive_control
-    caught = None if control is None else control.caught(audit, context.canaries)
-    if violated:
-        return "violation", caught, "The certified lower bound lies above the epsilon that applies."
-    bound = bound_for(context)
-    reasons = _doubts(bound, ceiling_epsilon)
-    if not detected:
-        reasons += _untested(control is not None, caught)
-    if reasons:
-        return "inconclusive", caught, " ".join(reasons)
-    return "consistent", caught, "The attack works and nothing that it found contradicts the claim."
-
-
-def _doubts(bound: Bound, ceiling_epsilon: float) -> list[str]:
-    """Return why no outcome could have contradicted the claim, if so."""
-    if bound.epsilon is None:
-        return [bound.note]
-    if not ceiling_epsilon >= bound.epsilon / 2:
-        reason = (
-            f"Even a perfect attacker could certify at most epsilon {ceiling_epsilon:.2f} with "
-            f"these canaries, less than half of {bound.epsilon:.2f}."
-        )
-        return [reason]
-    return []
-
-
-def _untested(exists: bool, caught: bool | None) -> list[str]:
-    """Return why a null result would say little, if so."""
-    if not exists:
-        return ["There is no positive control, so the attack may simply be too weak."]
-    if caught is None:
-        return ["The positive control had other canaries and cannot be compared."]
-    return [] if caught else ["The positive control was not caught: the attack is too weak."]
