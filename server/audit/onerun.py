@@ -1,23 +1,38 @@
 """A certified lower bound on epsilon from one training run.
 
-Steinke, Nasr and Jagielski, "Privacy Auditing with One (1) Training Run" (2023,
-arXiv:2305.08846). Each of ``m`` canaries was included by its own fair coin. The auditor guesses
-the coins of ``r`` of them and is right ``v`` times; under (epsilon, delta)-DP that many correct
-guesses are unlikely, and the p-value bounds how unlikely. The number of guesses is fixed before
-anything is scored: taking the best of several counts would raise false alarms well above alpha.
+The auditor guesses, by the score of each canary, which side of its coin came up;
+:mod:`server.audit.guessing` says what the right guesses prove. The number of guesses is fixed
+before anything is scored: taking the best of several counts would raise false alarms well above
+alpha. Each kind of canary is a test of its own, held to its share of alpha.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
-from scipy import special
 
-from server.audit.protocol import AuditContext, CanaryTexts, Finding, Floats, read_losses
-from server.audit.verdict import bound_for, claim_delta, judge
-from shared import validate
-from shared.errors import InvalidValue
+from server.audit import evidence as read
+from server.audit import fdp, gdp, stats
+from server.audit.canaries import MIN_CANARIES, CanaryTexts, PlantedCanaries
+from server.audit.guessing import (
+    correct_guesses,
+    epsilon_lower_bound,
+    guesses_per_side,
+    p_value,
+)
+from server.audit.protocol import AuditContext, Claim, Evidence, Finding, Floats, Terms, Verdict
+from server.audit.target import Target, losses
+from server.audit.verdict import Bound, bound_for, judge, stated_delta
+from shared.errors import AuditError, TooFewCanaries
 
-_LARGEST_EPSILON = 128.0
+__all__ = ["OneRun", "correct_guesses", "epsilon_lower_bound", "guesses_per_side", "p_value"]
+
+PARAMETRIC_DELTA = 1e-5
+"""Delta of the parametric bounds where nothing that is claimed names one."""
 
 
 class OneRun:
@@ -29,187 +44,318 @@ class OneRun:
         "Someone who holds the released adapter and the base model and knows the canaries, but "
         "not the coins."
     )
-    needs = ("canaries included by independent fair coins", "one canary per unit")
+    needs = (
+        "a model that gives losses",
+        "canaries included by independent fair coins",
+        "one canary per unit",
+    )
 
-    def cost(self, canaries: CanaryTexts) -> str:
+    def cost(self, context: AuditContext) -> str:
         """Say how many texts are read."""
-        return f"{2 * canaries.count} texts read (shared with the other audits)"
+        planted = context.find(PlantedCanaries)
+        count = 0 if planted is None else sum(texts.count for texts in planted.kinds)
+        return f"{2 * count} texts read, with and without the adapter (shared with other audits)"
 
-    def run(self, context: AuditContext) -> Finding:
-        """Guess the coins and certify what the guesses prove.
+    def measure(self, context: AuditContext) -> dict[str, Any]:
+        """Score the canaries: by how many nats the adapter made each likelier.
 
         Raises:
-            AuditError: if the scorer answers nonsense.
-            TooFewCanaries: if one side is too small.
+            AuditError: if there is no model, if there are no canaries, or if a loss is not finite.
+            TooFewCanaries: if no kind has enough of them on both sides.
         """
-        canaries = context.canaries
-        canaries.require()
-        score_in = _gain(context, canaries.included)
-        score_out = _gain(context, canaries.held_out)
-        m, guesses = canaries.count, 2 * guesses_per_side(canaries.count)
-        correct = correct_guesses(score_in, score_out, per_side=guesses // 2, seed=context.seed)
-        bound, delta = bound_for(context), claim_delta(context)
+        target, planted = context.need(Target), context.need(PlantedCanaries)
+        enough = [
+            texts
+            for texts in planted.kinds
+            if min(len(texts.included), len(texts.held_out)) >= MIN_CANARIES
+        ]
+        if not enough:
+            for texts in planted.kinds:
+                texts.require()
+            msg = "kinds=0 of canaries, expected at least one."
+            raise TooFewCanaries(msg, hint="Plant canaries before training: audit.canaries.")
+        return {
+            "score": "loss of the base model minus loss of the adapter, nats per canary",
+            "kinds": [_measured(target, texts) for texts in enough],
+            "left_out": [texts.to_dict() for texts in planted.kinds if texts not in enough],
+        }
 
-        def certify(tried: int, right: int) -> float:
-            return epsilon_lower_bound(
-                m=m, guesses=tried, correct=right, delta=delta, alpha=context.alpha
-            )
+    def conclude(self, evidence: Evidence, terms: Terms) -> Finding:
+        """Guess the coins from the scores, and certify what the guesses prove.
 
-        value, ceiling = certify(guesses, correct), certify(guesses, guesses)
-        trusted = canaries.independent_coins and (
-            context.claim.unit != "client" or canaries.per_client == 1
-        )
-        violated = trusted and bound.epsilon is not None and value > bound.epsilon
-        verdict, caught, reason = judge(
-            context,
-            audit=self.name,
-            ceiling_epsilon=ceiling,
-            detected=value > 0,
-            violated=violated,
-        )
-        if not trusted:
-            verdict, reason = "inconclusive", _UNTRUSTED
+        Raises:
+            AuditError: if the evidence is malformed.
+        """
+        kinds, tests = _kinds(evidence)
+        judged = [_judge_kind(kind, terms, terms.alpha / tests) for kind in kinds]
+        certified = [one for one in judged if not one.doubt]
+        value = max((one.value for one in certified), default=None)
+        ceiling = max((one.ceiling for one in certified), default=None)
+        detected = None if value is None else value > 0
+        scattered = [kind.name for kind in kinds if kind.clients_per_canary > 1]
+        verdict, reason = _broken(scattered) if scattered else _verdict(judged, terms)
         return Finding(
             audit=self.name,
             verdict=verdict,
+            strength="conformance" if scattered else "certified",
             metric=self.metric,
-            value=value if trusted else None,
+            value=value,
             interval=None,
             ceiling=ceiling,
             baseline=0.0,
-            detected=value > 0 if trusted else None,
-            n_in=score_in.size,
-            n_out=score_out.size,
-            alpha=context.alpha,
-            positive_control=caught,
-            explanation=_explain(value, ceiling, guesses, correct, f"{bound.note} {reason}"),
-            details={
-                "m": m,
-                "guesses": guesses,
-                "correct": correct,
-                "delta": delta,
-                "epsilon_applicable": bound.epsilon,
-                "adjacency": bound.note,
-                "guess_rule": "the highest and the lowest guesses/2 scores, fixed beforehand",
-                "certified": trusted,
-                "perfect_attacker": certify(m, m),
+            detected=detected,
+            n_in=sum(kind.included.size for kind in kinds),
+            n_out=sum(kind.held_out.size for kind in kinds),
+            alpha=terms.alpha,
+            positive_control=None if terms.control is None else terms.control.caught,
+            explanation=_explain(judged, reason),
+            evidence={
+                **{key: entry for key, entry in evidence.items() if key != read.DERIVED},
+                read.DERIVED: {
+                    "tests": tests,
+                    "alpha_each": terms.alpha / tests,
+                    "guess_rule": "the highest and the lowest scores, so many of each, fixed by m",
+                    "detected_if": "a certified lower bound lies above zero",
+                    "kinds": [one.derived for one in judged],
+                },
             },
         )
 
 
-_UNTRUSTED = (
-    "The bound needs every canary to have its own fair coin and to be the only canary of its "
-    "client; that is not so here, so no bound is certified."
-)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Kind:
+    """The scores of one kind of canary, read from evidence."""
+
+    name: str
+    included: Floats
+    held_out: Floats
+    repeats: int
+    per_client: int
+    clients_per_canary: int
+    independent_coins: bool
+
+    @property
+    def m(self) -> int:
+        """Number of canaries with a coin."""
+        return self.included.size + self.held_out.size
+
+    def doubt(self, claim: Claim) -> str:
+        """Return why the theorem does not apply here; empty where it does."""
+        if self.clients_per_canary > 1:
+            return (
+                f"A canary of kind {self.name} sits in {self.clients_per_canary} clients, so that "
+                "no claim about one client or one example covers it."
+            )
+        if not self.independent_coins:
+            return f"The canaries of kind {self.name} did not each have a fair coin of their own."
+        if claim.unit == "client" and self.per_client > 1:
+            return (
+                f"One client could hold {self.per_client} canaries, so that the coins of kind "
+                f"{self.name} do not each decide about a client of its own."
+            )
+        return ""
 
 
-def guesses_per_side(m: int) -> int:
-    """Return how many canaries are called "in", and as many "out": m/8, or m/10 from 1000 on."""
-    validate.positive_integer(m=m)
-    return max(1, m // 8 if m < 1000 else m // 10)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judged:
+    """What the guesses about one kind prove."""
+
+    value: float
+    ceiling: float
+    bound: Bound
+    doubt: str
+    told: str
+    derived: Mapping[str, Any]
+
+    @property
+    def violated(self) -> bool:
+        """Whether a certified bound lies above the epsilon that covers these canaries."""
+        return not self.doubt and self.bound.epsilon is not None and self.value > self.bound.epsilon
+
+    @property
+    def reach(self) -> float:
+        """Share of the applicable epsilon that could have been certified."""
+        if self.bound.epsilon is None:
+            return -1.0
+        return self.ceiling / max(self.bound.epsilon, 1e-12)
 
 
-def correct_guesses(scores_in: Floats, scores_out: Floats, *, per_side: int, seed: int) -> int:
-    """Guess "in" for the highest scores and "out" for the lowest, and count the right ones.
+def _measured(target: Target, texts: CanaryTexts) -> dict[str, Any]:
+    """Return the evidence of one kind: sorted scores, so that no place tells a canary."""
+    gains = {
+        side: losses(target, passages, adapter=False) - losses(target, passages, adapter=True)
+        for side, passages in (("included", texts.included), ("held_out", texts.held_out))
+    }
+    return {
+        "kind": texts.kind,
+        **{side: read.stored(np.sort(gain)) for side, gain in gains.items()},
+        "repeats": texts.repeats,
+        "per_client": texts.per_client,
+        "clients_per_canary": texts.clients_per_canary,
+        "independent_coins": texts.independent_coins,
+    }
 
-    Ties are broken by a seeded shuffle of all canaries together. Leaving them in the order in
-    which the two sides are listed would break every tie in favour of the guesser.
 
-    Args:
-        scores_in: scores of included canaries, higher for likelier members.
-        scores_out: scores of held-out canaries.
-        per_side: guesses of each kind.
-        seed: seed of the shuffle.
+def _kinds(evidence: Evidence) -> tuple[list[_Kind], int]:
+    """Return the kinds in evidence, and how many tests alpha is shared by.
 
-    Raises:
-        InvalidValue: if there are more guesses than canaries.
+    A kind that the coins left with too few canaries on one side would have been tested had they
+    fallen otherwise, so it keeps its share.
     """
-    total = scores_in.size + scores_out.size
-    if not 1 <= 2 * per_side <= total:
-        msg = f"guesses={2 * per_side}, expected 2 to {total}, the number of canaries."
-        raise InvalidValue(msg)
-    scores = np.concatenate([scores_in, scores_out])
-    member = np.arange(total) < scores_in.size
-    shuffled = np.random.default_rng(seed).permutation(total)
-    order = shuffled[np.argsort(scores[shuffled], kind="stable")]
-    right_in = np.count_nonzero(member[order[-per_side:]])
-    right_out = np.count_nonzero(~member[order[:per_side]])
-    return int(right_in + right_out)
+    kinds = [_kind(entry) for entry in read.mappings(evidence, "kinds")]
+    names = [kind.name for kind in kinds]
+    if not kinds or len(set(names)) < len(names):
+        msg = f"evidence 'kinds' has {len(kinds)} entries, expected at least one, all different."
+        raise AuditError(msg)
+    unlucky = [
+        entry
+        for entry in read.mappings(evidence, "left_out")
+        if read.integer(entry, "included", low=0) + read.integer(entry, "held_out", low=0)
+        >= 2 * MIN_CANARIES
+    ]
+    return kinds, len(kinds) + len(unlucky)
 
 
-def p_value(*, m: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """Return the p-value of the hypothesis "(epsilon, delta)-DP" (Steinke et al., theorem 5.2).
-
-    Args:
-        m: canaries with a coin.
-        guesses: guesses made; the rest abstained.
-        correct: guesses that were right. Zero right guesses are no evidence: p = 1.
-        epsilon: hypothesised epsilon.
-        delta: hypothesised delta, zero allowed.
-
-    Raises:
-        InvalidValue: unless ``0 <= correct <= guesses <= m``, epsilon >= 0 and 0 <= delta < 1.
-    """
-    _check_counts(m, guesses, correct)
-    validate.non_negative(epsilon=epsilon, delta=delta)
-    if correct == 0:
-        return 1.0
-    q = float(special.expit(epsilon))
-    beta = float(special.betainc(correct, guesses - correct + 1, q))
-    if delta == 0:
-        return min(1.0, beta)
-    steps = np.arange(1, correct + 1)
-    # P[v - i <= Bin <= v - 1] as a difference of upper tails; P[Bin >= 0] is 1.
-    starts = correct - steps
-    tails = np.ones(correct)
-    tails[starts > 0] = special.betainc(starts[starts > 0], guesses - starts[starts > 0] + 1, q)
-    worst = float(((tails - beta) / steps).max())
-    return min(1.0, beta + 2 * m * delta * worst)
-
-
-def epsilon_lower_bound(
-    *, m: int, guesses: int, correct: int, delta: float, alpha: float = 0.05
-) -> float:
-    """Return the largest epsilon that the guesses reject at level alpha; 0 if they reject none.
-
-    With every guess right this is the ceiling: no attacker can certify more with these counts.
-
-    Raises:
-        InvalidValue: as :func:`p_value`, or for an alpha outside (0, 1).
-    """
-    validate.open_unit(alpha=alpha)
-
-    def rejected(epsilon: float) -> bool:
-        p = p_value(m=m, guesses=guesses, correct=correct, epsilon=epsilon, delta=delta)
-        return p < alpha
-
-    if not rejected(0.0):
-        return 0.0
-    low, high = 0.0, _LARGEST_EPSILON
-    while high - low > 1e-9:
-        middle = (low + high) / 2
-        low, high = (middle, high) if rejected(middle) else (low, middle)
-    return low
-
-
-def _gain(context: AuditContext, texts: tuple[str, ...]) -> Floats:
-    """Return how much more likely the adapter makes each text, in nats."""
-    base = read_losses(context.scorer, texts, adapter=False)
-    return base - read_losses(context.scorer, texts, adapter=True)
-
-
-def _check_counts(m: int, guesses: int, correct: int) -> None:
-    """Refuse counts that no experiment can give."""
-    validate.positive_integer(m=m, guesses=guesses)
-    if not 0 <= correct <= guesses <= m:
-        msg = f"correct={correct}, guesses={guesses}, m={m}, expected correct <= guesses <= m."
-        raise InvalidValue(msg)
-
-
-def _explain(value: float, ceiling: float, guesses: int, correct: int, reason: str) -> str:
-    """Return the finding in plain words."""
-    return (
-        f"{correct} of {guesses} guesses about which canaries were trained on were right; chance "
-        f"is half. That certifies an epsilon of at least {value:.2f}, where all guesses right "
-        f"would have certified {ceiling:.2f}. {reason}"
+def _kind(entry: Mapping[str, Any]) -> _Kind:
+    """Return one kind from its evidence."""
+    kind = _Kind(
+        name=read.text(entry, "kind"),
+        included=read.numbers(entry, "included"),
+        held_out=read.numbers(entry, "held_out"),
+        repeats=read.integer(entry, "repeats", low=1),
+        per_client=read.integer(entry, "per_client", low=1),
+        clients_per_canary=read.integer(entry, "clients_per_canary", low=1),
+        independent_coins=read.boolean(entry, "independent_coins"),
     )
+    if not min(kind.included.size, kind.held_out.size) >= MIN_CANARIES:
+        msg = (
+            f"evidence: included={kind.included.size}, held_out={kind.held_out.size} scores, "
+            f"expected at least {MIN_CANARIES} each."
+        )
+        raise TooFewCanaries(msg)
+    return kind
+
+
+def _judge_kind(kind: _Kind, terms: Terms, alpha: float) -> _Judged:
+    """Guess the coins of one kind and certify what the guesses prove."""
+    per_side = guesses_per_side(kind.m)
+    guesses = 2 * per_side
+    correct = correct_guesses(kind.included, kind.held_out, per_side=per_side, seed=terms.seed)
+    bound = bound_for(terms.claim, repeats=kind.repeats)
+    delta = stated_delta(terms.claim, bound)
+
+    def certify(tried: int, right: int) -> float:
+        return _down(
+            epsilon_lower_bound(m=kind.m, guesses=tried, correct=right, delta=delta, alpha=alpha)
+        )
+
+    value, ceiling = certify(guesses, correct), certify(guesses, guesses)
+    doubt = kind.doubt(terms.claim)
+    derived = {
+        "kind": kind.name,
+        "m": kind.m,
+        "guesses": guesses,
+        "correct": correct,
+        "delta": delta,
+        "epsilon_lower_bound": None if doubt else value,
+        "ceiling": ceiling,
+        "perfect_attacker": certify(kind.m, kind.m),
+        "epsilon_applicable": bound.epsilon,
+        "adjacency": bound.note,
+        "not_certified": doubt,
+        "permutation_p_value": stats.permutation_p_value(
+            kind.included, kind.held_out, seed=terms.seed
+        ),
+        "parametric": _parametric(kind, guesses, correct, delta, alpha),
+    }
+    return _Judged(
+        value=value,
+        ceiling=ceiling,
+        bound=bound,
+        doubt=doubt,
+        told=_told(kind.name, guesses, correct, value, ceiling, certified=not doubt),
+        derived=derived,
+    )
+
+
+def _parametric(
+    kind: _Kind, guesses: int, correct: int, delta: float, alpha: float
+) -> dict[str, Any]:
+    """Return bounds that assume a Gaussian trade-off curve, for information."""
+    shown = delta if delta > 0 else PARAMETRIC_DELTA
+    counts = gdp.sweep(kind.included, kind.held_out)
+    by_guesses = fdp.mu_lower_bound(m=kind.m, guesses=guesses, correct=correct, alpha=alpha)
+    by_rates = gdp.mu_lower_bound(counts, alpha=alpha)
+    by_ratio = gdp.ratio_lower_bound(counts, delta=shown, alpha=alpha)
+    return {
+        "delta": shown,
+        "f_dp_one_run": {
+            "assumes": "a Gaussian trade-off curve",
+            "mu": _down(by_guesses),
+            "epsilon": _down(gdp.epsilon(by_guesses, shown)),
+        },
+        "gdp_thresholds": {
+            "assumes": "a Gaussian trade-off curve and independent scores",
+            "mu": _down(by_rates),
+            "epsilon": _down(gdp.epsilon(by_rates, shown)),
+        },
+        "rate_ratio": {"assumes": "independent scores", "epsilon": _down(by_ratio)},
+    }
+
+
+def _broken(kinds: Sequence[str]) -> tuple[Verdict, str]:
+    """Return the verdict where a canary sits in several clients."""
+    return "violation", (
+        f"The harness put canaries into more than one client ({', '.join(kinds)}). Whatever is "
+        "claimed is claimed for one client or one example, so these canaries are not covered by "
+        "it and nothing about them was certified: the plan was not carried out as declared, which "
+        "is a fault of the harness and says nothing about the noise."
+    )
+
+
+def _verdict(judged: Sequence[_Judged], terms: Terms) -> tuple[Verdict, str]:
+    """Return the verdict over all kinds, with its reasons."""
+    doubts = list(dict.fromkeys(one.doubt for one in judged if one.doubt))
+    certified = [one for one in judged if not one.doubt]
+    if not certified:
+        return "inconclusive", " ".join([*doubts, "So no bound is certified."])
+    violating = [one for one in certified if one.violated]
+    # The kind that could have said most about the claim decides what its silence is worth.
+    best = max(violating or certified, key=lambda one: one.reach)
+    verdict, reason = judge(
+        terms,
+        bound=best.bound,
+        ceiling_epsilon=best.ceiling,
+        detected=any(one.value > 0 for one in certified),
+        violated=bool(violating),
+    )
+    return verdict, " ".join([*doubts, best.bound.note, reason])
+
+
+def _explain(judged: Sequence[_Judged], reason: str) -> str:
+    """Return the finding in plain words."""
+    told = [one.told for one in judged]
+    if len(judged) > 1:
+        told.append("The bounds are corrected for looking at several kinds.")
+    return " ".join([*told, reason])
+
+
+def _told(
+    kind: str, guesses: int, correct: int, value: float, ceiling: float, *, certified: bool
+) -> str:
+    """Return in plain words what the guesses about one kind prove."""
+    said = (
+        f"{correct} of {guesses} guesses about which canaries of kind {kind} were trained on were "
+        "right; chance is half."
+    )
+    if not certified:
+        return said
+    return (
+        f"{said} That certifies an epsilon of at least {value:.2f}, where all guesses right would "
+        f"have certified {ceiling:.2f}."
+    )
+
+
+def _down(bound: float) -> float:
+    """Round a lower bound down to six digits, so that it stays one and compares everywhere."""
+    return math.floor(bound * 1e6) / 1e6

@@ -7,8 +7,9 @@ generator: what is random takes a seed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 from scipy import special
@@ -21,6 +22,8 @@ PERMUTATIONS = 9_999
 """Permutations of a test; the smallest p-value is 1 / (PERMUTATIONS + 1)."""
 
 _CHUNK = 1_000_000
+
+Alternative: TypeAlias = Literal["greater", "less", "two-sided"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +191,109 @@ def roc(scores_in: Floats, scores_out: Floats) -> tuple[Floats, Floats]:
     return fpr, tpr
 
 
+def roc_hull(scores_in: Floats, scores_out: Floats) -> tuple[Floats, Floats]:
+    """Return the vertices of the upper convex hull of the ROC curve, from (0, 0) to (1, 1).
+
+    Between two vertices lies an attacker who flips a coin between two thresholds. The hull is
+    chosen after seeing the scores, so its rates are optimistic.
+
+    Returns:
+        False and true positive rates, both ascending.
+    """
+    fpr, tpr = roc(scores_in, scores_out)
+    kept: list[int] = []
+    for new in range(fpr.size):
+        while len(kept) >= 2:
+            before, last = kept[-2], kept[-1]
+            rise = (tpr[last] - tpr[before]) * (fpr[new] - fpr[before])
+            if rise > (tpr[new] - tpr[before]) * (fpr[last] - fpr[before]) + 1e-15:
+                break
+            kept.pop()
+        kept.append(new)
+    return fpr[kept], tpr[kept]
+
+
+def hull_auc(scores_in: Floats, scores_out: Floats) -> float:
+    """Return the area under the convex hull of the ROC curve.
+
+    This is what ``jax_privacy`` prints as its AUROC. It is never below :func:`auc` and, without
+    any signal, lies above one half; no interval or test of this module is about it.
+    """
+    fpr, tpr = roc_hull(scores_in, scores_out)
+    return float(np.dot(np.diff(fpr), tpr[:-1] + tpr[1:]) / 2)
+
+
+def binomial_p_value(
+    successes: int, trials: int, *, probability: float, alternative: Alternative = "two-sided"
+) -> float:
+    """Return the exact p-value of "each trial succeeds with this probability".
+
+    The two-sided value is twice the smaller tail, at most 1: the test that goes with
+    :func:`clopper_pearson`. It is never below, and often above, the value of the test that adds up
+    all outcomes less likely than the one seen.
+
+    Raises:
+        InvalidValue: unless ``0 <= successes <= trials``, ``trials >= 1`` and the probability
+            lies in (0, 1).
+    """
+    validate.positive_integer(trials=trials)
+    validate.open_unit(probability=probability)
+    if not 0 <= successes <= trials:
+        msg = f"successes={successes}, expected 0 to trials={trials}."
+        raise InvalidValue(msg)
+    up, down = 1.0, 1.0
+    if successes > 0:
+        up = float(special.betainc(successes, trials - successes + 1, probability))
+    if successes < trials:
+        down = float(special.betaincc(successes + 1, trials - successes, probability))
+    if alternative == "two-sided":
+        return min(1.0, 2 * min(up, down))
+    return up if alternative == "greater" else down
+
+
+def fisher_p_value(p_values: Sequence[float] | Floats) -> float:
+    """Return Fisher's combination of independent p-values.
+
+    ``-2 sum(ln p)`` is chi-squared with two degrees of freedom for each p-value under the null;
+    for p-values that are discrete, as those from ranks are, the combination is conservative.
+
+    Raises:
+        InvalidValue: without p-values, or for one outside (0, 1].
+    """
+    found = _p_values(p_values)
+    return float(special.gammaincc(found.size, -np.log(found).sum()))
+
+
+def bonferroni(p_values: Sequence[float] | Floats) -> Floats:
+    """Return p-values that may each be held against alpha, whatever hangs together with what.
+
+    Returns:
+        Shape ``(n,)``, each multiplied by their number, at most 1.
+
+    Raises:
+        InvalidValue: without p-values, or for one outside (0, 1].
+    """
+    found = _p_values(p_values)
+    return np.minimum(1.0, found * found.size)
+
+
+def holm(p_values: Sequence[float] | Floats) -> Floats:
+    """Return Holm's step-down p-values: as safe as :func:`bonferroni` and never larger.
+
+    Returns:
+        Shape ``(n,)``, in the order given.
+
+    Raises:
+        InvalidValue: without p-values, or for one outside (0, 1].
+    """
+    found = _p_values(p_values)
+    order = np.argsort(found, kind="stable")
+    scaled = np.minimum(1.0, found[order] * (found.size - np.arange(found.size)))
+    adjusted = np.empty_like(found)
+    adjusted[order] = np.maximum.accumulate(scaled)
+    return adjusted
+
+
 def largest_auc(epsilon: float, delta: float) -> float:
     """Return the largest AUC that (epsilon, delta)-DP allows any attacker.
 
@@ -197,6 +303,15 @@ def largest_auc(epsilon: float, delta: float) -> float:
     validate.non_negative(epsilon=epsilon)
     validate.open_unit(delta=delta)
     return 1 - (1 - delta) ** 2 * float(special.expit(-epsilon))
+
+
+def _p_values(values: Sequence[float] | Floats) -> Floats:
+    """Return p-values as an array, checked."""
+    found = np.asarray(values, dtype=np.float64)
+    if not (found.ndim == 1 and found.size >= 1 and ((found > 0) & (found <= 1)).all()):
+        msg = f"p_values of shape {found.shape}, expected at least one, each in (0, 1]."
+        raise InvalidValue(msg)
+    return found
 
 
 def _placements(scores: Floats, others: Floats) -> Floats:
