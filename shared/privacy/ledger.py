@@ -5,7 +5,8 @@ committing over-counts and never under-counts. The chain of entries is append-on
 :meth:`Ledger.verify` recomputes it and names the first bad entry. With a signer, the end of the
 chain is signed in the transaction that moved it. What a ledger cannot prove about itself is that
 its tail was not cut off or an old copy put back: keep :meth:`Ledger.signed_head` (or ``head``)
-elsewhere and hand it to ``verify``.
+elsewhere and hand it to ``verify``. Notes (:meth:`Ledger.note`) stand in the same chain and charge
+nobody.
 
 Which epsilon decides. As long as a subject's charges in a scope come from one plan, declared
 before the first of them, its reported figure decides (PLD, or Renyi for noise on a coarse grid).
@@ -24,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 
 from shared.canonical import canonical_json
-from shared.errors import InvalidValue, LedgerConflict, LedgerError
+from shared.errors import InvalidValue
 from shared.privacy import ledger_verify
 from shared.privacy.events import Composition, PrivacyEvent, event_from_json
 from shared.privacy.ledger_charge import (
@@ -34,31 +35,31 @@ from shared.privacy.ledger_charge import (
     require_part_of_plan,
     require_subjects,
 )
-from shared.privacy.ledger_heads import last_signed_head, require_right_to_write, sign_head
+from shared.privacy.ledger_heads import require_right_to_write, sign_head
+from shared.privacy.ledger_notes import Note, add_note, note_entry, require_scope
 from shared.privacy.ledger_postgres import PostgresStore
+from shared.privacy.ledger_reading import LedgerReading
 from shared.privacy.ledger_reservations import (
     Reservation,
     attempts,
     close_reservation,
     next_reservation,
     plan_of,
-    plans_of,
     repeated_reservation,
     utc_now,
     view,
 )
-from shared.privacy.ledger_signing import LedgerSigner, SignedHead
+from shared.privacy.ledger_signing import LedgerSigner
 from shared.privacy.ledger_sqlite import SqliteStore
-from shared.privacy.ledger_state import Spent, add_charges, read_accounts
-from shared.privacy.ledger_store import Db, Entry, Head, Store, head_of
-from shared.privacy.ledger_verify import LedgerReport
+from shared.privacy.ledger_state import add_charges
+from shared.privacy.ledger_store import Db, Entry, head_of
 from shared.privacy.noise import SEEDED
 from shared.privacy.plan import PrivacyPlan
 
 _URL = ("postgresql:", "postgres:")
 
 
-class Ledger:
+class Ledger(LedgerReading):
     """A budget ledger in one SQLite file or PostgreSQL database, for several processes at once.
 
     Args:
@@ -84,7 +85,6 @@ class Ledger:
         read_only: bool = False,
     ) -> None:
         self._signer = signer
-        self._store: Store
         if isinstance(where, str) and where.startswith(tuple(f"{start}//" for start in _URL)):
             self._store = PostgresStore(where, read_only=read_only)
             return
@@ -107,15 +107,12 @@ class Ledger:
             The plan's digest.
 
         Raises:
-            LedgerConflict: if the run is registered with another scope.
+            LedgerConflict: if the run has a plan or a note about another scope.
         """
         require_names(run_id=run_id, scope=scope)
         digest = plan.digest()
         with self._writing() as db:
-            for (other,) in db.execute("SELECT scope FROM runs WHERE run_id = ?", (run_id,)):
-                if other != scope:
-                    msg = f"run_id={run_id!r} is registered with another scope than {scope!r}."
-                    raise LedgerConflict(msg, hint="Data of another scope needs another run.")
+            require_scope(db, run_id, scope)
             text = canonical_json(plan.to_json())
             db.execute("INSERT INTO plans VALUES (?, ?) ON CONFLICT DO NOTHING", (digest, text))
             db.execute(
@@ -239,81 +236,31 @@ class Ledger:
                 names = [row[0] for row in rows]
                 add_charges(db, names, reservation.scope, reservation.plan_digest, charged, sign=-1)
 
-    def spent(self, subject: str, scope: str) -> Spent:
-        """Return what a subject has spent.
+    def note(self, run_id: str, scope: str, name: str, digest: str) -> Note:
+        """Append a digest to the chain that charges nobody; repeating it changes nothing.
 
-        Raises:
-            LedgerError: if the ledger has never heard of the subject in this scope.
-        """
-        with self._store.snapshot() as db:
-            account = read_accounts(db, [subject], scope).get(subject)
-            if account is None:
-                msg = f"no entry for subject={subject!r} in scope={scope!r}."
-                raise LedgerError(msg, hint="Ledger.subjects() lists what is there.")
-            plans = plans_of(db, account)
-        return account.spent(plans)
-
-    def subjects(self, subject: str | None = None) -> tuple[tuple[str, str], ...]:
-        """Return every (subject, scope), or those of one subject, ascending."""
-        query = "SELECT subject, scope FROM subjects"
-        values: tuple[str, ...] = ()
-        if subject is not None:
-            query, values = f"{query} WHERE subject = ?", (subject,)
-        with self._store.snapshot() as db:
-            rows = db.execute(f"{query} ORDER BY subject, scope", values)
-            return tuple((name, scope) for name, scope in rows)
-
-    def plans(self, scope: str) -> tuple[tuple[str, PrivacyPlan], ...]:
-        """Return (run, plan) of every plan that was registered for a scope, ascending by run."""
-        query = (
-            "SELECT runs.run_id, plans.json FROM runs JOIN plans ON plans.digest = runs.digest "
-            "WHERE runs.scope = ? ORDER BY runs.run_id, plans.digest"
-        )
-        with self._store.snapshot() as db:
-            rows = db.execute(query, (scope,)).fetchall()
-        return tuple((str(run), PrivacyPlan.from_json(text)) for run, text in rows)
-
-    def open_reservations(self, run_id: str) -> tuple[int, ...]:
-        """Return the numbers of a run's reservations that were neither committed nor abandoned."""
-        query = "SELECT id FROM reservations WHERE run_id = ? AND state = 'reserved' ORDER BY id"
-        with self._store.snapshot() as db:
-            return tuple(row[0] for row in db.execute(query, (run_id,)))
-
-    def head(self) -> Head:
-        """Return the end of the chain, to be kept where the ledger's holder cannot change it."""
-        with self._store.snapshot() as db:
-            return head_of(db)
-
-    def signed_head(self) -> SignedHead | None:
-        """Return the last signed head; ``None`` if the ledger was never signed.
-
-        Whoever keeps it can later show that the holder of the key had these entries.
-        """
-        with self._store.snapshot() as db:
-            return last_signed_head(db)
-
-    def verify(
-        self, anchor: Head | SignedHead | None = None, trusted_key: str | None = None
-    ) -> LedgerReport:
-        """Recompute the whole ledger.
+        What is noted before the run's first charge (:meth:`first_charge`) was fixed before
+        anything was released: a commitment. The run needs no plan yet, and none at all in mode
+        none.
 
         Args:
-            anchor: a head seen earlier; without one, a tail cut off together with the state that
-                is kept beside the chain, or an older copy put back, cannot be noticed. A signed
-                one also says which key to expect.
-            trusted_key: the public key that must have signed, known from elsewhere; without one, a
-                ledger signed anew by another key throughout, or stripped of its signatures, cannot
-                be noticed.
+            run_id: the run that it is about.
+            scope: that run's data.
+            name: what the digest is of: one to four lower-case words joined by hyphens. Each is
+                said once in a run, except ``"audit-report"``.
+            digest: SHA-256, 64 lower-case hexadecimal digits.
 
         Returns:
-            What was checked.
+            The note, with its place in the chain.
 
         Raises:
-            LedgerTampered: naming the first entry, plan or subject that does not fit.
-            UnsupportedEvent: if a stored event cannot be accounted for.
+            LedgerConflict: if the run has another scope, or noted another digest under the name.
+            InvalidValue: for a name or digest of another form.
+            OutOfDisk: if no space is left; nothing is written.
         """
-        with self._store.snapshot() as db:
-            return ledger_verify.verify(db, anchor, trusted_key)
+        entry = note_entry(run_id=run_id, scope=scope, name=name, digest=digest)
+        with self._writing() as db:
+            return add_note(db, entry)
 
     def close(self) -> None:
         """Close the file or the connection."""

@@ -83,15 +83,16 @@ class Entry:
     Attributes:
         time: UTC, ISO 8601.
         state: ``"reserved"`` (one row per subject), ``"committed"`` or ``"abandoned"`` (one row
-            for the whole reservation, ``subject`` is ``None``).
-        reservation: number of the reservation that the row belongs to.
+            for the whole reservation, ``subject`` is ``None``), or ``"note"``
+            (:mod:`shared.privacy.ledger_notes`).
+        reservation: number of the reservation that the row belongs to; 0 for a note.
         run_id: the run that asked.
         server_round: its round.
         attempt: 1 for the first reservation of this round, then 2, ...
         subject: whose budget is charged.
         scope: which of the subject's data.
-        plan_digest: the plan that the event belongs to.
-        event: canonical JSON of the event.
+        plan_digest: the plan that the event belongs to; empty for a note.
+        event: canonical JSON of the event, or of what is noted.
         idempotency_key: what the caller gave, or ``None``.
     """
 

@@ -12,6 +12,7 @@ from shared.canonical import sha256_hex
 from shared.errors import InvalidValue, LedgerConflict, LedgerTampered, SchemaMismatch
 from shared.privacy.events import Composition, event_from_json
 from shared.privacy.ledger_heads import RESTORE, SignatureCheck, bad_entry
+from shared.privacy.ledger_notes import NOTE, NoteCheck
 from shared.privacy.ledger_signing import SignedHead, verify_head
 from shared.privacy.ledger_state import Account, Terms, terms_row
 from shared.privacy.ledger_store import (
@@ -42,6 +43,7 @@ class LedgerReport:
         signatures: signed heads, the last of them at the end of the chain.
         signed_from: entry of the first signature. What comes before it was taken over by whoever
             signed first, after a verification without signatures.
+        notes: entries that charge nobody.
     """
 
     entries: int
@@ -53,6 +55,7 @@ class LedgerReport:
     public_key: str | None = None
     signatures: int = 0
     signed_from: int | None = None
+    notes: int = 0
 
 
 def verify(
@@ -78,12 +81,16 @@ def verify(
     state = _Replay(dict(_checked_plans(db)))
     runs = set(db.execute("SELECT run_id, digest, scope FROM runs"))
     signatures = SignatureCheck(db, trusted_key)
+    notes = NoteCheck({run_id: scope for run_id, _, scope in runs})
     head = Head(seq=0, hash=GENESIS)
     for link in _checked_chain(db):
         head = Head(seq=link.seq, hash=link.hash)
         if anchor is not None and anchor.seq == link.seq and anchor != head:
             bad_entry(link.seq, "is not the one that was seen before")
         signatures.follow(link)
+        if link.entry.state == NOTE:
+            notes.follow(link)
+            continue
         if (link.entry.run_id, link.entry.plan_digest, link.entry.scope) not in runs:
             bad_entry(link.seq, "belongs to no registered run and scope")
         state.add(link)
@@ -101,6 +108,7 @@ def verify(
         public_key=signatures.key if signatures.count else None,
         signatures=signatures.count,
         signed_from=signatures.first,
+        notes=notes.count,
     )
 
 

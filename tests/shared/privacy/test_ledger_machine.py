@@ -119,6 +119,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.first: dict[str, str] = {}
         self.spent: dict[str, Counter[str]] = {name: Counter() for name in SUBJECTS}
         self.states: dict[int, str] = {}
+        self.said: dict[tuple[str, str], str] = {}
         self.anchor: SignedHead | None = None
 
     def open(self) -> Ledger:
@@ -172,6 +173,20 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.spent[name] -= Counter({reservation.run_id: 1})
         self.states[reservation.id] = end
 
+    @rule(
+        handle=st.integers(0, 1),
+        run=st.sampled_from(["a", "unplanned"]),
+        name=st.sampled_from(["canary-coins", "closing-words"]),
+        digest=st.sampled_from(["0" * 64, "1" * 64]),
+    )
+    def note(self, handle: int, run: str, name: str, digest: str) -> None:
+        ledger = self.handles[handle]
+        if self.said.setdefault((run, name), digest) != digest:
+            with pytest.raises(LedgerConflict, match="another digest"):
+                ledger.note(run, SCOPE, name, digest)
+            return
+        ledger.note(run, SCOPE, name, digest)
+
     @rule(reservation=consumes(reservations))
     def forget(self, reservation: Reservation) -> None:
         """A run that never comes back: what it reserved counts for ever."""
@@ -210,6 +225,9 @@ class LedgerMachine(RuleBasedStateMachine):
         assert report.reservations == states.total()
         assert report.open_reservations == states["reserved"]
         assert report.subjects == len(self.first)
+        assert report.notes == len(self.said)
+        noted = {(note.run_id, note.name): note.digest for note in self.handles[1].notes()}
+        assert noted == self.said
 
     @invariant()
     def agrees(self) -> None:
