@@ -34,6 +34,9 @@ __all__ = ["OneRun", "correct_guesses", "epsilon_lower_bound", "guesses_per_side
 PARAMETRIC_DELTA = 1e-5
 """Delta of the parametric bounds where nothing that is claimed names one."""
 
+_PERMUTATIONS = 999
+"""Enough for a p-value that is only shown beside the bound."""
+
 
 class OneRun:
     """The auditor knows every canary and the two models, and guesses who was trained on."""
@@ -160,6 +163,7 @@ class _Kind:
 class _Judged:
     """What the guesses about one kind prove."""
 
+    name: str
     value: float
     ceiling: float
     bound: Bound
@@ -264,11 +268,12 @@ def _judge_kind(kind: _Kind, terms: Terms, alpha: float) -> _Judged:
         "adjacency": bound.note,
         "not_certified": doubt,
         "permutation_p_value": stats.permutation_p_value(
-            kind.included, kind.held_out, seed=terms.seed
+            kind.included, kind.held_out, seed=terms.seed, permutations=_PERMUTATIONS
         ),
         "parametric": _parametric(kind, guesses, correct, delta, alpha),
     }
     return _Judged(
+        name=kind.name,
         value=value,
         ceiling=ceiling,
         bound=bound,
@@ -329,7 +334,8 @@ def _verdict(judged: Sequence[_Judged], terms: Terms) -> tuple[Verdict, str]:
         detected=any(one.value > 0 for one in certified),
         violated=bool(violating),
     )
-    return verdict, " ".join([*doubts, best.bound.note, reason])
+    named = [f"That is kind {' and '.join(one.name for one in violating)}."] if violating else []
+    return verdict, " ".join([*doubts, best.bound.note, reason, *named])
 
 
 def _explain(judged: Sequence[_Judged], reason: str) -> str:

@@ -48,14 +48,17 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
 
 
 def reading(loss: float, tokens: int = 1) -> Reading:
-    """A reading of so many nats, spread over tokens in growing shares; ranks follow the nats."""
+    """A reading of so many nats, spread over tokens in growing shares.
+
+    The rank of a token is the largest that its probability allows, less than its inverse.
+    """
     shares = np.arange(1.0, tokens + 1)
     log_probability = -loss * shares / shares.sum()
     return Reading(
         log_probability=log_probability,
         expected=np.full(tokens, -3.0),
         spread=np.ones(tokens),
-        rank=np.maximum(0, np.exp(-log_probability).clip(max=1e6)).astype(np.int64),
+        rank=np.exp(np.nan_to_num(-log_probability).clip(max=14.0)).astype(np.int64) - 1,
         log_mass=np.full(tokens, -0.5),
     )
 

@@ -1,241 +1,298 @@
-"""The one-run bound: known answers, false alarms, power, and the ways to get it wrong."""
+"""The one-run audit: verdicts by kind, what breaks the theorem, and what evidence may hold."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats as reference
 
-from server.audit.onerun import (
-    OneRun,
-    correct_guesses,
-    epsilon_lower_bound,
-    guesses_per_side,
-    p_value,
-)
-from server.audit.protocol import Floats
-from shared.errors import InvalidValue, TooFewCanaries
+from server.audit.canaries import CanaryTexts, PlantedCanaries
+from server.audit.guessing import epsilon_lower_bound
+from server.audit.onerun import OneRun
+from server.audit.protocol import AuditContext, Claim, Finding
+from server.audit.run import attempt
+from server.audit.target import Passage
+from shared.errors import AuditError, TooFewCanaries
 from tests.server.audit import oracles
 
 ONE_RUN = OneRun()
+TIGHT = oracles.client_claim(0.7, 1.1)
 
 
-@pytest.mark.parametrize(
-    ("m", "guesses", "correct", "delta", "epsilon"),
-    [
-        (1000, 100, 90, 1e-5, 1.626143),
-        (1000, 500, 300, 1e-5, 0.251205),
-        (100, 100, 100, 0.0, 3.492965),
-        (5000, 1000, 900, 1e-5, 2.018259),
-        (1000, 1000, 500, 1e-5, 0.0),
-        (1000, 200, 200, 1e-5, 4.166490),
-    ],
-)
-def test_known_lower_bounds(
-    m: int, guesses: int, correct: int, delta: float, epsilon: float
-) -> None:
-    found = epsilon_lower_bound(m=m, guesses=guesses, correct=correct, delta=delta)
-    assert found == pytest.approx(epsilon, abs=1e-6)
+def _find(*kinds: CanaryTexts, gain: float, claim: Claim = oracles.NO_CLAIM) -> Finding:
+    return oracles.run(ONE_RUN, oracles.context(*kinds, gain=gain, claim=claim))
 
 
-def test_known_p_values() -> None:
-    counts = {"m": 1000, "guesses": 100, "correct": 90, "delta": 1e-5}
-    assert p_value(**counts, epsilon=1.0) == pytest.approx(8.41289e-4, rel=1e-5)  # type: ignore[arg-type]
-    assert p_value(**counts, epsilon=2.0) == pytest.approx(0.344987, abs=1e-6)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("m", "everyone", "half"),
-    [
-        (20, 1.82, None),
-        (50, 2.78, 2.06),
-        (100, 3.49, 2.78),
-        (200, 4.19, 3.49),
-        (500, 5.10, 4.41),
-        (1000, 5.78, 5.09),
-        (2000, 6.45, 5.76),
-        (5000, 7.28, 6.59),
-        (10_000, 7.83, 7.14),
-    ],
-)
-def test_known_ceilings(m: int, everyone: float, half: float | None) -> None:
-    found = epsilon_lower_bound(m=m, guesses=m, correct=m, delta=1e-5)
-    assert found == pytest.approx(everyone, abs=6e-3)
-    if half is not None:
-        found = epsilon_lower_bound(m=m, guesses=m // 2, correct=m // 2, delta=1e-5)
-        assert found == pytest.approx(half, abs=6e-3)
-
-
-@given(
-    guesses=st.integers(1, 60),
-    data=st.data(),
-    epsilon=st.floats(0, 6),
-    delta=st.sampled_from([0.0, 1e-6, 1e-3]),
-)
-def test_p_value_is_the_formula_term_by_term(
-    guesses: int, data: st.DataObject, epsilon: float, delta: float
-) -> None:
-    correct, m = data.draw(st.integers(0, guesses)), 2 * guesses
-    coin = reference.binom(guesses, math.exp(epsilon) / (1 + math.exp(epsilon)))
-    beta = float(coin.sf(correct - 1))
-    worst = max(
-        (float(sum(coin.pmf(range(correct - i, correct)))) / i for i in range(1, correct + 1)),
-        default=0.0,
-    )
-    expected = min(1.0, beta + 2 * m * delta * worst)
-    found = p_value(m=m, guesses=guesses, correct=correct, epsilon=epsilon, delta=delta)
-    assert found == pytest.approx(expected, abs=1e-9)
-
-
-def test_no_right_guess_is_no_evidence() -> None:
-    """A published implementation gives p = 0 here, which is a violation out of nothing."""
-    assert p_value(m=100, guesses=50, correct=0, epsilon=0.0, delta=1e-5) == 1.0
-    assert epsilon_lower_bound(m=100, guesses=50, correct=0, delta=1e-5) == 0.0
-
-
-@pytest.mark.parametrize(("m", "guesses", "correct"), [(10, 11, 5), (10, 5, 6), (0, 0, 0)])
-def test_impossible_counts_are_refused(m: int, guesses: int, correct: int) -> None:
-    with pytest.raises(InvalidValue):
-        p_value(m=m, guesses=guesses, correct=correct, epsilon=1.0, delta=1e-5)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -0.1])
-def test_bad_hypotheses_are_refused(bad: float) -> None:
-    with pytest.raises(InvalidValue):
-        p_value(m=10, guesses=4, correct=2, epsilon=bad, delta=0.0)
-
-
-def test_the_number_of_guesses_follows_from_m_alone() -> None:
-    assert [guesses_per_side(m) for m in (8, 200, 999, 1000, 5000)] == [1, 25, 124, 100, 500]
-
-
-@pytest.mark.statistical
-def test_ties_are_not_broken_in_favour_of_the_guesser() -> None:
-    """Equal scores: 400 seeds of 50 guesses are right half the time within 5 standard errors.
-
-    Listing members first and sorting stably would make all of them right. The exact variance is
-    below that of fair coins, so the false-alarm rate is below 6e-7.
-    """
-    same = np.zeros(100)
-    right = [correct_guesses(same, same, per_side=25, seed=seed) for seed in range(400)]
-    assert abs(np.mean(right) - 25) < 5 * math.sqrt(50 / 4 / 400)
-
-
-def test_guesses_name_the_extremes() -> None:
-    members, others = np.array([9.0, 8, 1]), np.array([0.0, 2, 7])
-    assert correct_guesses(members, others, per_side=1, seed=0) == 2
-    assert correct_guesses(others, members, per_side=1, seed=0) == 0
-    with pytest.raises(InvalidValue):
-        correct_guesses(members, others, per_side=4, seed=0)
-
-
-def _simulated(m: int, mu: float, seed: int) -> int:
-    """Right guesses about m coins, each released through a Gaussian mechanism of sensitivity 1."""
-    rng = np.random.default_rng(seed)
-    coins = rng.random(m) < 0.5
-    scores = coins + (rng.standard_normal(m) / mu if mu > 0 else rng.standard_normal(m) - coins)
-    return correct_guesses(scores[coins], scores[~coins], per_side=guesses_per_side(m), seed=seed)
-
-
-def test_the_gaussian_oracle_gives_its_known_values() -> None:
-    for mu, epsilon in ((0.5, 1.993091), (1, 4.377178), (2, 9.997256), (3, 16.675494)):
-        assert oracles.gaussian_epsilon(mu, 1e-5) == pytest.approx(epsilon, abs=1e-5)
-    for epsilon, mu in ((1, 0.268051), (4, 0.924931), (8, 1.666031)):
-        assert oracles.gaussian_mu(epsilon, 1e-5) == pytest.approx(mu, abs=1e-5)
-
-
-@pytest.mark.statistical
-@pytest.mark.parametrize("m", [200, 1000])
-@pytest.mark.parametrize("epsilon", [1.0, 4.0, 8.0])
-def test_coverage_and_power_on_a_gaussian_mechanism(m: int, epsilon: float) -> None:
-    """40 seeds. False violations: 8 or more of 40 at the nominal 5 % have probability 0.0007.
-
-    Power: a correct audit of this mechanism recovers 20 to 40 % of epsilon; a quarter is asked for
-    where the reference gives about a third (m = 1000, epsilon 4 and 8).
-    """
-    mu = oracles.gaussian_mu(epsilon, 1e-5)
-    guesses = 2 * guesses_per_side(m)
-    bounds = [
-        epsilon_lower_bound(m=m, guesses=guesses, correct=_simulated(m, mu, seed), delta=1e-5)
-        for seed in range(40)
-    ]
-    assert sum(bound > epsilon for bound in bounds) <= 7
-    if m == 1000 and epsilon >= 4:
-        assert float(np.median(bounds)) >= epsilon / 4
-    assert float(np.median(bounds)) <= epsilon
-
-
-@pytest.mark.statistical
-def test_shuffled_labels_certify_nothing() -> None:
-    """1000 seeds at epsilon 0: alarms are binomial with at most 5 %; above 76 has p < 0.0002.
-
-    Taking the best of ten guess counts instead raises the rate above that line, which is why the
-    count is fixed beforehand.
-    """
-    m, alarms, best_of_ten = 200, 0, 0
-    grid = range(5, 51, 5)
-    for seed in range(1000):
-        rng = np.random.default_rng(seed)
-        scores, coins = rng.standard_normal(m), rng.random(m) < 0.5
-        sides = scores[coins], scores[~coins]
-
-        def rejects(per_side: int, sides: tuple[Floats, Floats] = sides) -> bool:
-            right = correct_guesses(*sides, per_side=per_side, seed=0)
-            p = p_value(m=m, guesses=2 * per_side, correct=right, epsilon=0.0, delta=1e-5)
-            return p < 0.05
-
-        alarms += rejects(guesses_per_side(m))
-        best_of_ten += any(rejects(per_side) for per_side in grid)
-    assert alarms <= 76
-    assert best_of_ten > 76
-
-
-def test_a_record_canary_is_not_judged_by_the_add_or_remove_epsilon() -> None:
-    texts = oracles.canaries(500, 500)
-    plain = oracles.context(texts, gain=6.0, claim=oracles.client_claim(1.0, 12.0))
-    finding = ONE_RUN.run(plain)
-    assert finding.value is not None
-    assert finding.value > 1.0  # above the claimed epsilon
-    assert finding.verdict != "violation"  # but below the one that covers the canary
-    assert finding.details["epsilon_applicable"] == 12.0
+def _derived(finding: Finding, kind: int = 0) -> dict[str, Any]:
+    derived: dict[str, Any] = finding.evidence["derived"]["kinds"][kind]
+    return derived
 
 
 def test_a_bound_above_the_applicable_epsilon_is_a_violation() -> None:
-    texts = oracles.canaries(500, 500)
-    wrong = oracles.context(texts, gain=6.0, claim=oracles.client_claim(0.7, 1.1))
-    finding = ONE_RUN.run(wrong)
-    assert finding.verdict == "violation"
-    assert finding.detected
-    assert finding.ceiling is not None
+    finding = _find(oracles.canaries(500, 500), gain=6.0, claim=TIGHT)
+    assert (finding.verdict, finding.strength, finding.detected) == ("violation", "certified", True)
     assert finding.value is not None
-    assert 1.1 < finding.value <= finding.ceiling
+    assert finding.ceiling is not None
+    # All of m / 10 guesses on either side are right: the ceiling, which is a published number.
+    assert finding.value == finding.ceiling == pytest.approx(4.166490, abs=1e-6)
+    assert (finding.n_in, finding.n_out, finding.baseline) == (500, 500, 0.0)
+    assert "lies above the epsilon" in finding.explanation
 
 
-def test_without_the_applicable_epsilon_nothing_is_a_violation() -> None:
-    unknown = oracles.context(
-        oracles.canaries(500, 500), gain=6.0, claim=oracles.client_claim(0.01, None)
-    )
-    assert ONE_RUN.run(unknown).verdict == "inconclusive"
+def test_a_record_canary_is_not_judged_by_the_add_or_remove_epsilon() -> None:
+    finding = _find(oracles.canaries(500, 500), gain=6.0, claim=oracles.client_claim(1.0, 7.0))
+    assert finding.value is not None
+    assert finding.value > 1.0  # above the claimed epsilon, below the one that covers a record
+    assert finding.verdict == "consistent"
+    assert _derived(finding)["epsilon_applicable"] == 7.0
+    assert "replacing one client" in finding.explanation
+
+
+@pytest.mark.parametrize("claim", [oracles.client_claim(0.01, None), oracles.NO_CLAIM])
+def test_without_an_applicable_epsilon_nothing_is_a_violation(claim: Claim) -> None:
+    finding = _find(oracles.canaries(500, 500), gain=6.0, claim=claim)
+    assert finding.verdict == "inconclusive"
+    assert finding.value is not None
+    assert finding.value > 4
+
+
+def test_the_value_is_the_best_of_the_kinds_and_each_pays_for_the_choice() -> None:
+    kinds = oracles.canaries(500, 500, kind="rare-token"), oracles.canaries(60, 60)
+    finding = _find(*kinds, gain=6.0, claim=TIGHT)
+    expected = [
+        epsilon_lower_bound(m=m, guesses=r, correct=r, delta=1e-5, alpha=0.025)
+        for m, r in ((1000, 200), (120, 30))
+    ]
+    found = [_derived(finding, kind)["epsilon_lower_bound"] for kind in (0, 1)]
+    assert found == pytest.approx(expected, abs=2e-6)
+    assert finding.value == max(found)
+    assert finding.evidence["derived"]["tests"] == 2
+    assert "kind rare-token and secret" in finding.explanation
+    assert "corrected" in finding.explanation
+
+
+def test_copies_are_held_against_group_privacy_at_example_level() -> None:
+    """Four copies at epsilon 1: 4.0 and a larger delta, which 4.17 still exceeds; eight do not."""
+    for repeats, verdict in ((1, "violation"), (4, "violation"), (8, "inconclusive")):
+        texts = oracles.canaries(500, 500, repeats=repeats)
+        finding = _find(texts, gain=9.0, claim=oracles.example_claim(1.0, 1e-7))
+        assert (repeats, finding.verdict) == (repeats, verdict)
+        bound = _derived(finding)
+        group = 1e-7 * math.expm1(repeats) / math.expm1(1)
+        assert bound["epsilon_applicable"] in {repeats, None}
+        assert bound["delta"] == pytest.approx(group if bound["epsilon_applicable"] else 1e-7)
+
+
+def test_a_null_result_needs_a_control_and_a_ceiling_of_half_the_epsilon() -> None:
+    def verdict(epsilon: float, **control: bool | None) -> tuple[str, bool | None]:
+        quiet = oracles.context(
+            oracles.canaries(200, 200), gain=0.0, claim=oracles.client_claim(epsilon, epsilon)
+        )
+        known = oracles.caught(**control) if control else None  # type: ignore[arg-type]
+        finding = oracles.run(ONE_RUN, quiet, control=known)
+        assert finding.value == 0.0
+        assert finding.detected is False
+        return finding.verdict, finding.positive_control
+
+    assert verdict(2.0, detected=True) == ("consistent", True)
+    assert verdict(2.0, detected=False) == ("inconclusive", False)
+    assert verdict(2.0, detected=None) == ("inconclusive", None)
+    assert verdict(2.0, detected=True, comparable=False) == ("inconclusive", None)
+    assert verdict(2.0) == ("inconclusive", None)
+    assert verdict(9.0, detected=True) == ("inconclusive", True)
+
+
+def test_a_low_ceiling_is_named() -> None:
+    finding = _find(oracles.canaries(20, 20), gain=6.0, claim=oracles.client_claim(8.0, 13.0))
+    assert finding.verdict == "inconclusive"
+    assert "less than half of 13.00" in finding.explanation
 
 
 @pytest.mark.parametrize("change", [{"per_client": 2}, {"independent_coins": False}])
-def test_canaries_that_break_the_theorem_certify_nothing(change: dict[str, int]) -> None:
-    texts = replace(oracles.canaries(500, 500), **change)  # type: ignore[arg-type]
-    finding = ONE_RUN.run(oracles.context(texts, gain=6.0, claim=oracles.client_claim(0.7, 1.1)))
+def test_canaries_that_break_the_theorem_certify_nothing(change: dict[str, Any]) -> None:
+    finding = _find(replace(oracles.canaries(500, 500), **change), gain=6.0, claim=TIGHT)
     assert (finding.verdict, finding.value, finding.detected) == ("inconclusive", None, None)
+    assert finding.ceiling is None
+    assert "no bound is certified" in finding.explanation
+    assert _derived(finding)["epsilon_lower_bound"] is None
+
+
+def test_one_sound_kind_certifies_beside_one_that_is_not() -> None:
+    unsound = replace(oracles.canaries(300, 300, kind="mine"), independent_coins=False)
+    finding = _find(unsound, oracles.canaries(500, 500), gain=6.0, claim=TIGHT)
+    assert finding.verdict == "violation"
+    assert finding.value == _derived(finding, 1)["epsilon_lower_bound"]
+    assert "kind mine did not each have a fair coin" in finding.explanation
 
 
 def test_two_canaries_in_one_client_are_fine_at_example_level() -> None:
     texts = replace(oracles.canaries(500, 500), per_client=2)
-    finding = ONE_RUN.run(oracles.context(texts, gain=6.0, claim=oracles.example_claim(1.1)))
-    assert finding.verdict == "violation"
+    assert _find(texts, gain=6.0, claim=oracles.example_claim(1.1)).verdict == "violation"
 
 
-def test_too_few_canaries_are_refused() -> None:
+@pytest.mark.parametrize("claim", [TIGHT, oracles.example_claim(8.0), oracles.NO_CLAIM])
+def test_a_canary_in_two_clients_is_caught_as_broken_conformance(claim: Claim) -> None:
+    texts = replace(oracles.canaries(500, 500), clients_per_canary=2)
+    finding = _find(texts, gain=0.0, claim=claim)
+    assert (finding.verdict, finding.strength) == ("violation", "conformance")
+    assert (finding.value, finding.detected) == (None, None)
+    assert "more than one client (secret)" in finding.explanation
+    assert "harness" in finding.explanation
+    honest = _find(oracles.canaries(500, 500), gain=0.0, claim=claim)
+    assert honest.verdict != "violation"
+
+
+def test_evidence_holds_no_text_and_no_order() -> None:
+    around = oracles.context(oracles.canaries(40, 30), oracles.canaries(9, 9, kind="pii"), gain=2.0)
+    finding = oracles.run(ONE_RUN, around)
+    assert oracles.leaked(finding, "ask") == []
+    for kind in finding.evidence["kinds"]:
+        for side in ("included", "held_out"):
+            assert kind[side] == sorted(kind[side])
+
+
+def test_the_scores_are_what_the_adapter_gained_on_the_base() -> None:
+    texts = oracles.canaries(8, 8, references=0)
+    everything = (*texts.included, *texts.held_out)
+    base = {passage: 10.0 + index for index, passage in enumerate(everything)}
+    tuned = dict.fromkeys(everything, 10.0)
+    around = AuditContext(
+        claim=oracles.NO_CLAIM,
+        seed=0,
+        artefacts=(oracles.FakeTarget(base, tuned), oracles.planted(texts)),
+    )
+    (kind,) = ONE_RUN.measure(around)["kinds"]
+    assert kind["included"] == [float(n) for n in range(8)]
+    assert kind["held_out"] == [float(n) for n in range(8, 16)]
+
+
+def test_kinds_with_too_few_on_a_side_are_left_out_but_keep_their_share_of_alpha() -> None:
+    unlucky = oracles.canaries(7, 50, kind="unlucky")  # 57 coins could have fallen otherwise
+    small = oracles.canaries(4, 4, kind="small")  # 8 canaries could never have been enough
+    finding = _find(oracles.canaries(500, 500), unlucky, small, gain=6.0, claim=TIGHT)
+    assert finding.evidence["derived"]["tests"] == 2
+    assert [kind["kind"] for kind in finding.evidence["left_out"]] == ["unlucky", "small"]
+    assert finding.n_in == 500
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(7, 50), (50, 7), (0, 0)])
+def test_too_few_canaries_are_refused(n_in: int, n_out: int) -> None:
+    around = oracles.context(oracles.canaries(n_in, n_out), gain=9.0)
+    with pytest.raises(TooFewCanaries, match=f"included={n_in}"):
+        ONE_RUN.measure(around)
+    finding = attempt(ONE_RUN, around, oracles.terms())
+    assert (finding.verdict, finding.value) == ("inconclusive", None)
+
+
+def test_no_kind_at_all_is_refused() -> None:
+    around = oracles.context(gain=1.0).plus(PlantedCanaries(kinds=()))
     with pytest.raises(TooFewCanaries):
-        ONE_RUN.run(oracles.context(oracles.canaries(7, 50), gain=1.0))
+        ONE_RUN.measure(around)
+
+
+def test_missing_artefacts_are_an_inconclusive_finding() -> None:
+    empty = AuditContext(claim=TIGHT, seed=0)
+    finding = attempt(ONE_RUN, empty, oracles.terms(TIGHT))
+    assert finding.verdict == "inconclusive"
+    assert "needs what is not here" in finding.explanation
+    assert ONE_RUN.cost(empty).startswith("0 texts")
+    assert ONE_RUN.cost(oracles.context(gain=0.0)).startswith("200 texts")
+
+
+def test_losses_that_are_not_finite_are_refused() -> None:
+    around = oracles.context(oracles.canaries(8, 8), gain=0.0)
+    around.need(oracles.FakeTarget).losses[True][
+        Passage(text="secret in-zqx-3", prompt="secret in ask")
+    ] = math.nan
+    with pytest.raises(AuditError, match="1 of 8 losses"):
+        ONE_RUN.measure(around)
+
+
+def test_ties_do_not_certify_anything() -> None:
+    """Every score equal: nobody can guess, however the sides are listed."""
+    texts = oracles.canaries(300, 300, references=0)
+    same = dict.fromkeys((*texts.included, *texts.held_out), 5.0)
+    around = AuditContext(
+        claim=TIGHT, seed=1, artefacts=(oracles.FakeTarget(same, same), oracles.planted(texts))
+    )
+    finding = oracles.run(ONE_RUN, around)
+    assert finding.value == 0.0
+    assert 40 < _derived(finding)["correct"] < 110  # of 150; the chance of leaving this is 1e-8
+
+
+def test_the_parametric_bounds_are_named_and_larger() -> None:
+    finding = _find(oracles.canaries(500, 500), gain=2.0, claim=oracles.client_claim(9.0, 9.0))
+    derived = _derived(finding)
+    parametric = derived["parametric"]
+    assert parametric["delta"] == 1e-5
+    assert parametric["f_dp_one_run"]["epsilon"] > derived["epsilon_lower_bound"]
+    assert "Gaussian" in parametric["f_dp_one_run"]["assumes"]
+    assert "Gaussian" in parametric["gdp_thresholds"]["assumes"]
+    # A gain of 2 nats in noise of 1 is a 2-GDP mechanism.
+    assert 0.5 < parametric["f_dp_one_run"]["mu"] < 2
+    assert 1.0 < parametric["gdp_thresholds"]["mu"] < 2
+
+
+def test_a_parametric_bound_above_the_claim_is_not_a_violation() -> None:
+    finding = _find(oracles.canaries(500, 500), gain=2.0, claim=oracles.client_claim(4.0, 5.0))
+    derived = _derived(finding)
+    assert derived["parametric"]["gdp_thresholds"]["epsilon"] > 5.0 > finding.value  # type: ignore[operator]
+    assert finding.verdict == "consistent"
+
+
+def test_a_conclusion_reads_only_evidence_and_terms() -> None:
+    around = oracles.context(oracles.canaries(60, 60), gain=2.0, claim=TIGHT)
+    evidence = ONE_RUN.measure(around)
+    first = ONE_RUN.conclude(evidence, oracles.terms(TIGHT))
+    poisoned = {**evidence, "derived": {"tests": "nonsense"}}
+    assert ONE_RUN.conclude(poisoned, oracles.terms(TIGHT)).to_dict() == first.to_dict()
+
+
+BREAKS: list[Callable[[dict[str, Any]], object]] = [
+    lambda e: e.pop("kinds"),
+    lambda e: e.update(kinds=[]),
+    lambda e: e.update(kinds="all"),
+    lambda e: e.update(kinds=[3]),
+    lambda e: e.update(kinds=e["kinds"] * 2),
+    lambda e: e.pop("left_out"),
+    lambda e: e.update(left_out=[{"included": 40}]),
+    lambda e: e["kinds"][0].pop("included"),
+    lambda e: e["kinds"][0].update(included=[1.0] * 7),
+    lambda e: e["kinds"][0].update(held_out=[None] * 60),
+    lambda e: e["kinds"][0].update(repeats=0),
+    lambda e: e["kinds"][0].update(per_client=True),
+    lambda e: e["kinds"][0].update(independent_coins=1),
+    lambda e: e["kinds"][0].update(kind=None),
+]
+
+
+@pytest.mark.parametrize("damage", BREAKS)
+def test_damaged_evidence_is_an_audit_error(damage: Callable[[dict[str, Any]], object]) -> None:
+    around = oracles.context(oracles.canaries(60, 60), gain=2.0)
+    evidence = oracles.through_json(ONE_RUN.measure(around))
+    damage(evidence)
+    with pytest.raises(AuditError):
+        ONE_RUN.conclude(evidence, oracles.terms())
+
+
+def test_changed_scores_change_the_finding() -> None:
+    around = oracles.context(oracles.canaries(100, 100), gain=4.0, claim=TIGHT)
+    evidence = oracles.through_json(ONE_RUN.measure(around))
+    honest = ONE_RUN.conclude(evidence, oracles.terms(TIGHT))
+    kind = evidence["kinds"][0]
+    kind["included"], kind["held_out"] = kind["held_out"], kind["included"]
+    forged = ONE_RUN.conclude(evidence, oracles.terms(TIGHT))
+    assert honest.value is not None
+    assert honest.value > 1
+    assert forged.value == 0.0
+
+
+def test_the_audit_says_what_it_is() -> None:
+    assert ONE_RUN.name == "one-run"
+    assert "coins" in ONE_RUN.threat_model
+    assert len(ONE_RUN.needs) == 3
+    assert np.isfinite(epsilon_lower_bound(m=16, guesses=4, correct=4, delta=0.0))

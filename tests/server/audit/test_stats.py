@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import integrate
+from scipy import integrate, spatial
 from scipy import stats as reference
 
 from server.audit import stats
@@ -167,3 +167,116 @@ def test_bootstrap_mean_is_repeatable_and_agrees_with_the_normal_interval() -> N
     assert (low, high) == stats.bootstrap_mean(values, seed=1)
     with pytest.raises(TooFewCanaries):
         stats.bootstrap_mean(np.array([]), seed=1)
+
+
+def test_the_hull_auc_is_the_published_one_and_named_apart() -> None:
+    """13/16 in the tests of jax_privacy, where the ordinary AUC of the same scores is 11/16."""
+    members, others = np.array([0.0, 4, 6, 7]), np.array([1.0, 2, 3, 5])
+    assert stats.hull_auc(members, others) == pytest.approx(13 / 16)
+    fpr, tpr = stats.roc_hull(members, others)
+    assert (fpr * 4).tolist() == [0, 0, 1, 4]
+    assert (tpr * 4).tolist() == [0, 2, 3, 4]
+
+
+@given(members=SCORES, others=SCORES)
+def test_the_hull_is_scipys_hull(members: list[float], others: list[float]) -> None:
+    inside, outside = np.array(members), np.array(others)
+    found = stats.hull_auc(inside, outside)
+    fpr, tpr = stats.roc(inside, outside)
+    # The hull of the curve and of the corner below it; that corner adds no area above the curve.
+    cloud = np.column_stack([np.append(fpr, 1.0), np.append(tpr, 0.0)])
+    assert found == pytest.approx(spatial.ConvexHull(cloud).volume, abs=1e-9)
+    assert found >= max(0.5, stats.auc(inside, outside)) - 1e-12
+
+
+@given(
+    trials=st.integers(1, 300),
+    data=st.data(),
+    probability=st.sampled_from([0.01, 0.2, 0.5, 0.9]),
+)
+def test_binomial_p_values_are_scipys_tails(
+    trials: int, data: st.DataObject, probability: float
+) -> None:
+    successes = data.draw(st.integers(0, trials))
+    expected = {
+        side: float(reference.binomtest(successes, trials, probability, alternative=side).pvalue)
+        for side in ("greater", "less")
+    }
+    for side, p_value in expected.items():
+        found = stats.binomial_p_value(
+            successes,
+            trials,
+            probability=probability,
+            alternative=side,  # type: ignore[arg-type]
+        )
+        assert found == pytest.approx(p_value, rel=1e-9, abs=1e-300)
+    both = stats.binomial_p_value(successes, trials, probability=probability)
+    assert both == pytest.approx(min(1.0, 2 * min(expected.values())), rel=1e-9, abs=1e-300)
+
+
+def test_the_two_sided_binomial_test_goes_with_the_interval() -> None:
+    for successes in range(31):
+        low, high = stats.clopper_pearson(successes, 30)
+        p_value = stats.binomial_p_value(successes, 30, probability=0.3)
+        assert (p_value < 0.05) == (not low <= 0.3 <= high)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "probability"), [(-1, 3, 0.5), (4, 3, 0.5), (0, 0, 0.5), (1, 3, 0.0)]
+)
+def test_binomial_tests_refuse_what_cannot_be(
+    successes: int, trials: int, probability: float
+) -> None:
+    with pytest.raises(InvalidValue):
+        stats.binomial_p_value(successes, trials, probability=probability)
+
+
+P_VALUES = st.lists(st.floats(1e-12, 1.0), min_size=1, max_size=12)
+
+
+@given(P_VALUES)
+def test_fishers_combination_is_scipys(p_values: list[float]) -> None:
+    expected = float(reference.combine_pvalues(p_values, method="fisher").pvalue)
+    assert stats.fisher_p_value(p_values) == pytest.approx(expected, rel=1e-8, abs=1e-300)
+
+
+def test_fisher_of_exposures_is_the_chi_square_of_twice_their_bits() -> None:
+    """-2 sum ln 2^-bits = 2 ln 2 sum bits, with two degrees of freedom for each canary."""
+    bits = np.array([3.0, 0.5, 6.25])
+    expected = float(reference.chi2.sf(2 * math.log(2) * bits.sum(), 6))
+    assert stats.fisher_p_value(2.0**-bits) == pytest.approx(expected, rel=1e-12)
+
+
+@given(P_VALUES)
+def test_corrections_keep_their_promises(p_values: list[float]) -> None:
+    found = np.array(p_values)
+    all_at_once, stepwise = stats.bonferroni(p_values), stats.holm(p_values)
+    assert (stepwise <= all_at_once).all()
+    assert (stepwise >= found).all()
+    assert stepwise.max() <= 1.0
+    for level in (0.01, 0.05, 0.5):
+        assert (all_at_once <= level).sum() <= (stepwise <= level).sum() <= (found <= level).sum()
+        assert set(np.flatnonzero(stepwise <= level)) == _holm_by_hand(p_values, level)
+
+
+def _holm_by_hand(p_values: list[float], level: float) -> set[int]:
+    """Holm (1979) as it was written: reject from the smallest on until one is too large."""
+    rejected: set[int] = set()
+    for step, index in enumerate(np.argsort(p_values, kind="stable")):
+        if not p_values[index] * (len(p_values) - step) <= level:
+            break
+        rejected.add(int(index))
+    return rejected
+
+
+def test_a_known_holm_correction() -> None:
+    """0.005 * 4, 0.01 * 3, then 0.03 * 2, which 0.04 * 1 may not undercut."""
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.bonferroni([0.01, 0.4]) == pytest.approx([0.02, 0.8])
+
+
+@pytest.mark.parametrize("bad", [[], [0.0], [1.1], [math.nan], [[0.5]]])
+def test_what_is_not_a_p_value_is_refused(bad: list[float]) -> None:
+    for combine in (stats.fisher_p_value, stats.bonferroni, stats.holm):
+        with pytest.raises(InvalidValue):
+            combine(bad)
