@@ -1,0 +1,1 @@
+"""From a run folder or an adapter to what the audits read."""
