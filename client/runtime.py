@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -46,6 +46,14 @@ class ClientSource(Protocol):
 
     def client(self, index: int) -> ClientData:
         """Return the records of one client."""
+
+
+@runtime_checkable
+class DirectedSource(Protocol):
+    """A source some of whose clients are canaries: they own no text and send one fixed change."""
+
+    def direction(self, index: int, dimension: int) -> Vector | None:
+        """Return the change that a canary client sends, shape ``(dimension,)``; else None."""
 
 
 class Keyring(Protocol):
@@ -196,7 +204,10 @@ class ClientRuntime:
             return []
 
     def _after_local_steps(self, index: int, instruction: Instruction) -> Vector:
-        """Return the factors after one participation's local steps."""
+        """Return the factors after one participation's local steps, or a canary's fixed change."""
+        fixed = self._fixed_change(index)
+        if fixed is not None:
+            return instruction.vector + fixed
         examples, _ = self.examples(index)
         self.model.load_vector(instruction.vector, self._kinds)
         labels = (index, instruction.server_round)
@@ -216,6 +227,15 @@ class ClientRuntime:
         else:
             train_plain(self.model, examples, self._settings(), rng=rng)
         return self.model.read_vector(self._kinds)
+
+    def _fixed_change(self, index: int) -> Vector | None:
+        """Return what a canary client sends in place of training; None for every other client.
+
+        Only a simulation's source knows any. What follows is the same for all: clip, noise, mask.
+        """
+        if not isinstance(self._source, DirectedSource):
+            return None
+        return self._source.direction(index, self.dimension)
 
     def _private_steps(
         self,

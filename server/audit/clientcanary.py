@@ -7,8 +7,8 @@ towards their own directions by an amount that the plan predicts.
 
 Three things are tested. A lower bound on epsilon from the cosines, parametric. The mean score: more
 than the plan predicts means too little noise or too much weight. And a rehearsal of the installed
-mechanism without data (see :mod:`server.audit.canaryrehearsal`), which is also the positive control, and
-the whole audit of a run without canary clients.
+mechanism without data (see :mod:`server.audit.canaryrehearsal`), which is also the positive
+control, and the whole audit of a run without canary clients.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from dataclasses import replace
 from typing import Any
 
 from server.audit import evidence as read
+from server.audit.canarymeasure import measure_run
 from server.audit.canaryparts import (
     CONFORMANCE,
     RehearsalPart,
     RunPart,
     conclude_rehearsal,
     conclude_run,
-    measure_run,
 )
+from server.audit.canaryrehearsal import rehearse
 from server.audit.directions import ClientCanaries, update_noise
 from server.audit.protocol import AuditContext, Control, Evidence, Finding, Terms, Verdict
-from server.audit.canaryrehearsal import rehearse
 from server.audit.runrecord import RunRecord
 from server.audit.verdict import Bound, bound_for_client, judge, stated_delta
 from shared.errors import AuditError

@@ -155,9 +155,7 @@ def two_normals(mean: float, spread: float, delta: float) -> float:
     return float(optimize.brentq(excess, 0.0, high, xtol=1e-10))
 
 
-def _hockey_stick(
-    epsilon: float, over: tuple[float, float], under: tuple[float, float]
-) -> float:
+def _hockey_stick(epsilon: float, over: tuple[float, float], under: tuple[float, float]) -> float:
     """Return ``P(S) - e^epsilon Q(S)`` where S is all points at which P is the larger by that."""
     (m1, s1), (m2, s2) = over, under
     # log P / Q - epsilon = a y^2 + b y + c
@@ -181,10 +179,10 @@ def _hockey_stick(
 def _log_mass(low: float, high: float, mean: float, spread: float, *, inside: bool) -> float:
     """Return the logarithm of the mass of a normal distribution between two points, or outside."""
     if not inside:
-        tails = [
+        left, right = (
             _log_tail(edge, mean, spread, above=up) for edge, up in ((low, False), (high, True))
-        ]
-        return min(0.0, float(np.logaddexp(*tails)))
+        )
+        return min(0.0, float(np.logaddexp(left, right)))
     above = low > mean
     more, less = (low, high) if above else (high, low)
     big = _log_tail(more, mean, spread, above=above)

@@ -226,7 +226,7 @@ def decoded(rounds: Floats, coefficients: Floats) -> Floats:
     """
     if coefficients.size == 1:
         return rounds
-    found = coefficients[0] * rounds
+    found: Floats = coefficients[0] * rounds
     for lag in range(1, min(coefficients.size, rounds.shape[0])):
         found[lag:] += coefficients[lag] * rounds[:-lag]
     return found
