@@ -13,21 +13,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from server.audit import evidence as read
 from server.audit import fdp, gdp, stats
-from server.audit.canaries import MIN_CANARIES, CanaryTexts, PlantedCanaries
+from server.audit.canaries import MIN_CANARIES, PlantedCanaries
+from server.audit.canaryscores import ScoredKind, measure_kind, read_kinds, read_scattered
 from server.audit.guessing import (
     correct_guesses,
     epsilon_lower_bound,
     guesses_per_side,
     p_value,
 )
-from server.audit.protocol import AuditContext, Claim, Evidence, Finding, Floats, Terms, Verdict
-from server.audit.target import Target, losses
+from server.audit.protocol import AuditContext, Evidence, Finding, Terms, Verdict
+from server.audit.target import Target
 from server.audit.verdict import Bound, bound_for, judge, stated_delta
-from shared.errors import AuditError, TooFewCanaries
+from shared.errors import TooFewCanaries
 
 __all__ = ["OneRun", "correct_guesses", "epsilon_lower_bound", "guesses_per_side", "p_value"]
 
@@ -64,7 +63,8 @@ class OneRun:
 
         Raises:
             AuditError: if there is no model, if there are no canaries, or if a loss is not finite.
-            TooFewCanaries: if no kind has enough of them on both sides.
+            TooFewCanaries: if no kind has enough of them on both sides, unless the planting is
+                broken, which is then the finding.
         """
         target, planted = context.need(Target), context.need(PlantedCanaries)
         enough = [
@@ -72,14 +72,15 @@ class OneRun:
             for texts in planted.kinds
             if min(len(texts.included), len(texts.held_out)) >= MIN_CANARIES
         ]
-        if not enough:
+        scattered = any(texts.clients_per_canary > 1 for texts in planted.kinds)
+        if not (enough or scattered):
             for texts in planted.kinds:
                 texts.require()
             msg = "kinds=0 of canaries, expected at least one."
             raise TooFewCanaries(msg, hint="Plant canaries before training: audit.canaries.")
         return {
             "score": "loss of the base model minus loss of the adapter, nats per canary",
-            "kinds": [_measured(target, texts) for texts in enough],
+            "kinds": [measure_kind(target, texts) for texts in enough],
             "left_out": [texts.to_dict() for texts in planted.kinds if texts not in enough],
         }
 
@@ -89,13 +90,13 @@ class OneRun:
         Raises:
             AuditError: if the evidence is malformed.
         """
-        kinds, tests = _kinds(evidence)
+        kinds, tests = read_kinds(evidence)
         judged = [_judge_kind(kind, terms, terms.alpha / tests) for kind in kinds]
         certified = [one for one in judged if not one.doubt]
         value = max((one.value for one in certified), default=None)
         ceiling = max((one.ceiling for one in certified), default=None)
         detected = None if value is None else value > 0
-        scattered = [kind.name for kind in kinds if kind.clients_per_canary > 1]
+        scattered = read_scattered(evidence)
         verdict, reason = _broken(scattered) if scattered else _verdict(judged, terms)
         return Finding(
             audit=self.name,
@@ -125,40 +126,6 @@ class OneRun:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Kind:
-    """The scores of one kind of canary, read from evidence."""
-
-    name: str
-    included: Floats
-    held_out: Floats
-    repeats: int
-    per_client: int
-    clients_per_canary: int
-    independent_coins: bool
-
-    @property
-    def m(self) -> int:
-        """Number of canaries with a coin."""
-        return self.included.size + self.held_out.size
-
-    def doubt(self, claim: Claim) -> str:
-        """Return why the theorem does not apply here; empty where it does."""
-        if self.clients_per_canary > 1:
-            return (
-                f"A canary of kind {self.name} sits in {self.clients_per_canary} clients, so that "
-                "no claim about one client or one example covers it."
-            )
-        if not self.independent_coins:
-            return f"The canaries of kind {self.name} did not each have a fair coin of their own."
-        if claim.unit == "client" and self.per_client > 1:
-            return (
-                f"One client could hold {self.per_client} canaries, so that the coins of kind "
-                f"{self.name} do not each decide about a client of its own."
-            )
-        return ""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Judged:
     """What the guesses about one kind prove."""
@@ -184,63 +151,7 @@ class _Judged:
         return self.ceiling / max(self.bound.epsilon, 1e-12)
 
 
-def _measured(target: Target, texts: CanaryTexts) -> dict[str, Any]:
-    """Return the evidence of one kind: sorted scores, so that no place tells a canary."""
-    gains = {
-        side: losses(target, passages, adapter=False) - losses(target, passages, adapter=True)
-        for side, passages in (("included", texts.included), ("held_out", texts.held_out))
-    }
-    return {
-        "kind": texts.kind,
-        **{side: read.stored(np.sort(gain)) for side, gain in gains.items()},
-        "repeats": texts.repeats,
-        "per_client": texts.per_client,
-        "clients_per_canary": texts.clients_per_canary,
-        "independent_coins": texts.independent_coins,
-    }
-
-
-def _kinds(evidence: Evidence) -> tuple[list[_Kind], int]:
-    """Return the kinds in evidence, and how many tests alpha is shared by.
-
-    A kind that the coins left with too few canaries on one side would have been tested had they
-    fallen otherwise, so it keeps its share.
-    """
-    kinds = [_kind(entry) for entry in read.mappings(evidence, "kinds")]
-    names = [kind.name for kind in kinds]
-    if not kinds or len(set(names)) < len(names):
-        msg = f"evidence 'kinds' has {len(kinds)} entries, expected at least one, all different."
-        raise AuditError(msg)
-    unlucky = [
-        entry
-        for entry in read.mappings(evidence, "left_out")
-        if read.integer(entry, "included", low=0) + read.integer(entry, "held_out", low=0)
-        >= 2 * MIN_CANARIES
-    ]
-    return kinds, len(kinds) + len(unlucky)
-
-
-def _kind(entry: Mapping[str, Any]) -> _Kind:
-    """Return one kind from its evidence."""
-    kind = _Kind(
-        name=read.text(entry, "kind"),
-        included=read.numbers(entry, "included"),
-        held_out=read.numbers(entry, "held_out"),
-        repeats=read.integer(entry, "repeats", low=1),
-        per_client=read.integer(entry, "per_client", low=1),
-        clients_per_canary=read.integer(entry, "clients_per_canary", low=1),
-        independent_coins=read.boolean(entry, "independent_coins"),
-    )
-    if not min(kind.included.size, kind.held_out.size) >= MIN_CANARIES:
-        msg = (
-            f"evidence: included={kind.included.size}, held_out={kind.held_out.size} scores, "
-            f"expected at least {MIN_CANARIES} each."
-        )
-        raise TooFewCanaries(msg)
-    return kind
-
-
-def _judge_kind(kind: _Kind, terms: Terms, alpha: float) -> _Judged:
+def _judge_kind(kind: ScoredKind, terms: Terms, alpha: float) -> _Judged:
     """Guess the coins of one kind and certify what the guesses prove."""
     per_side = guesses_per_side(kind.m)
     guesses = 2 * per_side
@@ -284,7 +195,7 @@ def _judge_kind(kind: _Kind, terms: Terms, alpha: float) -> _Judged:
 
 
 def _parametric(
-    kind: _Kind, guesses: int, correct: int, delta: float, alpha: float
+    kind: ScoredKind, guesses: int, correct: int, delta: float, alpha: float
 ) -> dict[str, Any]:
     """Return bounds that assume a Gaussian trade-off curve, for information."""
     shown = delta if delta > 0 else PARAMETRIC_DELTA

@@ -146,6 +146,14 @@ def test_a_canary_in_two_clients_is_caught_as_broken_conformance(claim: Claim) -
     assert honest.verdict != "violation"
 
 
+def test_a_canary_in_two_clients_is_caught_however_few_there_are() -> None:
+    few = replace(oracles.canaries(3, 2, kind="few"), clients_per_canary=2)
+    for kinds in ((few,), (few, oracles.canaries(500, 500))):
+        finding = _find(*kinds, gain=6.0, claim=oracles.client_claim(8.0, 13.0))
+        assert (finding.verdict, finding.strength) == ("violation", "conformance")
+        assert "more than one client (few)" in finding.explanation
+
+
 def test_evidence_holds_no_text_and_no_order() -> None:
     around = oracles.context(oracles.canaries(40, 30), oracles.canaries(9, 9, kind="pii"), gain=2.0)
     finding = oracles.run(ONE_RUN, around)
@@ -260,10 +268,12 @@ BREAKS: list[Callable[[dict[str, Any]], object]] = [
     lambda e: e.update(kinds=e["kinds"] * 2),
     lambda e: e.pop("left_out"),
     lambda e: e.update(left_out=[{"included": 40}]),
+    lambda e: e.update(left_out=[{"kind": "x", "clients_per_canary": 1, "included": 40}]),
     lambda e: e["kinds"][0].pop("included"),
     lambda e: e["kinds"][0].update(included=[1.0] * 7),
     lambda e: e["kinds"][0].update(held_out=[None] * 60),
     lambda e: e["kinds"][0].update(repeats=0),
+    lambda e: e["kinds"][0].update(repeats=10**400),
     lambda e: e["kinds"][0].update(per_client=True),
     lambda e: e["kinds"][0].update(independent_coins=1),
     lambda e: e["kinds"][0].update(kind=None),
