@@ -17,18 +17,11 @@ from server.audit import evidence as read
 from server.audit import fdp, gdp, stats
 from server.audit.canaries import MIN_CANARIES, PlantedCanaries
 from server.audit.canaryscores import ScoredKind, measure_kind, read_kinds, read_scattered
-from server.audit.guessing import (
-    correct_guesses,
-    epsilon_lower_bound,
-    guesses_per_side,
-    p_value,
-)
+from server.audit.guessing import correct_guesses, epsilon_lower_bound, guesses_per_side
 from server.audit.protocol import AuditContext, Evidence, Finding, Terms, Verdict
 from server.audit.target import Target
 from server.audit.verdict import Bound, bound_for, judge, stated_delta
 from shared.errors import TooFewCanaries
-
-__all__ = ["OneRun", "correct_guesses", "epsilon_lower_bound", "guesses_per_side", "p_value"]
 
 PARAMETRIC_DELTA = 1e-5
 """Delta of the parametric bounds where nothing that is claimed names one."""
