@@ -1,0 +1,1 @@
+"""System prompts under attack: extraction, goal hijack, and what defences change."""
