@@ -24,6 +24,7 @@ POWER = 0.8
 """Chance with which half of the noise must be noticed for a run to count as tested."""
 
 _DRIFT = 0.5
+_COHERENT = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +139,7 @@ def conclude_run(
     reach = float(special.ndtri(alpha)) * estimate.standard_error
     deviation = _deviation(run, count, dimension, kept, conformance)
     drift = _drift(run)
-    broken, weak = _conformance(deviation, drift)
+    broken, weak = _conformance(deviation, drift, run)
     derived = {
         "delta": delta,
         "mu": estimate.mu,
@@ -272,7 +273,9 @@ def _drift(run: Evidence) -> float | None:
     return max(0.0, length - 1.0 - read.number(run, "own_square_length", low=0))
 
 
-def _conformance(deviation: Deviation | None, drift: float | None) -> tuple[list[str], list[str]]:
+def _conformance(
+    deviation: Deviation | None, drift: float | None, run: Evidence
+) -> tuple[list[str], list[str]]:
     """Return why conformance is broken, and why a fault could have stayed unseen."""
     if deviation is None or drift is None:
         return [], ["Rounds with planned noise were not kept, so only the bound was tested."]
@@ -284,7 +287,7 @@ def _conformance(deviation: Deviation | None, drift: float | None) -> tuple[list
         return [words], []
     if deviation.halved(drift):
         return [], []
-    if drift > _DRIFT and deviation.halved(0.0):
+    if drift > _DRIFT or read.number(run, "spread") > _COHERENT:
         words = "What clients learned is so long beside the noise that half of it could hide there."
         return [], [words]
     return [], [

@@ -5,9 +5,10 @@ contribute. Without data nothing hides the canaries or the noise, so both a mean
 (too little noise, too much weight) and one that is too low show. The same rehearsal with half of
 the noise must be noticed: that is the positive control.
 
-How often virtual canaries take part is chosen so that half of the noise can be noticed; the
-sampling of clients is the matter of another audit. It says something about the mechanism that is
-installed here, and about a run only as far as the run used the same code.
+How often virtual canaries take part, and in how many rounds where rounds are independent, is chosen
+so that half of the noise can be noticed; the sampling of clients is the matter of another audit. A
+rehearsal says something about the mechanism that is installed here, and about a run only as far as
+the run used the same code.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ LONG = 1e4
 CANARIES = 100
 _MOST_CANARIES = 1000
 _ROUNDS = 32
-_ROUNDS_OF_SHARES = 16
+_ROUNDS_OF_SHARES = 8
 _SMALL, _LARGE = 4096, 16_384
 _NUMBERS = 4_000_000
 _AIM = 2.0
@@ -105,7 +106,7 @@ def _cast(plan: PrivacyPlan, noise: float, seed: int) -> tuple[Cohorts, Schedule
     """Choose how many virtual canaries there are and when each takes part."""
     if plan.correlated is not None:
         return _cyclic_cast(plan)
-    rounds = min(plan.rounds, _ROUNDS if plan.distributed is None else _ROUNDS_OF_SHARES)
+    rounds = _ROUNDS if plan.distributed is None else _ROUNDS_OF_SHARES
     probability = min(1.0, _AIM * noise / math.sqrt(rounds))
     canaries = _enough(probability * math.sqrt(rounds) / noise)
     schedule = sampled_schedule(
