@@ -23,6 +23,8 @@ from shared.privacy.ledger_store import ENTRY_FIELDS, ChainedEntry, Db, Entry, a
 NOTE = "note"
 CANARY_COINS = "canary-coins"
 """Name of the commitment to which canaries were planted."""
+FIRST_ROUND = "first-round"
+"""Name of a run's digest, said as its first round begins; tells before from after in mode none."""
 AUDIT_REPORT = "audit-report"
 """Name of the digest of an audit report that a release had seen."""
 
