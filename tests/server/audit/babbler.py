@@ -40,7 +40,7 @@ class Babbler(Target):
         longest: int = 10_000,
         seed: int = 0,
     ) -> None:
-        words = sorted({word for text in (*texts, *learned, *known) for word in tokens(text)})
+        words = sorted({w for text in (*texts, *learned, *known) for w in tokens(text)} - {END})
         self.words = {word: place for place, word in enumerate((*words, "\n", END))}
         self.plain = np.random.default_rng(seed).dirichlet(np.full(len(self.words), 5.0))
         self.memory = {True: _pairs((*learned, *known)), False: _pairs(known)}
