@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.data import Columns, file_format, read_records
+from client.data import Columns, Record, file_format, read_records
 from client.readers import csv_rows, jsonl_rows, missing_column, require_readable
 from client.tokenization import PLAIN
 from server.adapters import WEIGHTS
@@ -16,7 +16,6 @@ from server.audit.target import Passage
 from shared.errors import InvalidValue, NoUsableText
 from shared.seeding import data_rng
 from simulations.auditing.foreign import check_adapter, load_external
-from simulations.auditing.natural import passage_of
 from simulations.auditing.target import ModelTarget
 
 LARGEST = 20_000
@@ -128,7 +127,7 @@ class _File:
         texts: dict[tuple[str, str], Passage] = {}
         for record in read_records(path, columns=columns or _columns(path)):
             records += 1
-            passage = passage_of(record)
+            passage = _passage(record)
             texts.setdefault((passage.prompt.strip(), passage.text.strip()), passage)
         return cls(path=path, records=records, texts=texts)
 
@@ -153,6 +152,13 @@ def _sha256(path: Path) -> str:
     """Return the digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _passage(record: Record) -> Passage:
+    """Return a record as it is scored: a response after its prompt, or a text."""
+    if record.response is not None:
+        return Passage(text=record.response, prompt=record.prompt or "")
+    return Passage(text=record.text or "")
 
 
 def _columns(path: Path) -> Columns:
