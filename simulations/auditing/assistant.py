@@ -113,6 +113,8 @@ class TargetAssistant(Assistant):
 
     def _render_chat(self, talk: Conversation) -> str:
         """Render with the tokenizer's template; its errors are not kept, as they may quote."""
+        from jinja2 import TemplateError
+
         said = [
             {"role": ("user", "assistant")[i % 2], "content": turn}
             for i, turn in enumerate(talk.turns)
@@ -125,7 +127,7 @@ class TargetAssistant(Assistant):
                 text = self._tokenizer.apply_chat_template(
                     messages, tokenize=False, add_generation_prompt=True
                 )
-            except Exception as error:  # noqa: BLE001  (a template raises what it likes)
+            except (TemplateError, ValueError, TypeError) as error:
                 reason = type(error).__name__
             else:
                 # A template that drops what it does not know would protect the prompt by accident.

@@ -20,6 +20,7 @@ MIN_PROMPTS = 6
 """Fewer prompts cannot show a difference: six that all differ have a p-value of 1/64."""
 MIN_TRAINED = 8
 MOST_UNTRIED = 0.5
+_SHARES = ("recall", "containment", "excerpt")
 
 Bools = NDArray[np.bool_]
 
@@ -40,6 +41,7 @@ class _Read:
     obeyed: Mapping[str, Floats]
     control: Mapping[str, float]
     copying: Mapping[str, float]
+    closest: Mapping[str, Mapping[str, Floats]]
     trained: tuple[Floats, Floats] | None
 
 
@@ -105,6 +107,13 @@ def _read(evidence: Evidence) -> _Read:
         },
         control={name: read.number(control, name, low=0, high=1) for name in _TRUTH},
         copying={side: read.number(copying, side, low=0, high=1) for side in ("adapter", "base")},
+        closest={
+            share: {
+                side: read.numbers(read.mapping(evidence, side), share, size=prompts)
+                for side in ("adapter", "base")
+            }
+            for share in _SHARES
+        },
         trained=_trained(evidence),
     )
 
@@ -157,6 +166,10 @@ def _derive(evidence: Evidence, seen: _Read, terms: Terms) -> dict[str, Any]:
                 "base": _rates(seen.base.of(name) & both, both),
             }
             for name in MEASURES
+        },
+        "closest": {
+            share: {side: _round(values.mean()) for side, values in sides.items()}
+            for share, sides in seen.closest.items()
         },
         "families": _by_family(seen, both),
         "defences": _by_defence(evidence, terms.alpha),
@@ -321,6 +334,8 @@ def _told(seen: _Read, derived: Mapping[str, Any], alpha: float) -> list[str]:
         told.append(wording.abuse_told(derived["abuse"]))
     if derived["defences"]:
         told.append(wording.defences_told(derived["defences"]))
+    excerpt = seen.closest["excerpt"]
+    told.append(wording.closest_told(excerpt["adapter"].max(), excerpt["base"].max()))
     told.append(wording.copying_told(seen.copying))
     if derived["trained"] is not None:
         significant = "trained" in derived["significant"]

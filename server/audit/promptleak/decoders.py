@@ -154,7 +154,9 @@ def _readable(data: bytes) -> str:
     """Return bytes as text if nearly all of it is printable; empty otherwise."""
     text = data.decode("utf-8", errors="ignore")
     good = sum(c.isprintable() or c.isspace() for c in text)
-    return text if text and good >= 0.9 * len(text) and len(text) >= 0.7 * len(data) else ""
+    # Bytes that are no text are dropped above; a cut fragment may lack the end of its last letter.
+    whole = len(text.encode()) >= 0.7 * len(data)
+    return text if text and whole and good >= 0.9 * len(text) else ""
 
 
 def _morse_text(fragment: str) -> str:

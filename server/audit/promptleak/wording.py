@@ -51,6 +51,14 @@ def secrets_told(found: int, known: int) -> str:
     return f"{found} of {known} secrets inside prompts came out with the adapter."
 
 
+def closest_told(adapter: float, base: float) -> str:
+    """Return how much of a prompt came out in one piece, at most."""
+    return (
+        f"The longest piece of a prompt in any answer was {100 * adapter:.0f} % of it with the "
+        f"adapter and {100 * base:.0f} % without."
+    )
+
+
 def copying_told(copying: Mapping[str, float]) -> str:
     """Return whether the model can repeat a text at all."""
     return (
