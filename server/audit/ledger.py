@@ -24,7 +24,7 @@ from server.audit.ledgerfigures import Figures, figures_of
 from server.audit.protocol import AuditContext, Evidence, Finding, Terms, Verdict
 from server.audit.runrecord import RoundRecord
 from shared.canonical import canonical_json
-from shared.errors import LedgerTampered, UnsupportedEvent
+from shared.errors import InvalidValue, LedgerTampered, UnsupportedEvent
 from shared.privacy.ledger_history import StoredCharge
 from shared.privacy.ledger_notes import CANARY_COINS, FIRST_ROUND, Note
 from shared.privacy.ledger_reading import LedgerReading
@@ -119,12 +119,18 @@ def ledger_artefact(
 
     Raises:
         LedgerError: if the store cannot be read.
+        InvalidValue: if the run was charged about other data: that is a slip of the caller, not a
+            budget that was under-counted.
     """
     chain = _verified(ledger, anchor, trusted_key)
     of_scope = ledger.plans(scope) if chain.whole else ()
     charges = ledger.charges(scope) if chain.whole else ()
     last = max((c.reservation for c in charges if c.run_id == run_id), default=0)
     notes = ledger.notes(run_id) if chain.whole else ()
+    first = ledger.first_charge(run_id) if chain.whole else None
+    if first is not None and last == 0:
+        msg = f"run_id={run_id!r} was charged, but not about the data that were named."
+        raise InvalidValue(msg, hint="Name the scope as the ledger does: fedslm budget status.")
     return LedgerArtefact(
         run_id=run_id,
         plan=plan,
@@ -132,7 +138,7 @@ def ledger_artefact(
         of_run=tuple(sorted({known.digest() for run, known in of_scope if run == run_id})),
         charges=tuple(c for c in charges if c.reservation <= last),
         notes=notes,
-        began=_began(notes, ledger.first_charge(run_id) if chain.whole else None),
+        began=_began(notes, first),
         rounds=None if rounds is None else tuple(rounds),
         units=plan.dataset_size if plan.mode == "example" else population,
         second_epsilon=second_epsilon,

@@ -23,7 +23,7 @@ from server.audit.ledgerfigures import figures_of
 from server.audit.protocol import Audit, AuditContext, Claim, Finding
 from server.audit.runrecord import RoundRecord
 from server.budget import POPULATION, RunBudget
-from shared.errors import AuditError, MissingArtefact
+from shared.errors import AuditError, InvalidValue, MissingArtefact
 from shared.privacy.events import GaussianEvent, NonPrivateEvent
 from shared.privacy.ledger import Ledger
 from shared.privacy.ledger_notes import CANARY_COINS, FIRST_ROUND
@@ -534,6 +534,14 @@ def test_a_protected_unit_that_was_never_charged_is_inconclusive(ledger: Ledger)
     finding = audited(run.artefact(rounds=[empty]), run.claim())
     assert finding.verdict == "inconclusive"
     assert state(finding, "size") == "doubtful"
+
+
+def test_a_scope_that_was_named_otherwise_is_a_slip_and_no_finding(honest: Run) -> None:
+    with pytest.raises(InvalidValue, match="not about the data") as caught:
+        honest.artefact(scope="notes")
+    assert "zqx" not in str(caught.value)
+    nobody = honest.artefact(run_id="unheard of", scope="notes")
+    assert (nobody.charges, nobody.of_run, nobody.began) == ((), (), None)
 
 
 def test_without_a_ledger_it_cannot_be_run() -> None:
