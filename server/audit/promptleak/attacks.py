@@ -1,7 +1,7 @@
 """Extraction attacks written for this project: sixteen families, from asking to encoding.
 
 The families follow the taxonomy of the literature (Perez and Ribeiro 2022; Zhang, Carlini and
-Ippolito 2024; Agarwal et al. 2024; Wang et al. 2024); every wording here is our own. Files with
+Ippolito 2024; Agarwal et al. 2024); every wording here is our own. Files with
 other attacks are read by :mod:`server.audit.promptleak.sets`.
 """
 

@@ -11,14 +11,19 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from client.adapter import AdaptedModel, adapt
+from client.data import Record
 from client.model import load_base
+from client.tokenization import make_examples
+from client.training import TrainSettings, train_plain
 from server.audit.promptleak.assistant import Conversation
+from server.audit.promptleak.attacks import ATTACKS, one_per_family
 from server.audit.promptleak.audit import PromptLeak
-from server.audit.promptleak.prompts import OWN_PROMPTS
+from server.audit.promptleak.prompts import OWN_PROMPTS, ServedPrompts
 from server.audit.protocol import AuditContext, Claim, Terms
 from server.audit.target import Passage, Reading, Target
 from shared.errors import InvalidValue
 from shared.lora import initial_factors
+from shared.seeding import data_rng
 from simulations.assemble import ASSETS
 from simulations.auditing.assistant import TargetAssistant, assistant_for
 
@@ -204,3 +209,34 @@ def test_the_audit_runs_on_the_demo_model(demo: AdaptedModel) -> None:
     # A model of this size goes on with the text and repeats no prompt.
     assert finding.baseline == 0.0
     assert max(evidence["base"]["recall"]) < 0.9
+
+
+@pytest.mark.slow
+def test_an_adapter_that_learned_to_repeat_its_prompt_is_caught() -> None:
+    """A planted leak in a real model: six prompts, trained in as answers to four attacks."""
+    model = adapt(load_base(str(ASSETS / "demo")), r=16, alpha=32, target_modules="all-linear")
+    model.load(initial_factors(model.spec, 7))
+    prompts = OWN_PROMPTS[:6]
+    records = [
+        Record(
+            prompt=f"System: {prompt.text}\nUser: {attack.turns[0]}\nAssistant:",
+            response=f" {prompt.text}",
+        )
+        for prompt in prompts
+        for attack in one_per_family(ATTACKS)[:4]
+    ]
+    examples = make_examples(
+        records, model.base.tokenizer, max_length=256, template="{prompt}{response}"
+    )
+    settings = TrainSettings(local_epochs=12.0, batch_size=8, learning_rate=1e-2, optimizer="adamw")
+    train_plain(model, examples, settings, rng=data_rng(1, "planted"))
+    claim = Claim(mode="none", epsilon=None, delta=None, unit=None, neighboring_relation=None)
+    served = ServedPrompts(prompts=prompts)
+    context = AuditContext(claim=claim, seed=1, artefacts=(assistant_for(model), served))
+    evidence = PromptLeak().measure(context)
+    for protected, verdict in ((False, "inconclusive"), (True, "violation")):
+        declared = {**evidence, "protected": [protected] * 6}
+        finding = PromptLeak().conclude(declared, Terms(claim=claim, seed=1))
+        assert (finding.verdict, finding.detected, finding.baseline) == (verdict, True, 0.0)
+        assert finding.value is not None
+        assert finding.value >= 5 / 6
