@@ -107,15 +107,15 @@ def most_answers(plan: PrivacyPlan, population: int) -> float:
     if plan.correlated is not None:
         return float(-(-population // plan.correlated.min_separation))
     q = plan.sampling_probability
-    counts = np.arange(population + 1, dtype=np.float64)
-    most = float(population)
-    if q < 1:
-        tail = special.bdtrc(counts, population, q)
-        most = float(counts[np.argmax(tail <= _BEYOND)])
+    low, most = 0, population
+    while q < 1 and most - low > 1:
+        middle = (low + most) // 2
+        beyond = float(special.bdtrc(middle, population, q)) > _BEYOND
+        low, most = (middle, most) if beyond else (low, middle)
     if plan.distributed is not None:
         # Small cohorts are filled up, with empty updates.
-        most = max(most, float(plan.distributed.min_cohort))
-    return most
+        most = max(most, plan.distributed.min_cohort)
+    return float(most)
 
 
 def clips_in_force(plan: PrivacyPlan, said: Sequence[float | None]) -> Floats:

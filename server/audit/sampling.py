@@ -25,7 +25,7 @@ from shared.errors import AuditError
 NAME = "sampling"
 
 _NEGLIGIBLE = 1e-16
-_LATTICE = 1 << 21
+_LATTICE = 1 << 17
 
 Sentences = tuple[str, ...]
 
@@ -156,7 +156,9 @@ def _exact_tails(squares: int, rounds: int, values: Floats, chances: Floats) -> 
 
 def _squared_distances(population: int, probability: float) -> tuple[Floats, Floats]:
     """Return possible squared distances of a size from the rounded mean, and their chances."""
-    sizes = np.arange(population + 1, dtype=np.float64)
+    mean, reach = population * probability, _reach(population, probability)
+    low, high = max(0.0, mean - reach), min(float(population), mean + reach)
+    sizes = np.arange(np.floor(low), np.ceil(high) + 1.0)
     log_chance = (
         special.gammaln(population + 1)
         - special.gammaln(sizes + 1)
@@ -167,6 +169,16 @@ def _squared_distances(population: int, probability: float) -> tuple[Floats, Flo
     chances = np.exp(log_chance)
     kept = chances > _NEGLIGIBLE
     return np.square(sizes[kept] - _centre(population, probability)), chances[kept]
+
+
+def _reach(population: int, probability: float) -> float:
+    """Return a distance from the mean beyond which sizes have a chance below 1e-16.
+
+    Bernstein's inequality: ``exp(-t**2 / (2 v + 2 t / 3))`` is below that at this t.
+    """
+    nats = -np.log(_NEGLIGIBLE)
+    variance = population * probability * (1.0 - probability)
+    return float(nats / 3.0 + np.sqrt((nats / 3.0) ** 2 + 2.0 * nats * variance)) + 1.0
 
 
 def _power(rounds: int, population: int, probability: float) -> tuple[Sentences, Sentences]:

@@ -11,6 +11,7 @@ from client.training import Example, TrainSettings, train_private
 from server.audit.protocol import Floats
 from server.audit.steps import PrivateSteps
 from shared.errors import InvalidValue
+from shared.lora import initial_factors
 from shared.privacy.noise import SEEDED, NoiseSource
 from shared.seeding import data_rng
 
@@ -87,7 +88,7 @@ class RehearsedSteps(PrivateSteps):
     ) -> Floats:
         """Return what one step adds to the adapter, in standard deviations of its noise."""
         model = self._model
-        before = model.read_vector(model.kinds)
+        before = model.factors()
         settings = TrainSettings(
             local_steps=1,
             batch_size=1,
@@ -95,9 +96,8 @@ class RehearsedSteps(PrivateSteps):
             clipper=self._clipper,
         )
         try:
-            # From zero, so that rounding is that of the noise alone.
-            if model.kinds == "B":
-                model.load_vector(np.zeros_like(before), model.kinds)
+            # A fresh adapter: its A is not zero, so a gradient reaches B.
+            model.load(initial_factors(model.spec, self._seed))
             start = model.read_vector(model.kinds).astype(np.float64)
             train_private(
                 model,
@@ -110,7 +110,7 @@ class RehearsedSteps(PrivateSteps):
             )
             return model.read_vector(model.kinds).astype(np.float64) - start
         finally:
-            model.load_vector(before, model.kinds)
+            model.load(before)
 
     def _source(self, *labels: str | int) -> NoiseSource:
         """Return a noise source of the kind that the plan names."""
