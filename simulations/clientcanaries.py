@@ -84,23 +84,21 @@ class WithClientCanaries:
         return canary if canary >= 0 else None
 
 
-def with_client_canaries(
-    dataset: FederatedDataset, config: RunConfig, *, count: int
-) -> FederatedDataset:
-    """Return the dataset with the canary clients that a scenario asks for.
+def with_client_canaries(dataset: FederatedDataset, config: RunConfig) -> FederatedDataset:
+    """Return the dataset with the canary clients that a scenario asks for, or as it was.
 
     Their updates are 10,000 clips long, so that every one is clipped. Where nothing is clipped
     (mode none) they are one clip long, or 1 without a clip: longer ones would destroy the adapter.
 
     Args:
         dataset: the real clients, with their canary records if there are any.
-        config: the scenario.
-        count: ``audit.client_canaries``; 0 gives the dataset back.
+        config: the scenario, with ``audit.client_canaries``.
 
     Raises:
         ConflictingSettings: in mode example, where a client's update is what its noised steps made
             and nothing clips it.
     """
+    count = config.audit.client_canaries
     if count == 0:
         return dataset
     privacy = config.privacy
