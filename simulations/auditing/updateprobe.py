@@ -7,6 +7,7 @@ token there and on nothing before it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ _STAGES: dict[str, Stage] = {
     "client-distributed": "masked",
 }
 _CHUNK = 4096
+_CLIENTS = 32
 _POSITIONS = 64
 _CLOSE = 1e-4
 
@@ -94,6 +96,26 @@ class RuntimeProbe(UpdateProbe):
         self._start: Factors = {**self._frozen, **travelling}
         self._groups, self._moving = _first_layers(self._model)
         self._inputs: dict[tuple[_Group, int], Floats] = {}
+
+    @classmethod
+    def of_run(cls, runtime: ClientRuntime, *, released: Vector, population: int) -> RuntimeProbe:
+        """Return a probe of a finished run: some of its clients, chosen by its seed.
+
+        Args:
+            runtime: the clients.
+            released: the trained factors of the released adapter.
+            population: real clients; canary clients come after them and own no text.
+        """
+        seed = runtime.config.run.seed
+        order = data_rng(seed, "span-clients").permutation(population).tolist()
+        quantile = runtime.plan.quantile
+        return cls(
+            runtime,
+            vector=released,
+            clients=list(itertools.islice((i for i in order if _has_text(runtime, i)), _CLIENTS)),
+            seed=seed,
+            clipping_norm=None if quantile is None else quantile.initial,
+        )
 
     @property
     def mode(self) -> str:
@@ -265,6 +287,15 @@ class _NoText:
 
 class _Seen(Exception):
     """Raised inside a forward pass once what was wanted has been seen."""
+
+
+def _has_text(runtime: ClientRuntime, index: int) -> bool:
+    """Tell whether a client has anything to train on."""
+    try:
+        examples, _ = runtime.examples(index)
+    except NoUsableText:
+        return False
+    return bool(examples)
 
 
 def _projected(inputs: Callable[[int], Floats], projection: Floats) -> Callable[[int], Floats]:
