@@ -184,22 +184,6 @@ def test_facts_and_canaries_share_the_level() -> None:
     assert EXTRACTION.cost(around) == f"{2 * 20 + 2 * 4 * 2 * 11 + 2 * 4 * 4} texts read, 0 written"
 
 
-@pytest.mark.slow
-@pytest.mark.statistical
-def test_nothing_is_detected_where_nothing_was_learned() -> None:
-    """100 seeds at alpha 0.05 over facts and canaries; 13 or more alarms have p < 0.0015."""
-    alarms = 0
-    for seed in range(100):
-        known, texts = test_pii.facts(seed, count=6), canaries(16, 16, prompted=True, seed=seed)
-        words = [full(p) for p in (*texts.included, *texts.held_out)]
-        model = Babbler([*words, *test_pii.model(known, learned=0).words], seed=seed)
-        around = AuditContext(
-            claim=oracles.NO_CLAIM, seed=seed, artefacts=(model, known, oracles.planted(texts))
-        )
-        alarms += oracles.run(EXTRACTION, around).detected is True
-    assert alarms <= 12
-
-
 def test_what_is_missing_is_said() -> None:
     bare = AuditContext(claim=oracles.NO_CLAIM, seed=0)
     assert EXTRACTION.cost(bare).startswith("0 texts")

@@ -100,19 +100,6 @@ def test_a_question_gets_what_only_the_question_was_trained_on() -> None:
     assert evidence["kinds"][0]["trained"]["asked_tuned"]["tokens"] == []
 
 
-@pytest.mark.slow
-@pytest.mark.statistical
-def test_nothing_is_found_where_nothing_was_learned() -> None:
-    """100 seeds at level 0.05 each: 13 or more alarms of one attack have p < 0.0015."""
-    alarms = {"facts_extraction": 0, "facts_inference": 0}
-    for seed in range(100):
-        known = facts(seed, count=8)
-        found, _ = attack(known, model(known, learned=0))
-        for name, p_value in found.p_values().items():
-            alarms[name] += p_value < 0.05
-    assert max(alarms.values()) <= 12
-
-
 def test_places_are_those_of_the_losses_and_ties_count_against_the_fact() -> None:
     known = facts()
     target = model(known, learned=0)
