@@ -29,6 +29,7 @@ from server.cohort import (
 from server.messenger import INTRODUCE, MEASURE, Messenger
 from server.optimizer import ServerOptimizer
 from server.release import Release, Releaser
+from server.releases import ReleaseRecorder
 from server.setup import RoundObserver, RunSetup
 from shared.errors import ProtocolError, QuorumNotReached
 from shared.lora import Vector, initial_factors
@@ -80,6 +81,7 @@ class FederatedRun:
         self._population: Population | None = None
         self._aborted = 0
         self._releaser = Releaser(setup, observer=observer, nodes_of=self._by_node)
+        self._recorder = ReleaseRecorder(setup)
 
     @property
     def released(self) -> Vector:
@@ -143,6 +145,7 @@ class FederatedRun:
             QuorumNotReached: if too few clients of a round answered.
         """
         self._releaser.begin(self.finished_rounds)
+        self._recorder.begin(self.finished_rounds)
         for server_round in range(self.finished_rounds + 1, self._config.run.rounds + 1):
             self._round(messenger, server_round)
         self._releaser.end()
@@ -205,6 +208,7 @@ class FederatedRun:
         release = self._releaser.release(messenger, instruction, cohort)
         if release.aggregate is not None:
             step = release.aggregate.vector
+            self._recorder.keep(server_round, step)
             self.vector = self._optimizer.step(self.vector, step, server_round)
         self._fold_average(server_round)
         record = self._record(server_round, len(cohort), release)
@@ -213,6 +217,7 @@ class FederatedRun:
         # Before the new adapter is sent to anybody, measured clients included: a round that is
         # repeated under correlated noise gets the same noise, perhaps on another sum.
         self._checkpoint(server_round, record)
+        self._recorder.publish(server_round)
         self._settle(charge, release, server_round)
         loss = self._progress_loss(messenger, server_round)
         if loss is not None:
