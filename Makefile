@@ -12,6 +12,9 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3; do 
 	if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
 	then echo $$candidate; break; fi; done)
 
+# Tests run side by side, a file at a time; WORKERS=0 runs them one after the other.
+WORKERS ?= 2
+
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints/$(TORCH).txt
 PACKAGES := server client shared simulations
@@ -41,7 +44,8 @@ test: $(TEST_STAMP) ## install what tests need, then lint, types, import rules a
 	@$(MAKE) --no-print-directory check
 
 check: lint ## the same without installing
-	$(BIN)/python -m pytest --doctest-modules --cov --cov-report=term tests $(PACKAGES)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --doctest-modules --cov \
+		--cov-report=term tests $(PACKAGES)
 
 lint:
 	$(BIN)/ruff format --check .
