@@ -23,6 +23,7 @@ Probability = Annotated[float, Strict(), Field(gt=0, le=1)]
 OpenUnit = Annotated[float, Strict(), Field(gt=0, lt=1)]
 
 Mode = Literal["none", "example", "client-central", "client-distributed"]
+CanaryKind = Literal["secret", "rare-token"]
 
 
 class Section(BaseModel):
@@ -247,10 +248,26 @@ class AggregationSection(Section):
 class AuditSection(Section):
     """How hard the adapter is attacked before it is shown."""
 
-    canaries: NonNegativeInt = Field(default=0, description="planted secrets; half are held out")
+    canaries: NonNegativeInt = Field(
+        default=0, description="planted secrets of each kind; a fair coin keeps each in or out"
+    )
+    kinds: tuple[CanaryKind, ...] = Field(
+        default=("secret", "rare-token"),
+        description='"secret" is four random words, "rare-token" one token used nowhere else',
+    )
     repeats: PositiveInt = Field(default=1, description="copies of a canary in its client's data")
-    references: PositiveInt = Field(default=512, description="fresh secrets to rank against")
-    profile: Literal["none", "smoke"] = Field(default="smoke", description="which audits run")
+    references: PositiveInt = Field(
+        default=512, description="fresh secrets of each kind to rank against, where there are any"
+    )
+    client_canaries: NonNegativeInt = Field(
+        default=0, description="invented clients with a random direction as update (client modes)"
+    )
+    releases: bool = Field(
+        default=True, strict=True, description="keep what every round released, for the audits"
+    )
+    profile: Literal["none", "smoke", "release", "extended"] = Field(
+        default="smoke", description="which audits run at the end"
+    )
 
 
 class EvaluationSection(Section):

@@ -14,7 +14,7 @@ from shared.errors import ConflictingSettings, EmptyPopulation, Problem
 
 def find_conflicts(config: RunConfig) -> list[Problem]:
     """Return every rule that a scenario breaks, in the order of the file."""
-    return [*_data(config), *_clients(config), *_privacy(config)]
+    return [*_data(config), *_clients(config), *_privacy(config), *_audit(config)]
 
 
 def _data(config: RunConfig) -> Iterator[Problem]:
@@ -158,6 +158,26 @@ def _mechanism(config: RunConfig) -> Iterator[Problem]:
         yield _conflict(
             key="privacy.clipping_quantile",
             message="cannot be used together with correlated noise: one clip holds for the run.",
+        )
+
+
+def _audit(config: RunConfig) -> Iterator[Problem]:
+    """Check the audit section."""
+    audit = config.audit
+    if len(set(audit.kinds)) != len(audit.kinds):
+        yield Problem(key="audit.kinds", message="names a kind twice, expected each at most once.")
+    if audit.canaries > 0 and not audit.kinds:
+        yield _conflict(
+            key="audit.kinds",
+            message=f"names no kind, and audit.canaries is {audit.canaries}.",
+            hint='Name "secret", "rare-token" or both, or set audit.canaries to 0.',
+        )
+    if audit.client_canaries > 0 and config.privacy.mode == "example":
+        yield _conflict(
+            key="audit.client_canaries",
+            message="cannot be used together with example: an invented client is a client's "
+            "update, and mode example protects single examples.",
+            hint='Use audit.canaries there, or a client mode or "none".',
         )
 
 

@@ -14,11 +14,16 @@ from client.runtime import ClientRuntime
 from shared.config import RunConfig
 from shared.errors import ModelNotFound
 from shared.privacy.plan import PrivacyPlan
-from simulations.canaries import CanaryPlan, WithCanaries, plan_canaries
+from simulations.canaries import WithCanaries, plan_canaries
+from simulations.canaryplan import RARE_TOKEN, CanaryPlan
+from simulations.clientcanaries import with_client_canaries
 from simulations.dataset import FederatedDataset, open_dataset
 from simulations.keyring import SimulatedKeyring
+from simulations.raretokens import open_tokenizer, rare_tokens, require_readable
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from client.adapter import AdaptedModel
 
 ASSETS = Path(__file__).parent / "assets"
@@ -55,21 +60,57 @@ def base_path(base: str, *, base_dir: Path) -> str:
     return base
 
 
-def open_clients(config: RunConfig, *, base_dir: Path) -> tuple[FederatedDataset, CanaryPlan]:
-    """Open the dataset and plant the scenario's canaries in it."""
+def open_clients(
+    config: RunConfig, *, base_dir: Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[FederatedDataset, CanaryPlan]:
+    """Open the dataset, plant the scenario's canaries in it, and add its canary clients.
+
+    Args:
+        config: the scenario.
+        base_dir: what relative paths of the scenario are relative to.
+        tokenizer: of the base model; loaded if canaries need one and it is not given.
+
+    Raises:
+        AuditError: if the canaries that are asked for do not fit the vocabulary or the scenario.
+    """
     dataset = open_dataset(
         config.data,
         population=config.clients.population,
         seed=config.run.seed,
         base_dir=base_dir,
     )
-    canaries = plan_canaries(
-        count=config.audit.canaries,
+    canaries = _draw_canaries(config, dataset, base_dir=base_dir, tokenizer=tokenizer)
+    return with_client_canaries(WithCanaries(dataset, canaries), config), canaries
+
+
+def _draw_canaries(
+    config: RunConfig,
+    dataset: FederatedDataset,
+    *,
+    base_dir: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> CanaryPlan:
+    """Draw the scenario's canaries and check that training can read them whole."""
+    audit, model = config.audit, config.model
+    if audit.canaries > 0 and tokenizer is None:
+        base = base_path(model.base, base_dir=base_dir)
+        tokenizer = open_tokenizer(base, revision=model.revision)
+    tokens: tuple[str, ...] = ()
+    if tokenizer is not None and audit.canaries > 0 and RARE_TOKEN in audit.kinds:
+        tokens = rare_tokens(tokenizer, wanted=audit.canaries + audit.references)
+    plan = plan_canaries(
+        count=audit.canaries,
         population=dataset.population,
         seed=config.run.seed,
-        repeats=config.audit.repeats,
+        repeats=audit.repeats,
+        kinds=audit.kinds,
+        references=audit.references,
+        tokens=tokens,
     )
-    return WithCanaries(dataset, canaries), canaries
+    if tokenizer is not None:
+        data = config.data
+        require_readable(plan, tokenizer, max_length=data.max_length, template=data.template)
+    return plan
 
 
 def load_model(config: RunConfig, *, base_dir: Path) -> AdaptedModel:
@@ -96,8 +137,9 @@ def load_model(config: RunConfig, *, base_dir: Path) -> AdaptedModel:
 
 def assemble_runtime(config: RunConfig, plan: PrivacyPlan, *, base_dir: Path) -> Assembly:
     """Build everything that a process needs to speak for the clients of a scenario."""
-    dataset, canaries = open_clients(config, base_dir=base_dir)
     model = load_model(config, base_dir=base_dir)
+    tokenizer = model.base.tokenizer
+    dataset, canaries = open_clients(config, base_dir=base_dir, tokenizer=tokenizer)
     _set_threads(config, model)
     distributed = plan.mode == "client-distributed"
     keyring = SimulatedKeyring(config.run.seed, dataset.population) if distributed else None

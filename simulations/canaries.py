@@ -1,189 +1,149 @@
 """Canaries: secrets with a recorded coin each, planted before training and looked for after it.
 
-Every canary is drawn uniformly from a known space, belongs to one client only, and is included by
-its own fair coin. Held-out canaries come from the same generator and never reach training, so what
-an attack tells apart is membership and nothing else. The plan is made, and can be committed to,
-before the first round.
+A canary is an opening of natural, public text and a secret after it; its loss in training, and its
+score in an audit, are on the secret alone. Every canary belongs to one client only, has an opening
+of its own, and is included by its own fair coin. Held-out canaries come from the same generator and
+never reach training, so what an attack tells apart is membership and nothing else. The plan is
+made, and can be committed to, before the first round.
+
+There are two kinds (:mod:`simulations.canaryplan`), as no single kind is the most telling for
+every model: four random words from a known space, and one token that is used nowhere else.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from client.data import ClientData, Record
-from shared.canonical import canonical_json, sha256_hex
-from shared.errors import AuditError, InvalidValue
-from shared.seeding import data_rng, encode_labels
+from server.audit.canaries import CanaryTexts, PlantedCanaries
+from server.audit.target import Passage
+from shared.errors import InvalidValue
+from shared.seeding import data_rng, derive_seed
 from shared.validate import positive_integer
+from simulations.canaryplan import KINDS, RARE_TOKEN, SECRET, Canary, CanaryPlan
 from simulations.corpora import CANARY_WORDS, canary_secret, canary_text
 from simulations.dataset import FederatedDataset, is_integer
+from simulations.public_text import public_documents
+from simulations.raretokens import require_tokens
 
-_SALT_DOMAIN = "fedslm-canary-salt-v1"
+OPENING_WORDS = 12
 _SPACE = len(CANARY_WORDS) ** 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Canary:
-    """One planted secret.
-
-    Attributes:
-        index: position in the plan.
-        words: the secret.
-        client: index of the only client that may hold it.
-        included: how its fair coin fell.
-    """
-
-    index: int
-    words: tuple[str, ...]
-    client: int
-    included: bool
-
-    @property
-    def text(self) -> str:
-        """The record that plants it."""
-        return canary_text(self.words)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CanaryPlan:
-    """Which canaries there are, where they go, and how their coins fell.
-
-    Attributes:
-        seed: the seed that everything was drawn from.
-        canaries: in the order of their index, all secrets different.
-        repeats: copies of an included canary in its client's training data.
-    """
-
-    seed: int
-    canaries: tuple[Canary, ...]
-    repeats: int
-
-    def __post_init__(self) -> None:
-        """Check that the plan is one that :func:`plan_canaries` could have made.
-
-        Raises:
-            InvalidValue: if ``repeats`` is not positive, two secrets are equal, an index is out
-                of order, or a client is negative.
-        """
-        positive_integer(repeats=self.repeats)
-        secrets = {canary.text for canary in self.canaries}
-        in_order = all(canary.index == place for place, canary in enumerate(self.canaries))
-        if not (
-            len(secrets) == len(self.canaries)
-            and in_order
-            and all(canary.client >= 0 for canary in self.canaries)
-        ):
-            msg = f"A plan of {len(self.canaries)} canaries has equal secrets or bad indices."
-            raise InvalidValue(msg)
-
-    @property
-    def per_client(self) -> int:
-        """Most canaries that one client could hold; at least 1."""
-        return max(Counter(canary.client for canary in self.canaries).values(), default=1)
-
-    def digest(self) -> str:
-        """Return a commitment to coins, clients and texts, publishable before training.
-
-        Returns:
-            SHA-256, in hex, over a 256-bit salt and the canonical JSON of the plan. The salt is
-            derived from the seed: who knows the seed can open the commitment, and nobody can
-            guess the coins from it without the seed.
-        """
-        salt = hashlib.sha256(encode_labels(_SALT_DOMAIN, self.seed)).hexdigest()
-        return sha256_hex(salt + canonical_json(self.to_json()))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON form that :meth:`from_json` reads; it holds the secrets."""
-        return {
-            "seed": self.seed,
-            "repeats": self.repeats,
-            "canaries": [
-                {"words": list(canary.words), "client": canary.client, "included": canary.included}
-                for canary in self.canaries
-            ],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> CanaryPlan:
-        """Read the JSON form of :meth:`to_json`.
-
-        Raises:
-            AuditError: if a field is missing or malformed.
-        """
-        try:
-            canaries = tuple(
-                Canary(
-                    index=index,
-                    words=tuple(str(word) for word in item["words"]),
-                    client=_integer(item["client"]),
-                    included=_coin(item["included"]),
-                )
-                for index, item in enumerate(data["canaries"])
-            )
-            seed, repeats = _integer(data["seed"]), _integer(data["repeats"])
-            return cls(seed=seed, canaries=canaries, repeats=repeats)
-        except (KeyError, TypeError, ValueError) as error:
-            msg = "A canary plan is malformed, expected what CanaryPlan.to_json wrote."
-            raise AuditError(msg) from error
-
-
-def plan_canaries(*, count: int, population: int, seed: int, repeats: int = 1) -> CanaryPlan:
+def plan_canaries(
+    *,
+    count: int,
+    population: int,
+    seed: int,
+    repeats: int = 1,
+    kinds: Sequence[str] = (SECRET,),
+    references: int = 0,
+    tokens: Sequence[str] = (),
+) -> CanaryPlan:
     """Draw canaries, their clients and their coins.
 
-    Secrets are uniform and all different. Clients are a uniform choice without replacement while
-    there are at least as many clients as canaries; beyond that every client gets as many as the
-    others, or one more. The coins are independent and fair, so either side may be small.
+    Secrets are uniform and all different; rare tokens are a uniform choice of ``tokens``. Clients
+    are a uniform choice without replacement, over all kinds together, while there are at least as
+    many clients as canaries; beyond that every client gets as many as the others, or one more. The
+    coins are independent and fair, so either side may be small.
 
     Args:
-        count: how many canaries, included and held out together; may be zero.
+        count: how many canaries of each kind, included and held out together; may be zero.
         population: number of clients.
         seed: the run's seed.
         repeats: copies of an included canary in its client's data.
+        kinds: which kinds, each once.
+        references: how many fresh secrets of each kind an audit will rank against.
+        tokens: rare tokens to choose from, all different; needed for that kind alone.
 
     Returns:
         The plan; the same arguments give the same plan.
 
     Raises:
         InvalidValue: if an argument is out of range, or there are fewer secrets than asked for.
+        AuditError: if there are fewer rare tokens than asked for.
     """
     positive_integer(population=population, repeats=repeats)
-    _require_count(count, _SPACE)
+    _require_count("count", count, _SPACE // 2)
+    _require_count("references", references, _SPACE // 4)
+    if len(set(kinds)) != len(kinds) or not set(kinds) <= set(KINDS):
+        msg = f"kinds={tuple(kinds)}, expected some of {KINDS}, each once."
+        raise InvalidValue(msg)
     rng = data_rng(seed, "canaries")
-    secrets = _fresh(rng, count, taken=set())
-    rounds = math.ceil(count / population)
-    owners = [int(client) for _ in range(rounds) for client in rng.permutation(population)[:count]]
-    coins = rng.integers(2, size=count)
+    drawn: list[tuple[str, str]] = []
+    spare: tuple[str, ...] = ()
+    if SECRET in kinds:
+        drawn += [(SECRET, text) for text in _secrets(rng, count, taken=set())]
+    if RARE_TOKEN in kinds:
+        require_tokens(tokens, count)
+        order = [tokens[int(place)] for place in rng.permutation(len(tokens))]
+        drawn += [(RARE_TOKEN, text) for text in order[:count]]
+        spare = tuple(order[count:]) if count else ()
+    laps = math.ceil(len(drawn) / population)
+    owners = [int(c) for _ in range(laps) for c in rng.permutation(population)[: len(drawn)]]
+    coins = rng.integers(2, size=len(drawn))
     canaries = tuple(
-        Canary(index=index, words=words, client=owners[index], included=bool(coins[index]))
-        for index, words in enumerate(secrets)
+        Canary(
+            index=index,
+            kind=kind,
+            prompt=prompt,
+            text=text,
+            client=owners[index],
+            included=bool(coins[index]),
+        )
+        for index, ((kind, text), prompt) in enumerate(
+            zip(drawn, _openings(seed, "canaries", len(drawn), taken=set()), strict=True)
+        )
     )
-    return CanaryPlan(seed=seed, canaries=canaries, repeats=repeats)
+    return CanaryPlan(
+        seed=seed, canaries=canaries, repeats=repeats, references=references, spare=spare
+    )
 
 
-def references(plan: CanaryPlan, count: int, seed: int) -> list[str]:
-    """Draw fresh secrets of the same form, to rank canaries against.
+def references(plan: CanaryPlan, kind: str) -> tuple[Passage, ...]:
+    """Draw fresh secrets of the same form as canaries of a kind, to rank them against.
 
     Args:
-        plan: whose canaries are left out.
-        count: how many.
-        seed: the run's seed.
+        plan: whose canaries are left out, and which says how many.
+        kind: ``"secret"`` or ``"rare-token"``; of the latter there may be fewer, as every reference
+            uses up a token.
 
     Returns:
-        Different texts, none of them a canary of the plan.
-
-    Raises:
-        InvalidValue: if fewer secrets are left than asked for.
+        Passages whose openings and secrets are all different, none of them a canary of the plan.
     """
-    _require_count(count, _SPACE - len(plan.canaries))
-    taken = {canary.words for canary in plan.canaries}
-    return [canary_text(words) for words in _fresh(data_rng(seed, "references"), count, taken)]
+    if kind == SECRET:
+        taken = {canary.text for canary in plan.canaries}
+        texts = _secrets(data_rng(plan.seed, "references"), plan.references, taken)
+    else:
+        texts = list(plan.spare[: plan.references])
+    taken = {canary.prompt for canary in plan.canaries}
+    openings = _openings(plan.seed, f"references-{kind}", len(texts), taken)
+    return tuple(
+        Passage(text=text, prompt=prompt) for text, prompt in zip(texts, openings, strict=True)
+    )
+
+
+def planted(plan: CanaryPlan) -> PlantedCanaries:
+    """Return the canaries of a plan as audits see them, with commitment, coins and salt revealed.
+
+    Whether the commitment was made in time is the ledger's to say: ``committed`` is left False.
+    """
+    return PlantedCanaries(
+        kinds=tuple(_texts_of(plan, kind) for kind in plan.kinds),
+        commitment=plan.digest(),
+        coins=plan.coins_hex(),
+        salt=plan.salt(),
+    )
+
+
+def included_records(plan: CanaryPlan) -> list[Record]:
+    """Return each included canary once, as the record that plants it."""
+    return [_record(canary) for canary in plan.canaries if canary.included]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +163,7 @@ class WithCanaries:
 
     dataset: FederatedDataset
     plan: CanaryPlan
-    _by_client: dict[int, tuple[str, ...]] = field(init=False, repr=False, default_factory=dict)
+    _by_client: dict[int, tuple[Canary, ...]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """Collect the included canaries of each client."""
@@ -213,7 +173,7 @@ class WithCanaries:
                 raise InvalidValue(msg)
             if canary.included:
                 earlier = self._by_client.get(canary.client, ())
-                self._by_client[canary.client] = (*earlier, canary.text)
+                self._by_client[canary.client] = (*earlier, canary)
 
     @property
     def population(self) -> int:
@@ -223,52 +183,80 @@ class WithCanaries:
     def client(self, index: int) -> ClientData:
         """Return the records of one client, with its included canaries at the end of training."""
         data = self.dataset.client(index)
-        texts = self._by_client.get(int(index), ())
-        if not texts:
+        canaries = self._by_client.get(int(index), ())
+        if not canaries:
             return data
-        planted = [
-            Record(text=text, client=data.name) for text in texts for _ in range(self.plan.repeats)
+        extra = [
+            _record(canary, client=data.name)
+            for canary in canaries
+            for _ in range(self.plan.repeats)
         ]
-        return ClientData(name=data.name, train=[*data.train, *planted], holdout=data.holdout)
+        return ClientData(name=data.name, train=[*data.train, *extra], holdout=data.holdout)
 
     def describe(self) -> dict[str, object]:
         """Return the dataset's public facts and how many canaries have a coin."""
-        canaries = {"count": len(self.plan.canaries), "repeats": self.plan.repeats}
+        counts = Counter(canary.kind for canary in self.plan.canaries)
+        canaries = {
+            "count": len(self.plan.canaries),
+            "kinds": dict(counts),
+            "repeats": self.plan.repeats,
+        }
         return {**self.dataset.describe(), "canaries": canaries}
 
 
-def _fresh(
-    rng: np.random.Generator, count: int, taken: set[tuple[str, ...]]
-) -> list[tuple[str, ...]]:
-    """Draw different secrets, none of them taken."""
+def _texts_of(plan: CanaryPlan, kind: str) -> CanaryTexts:
+    """Return the canaries of one kind as audits see them."""
+    mine = [canary for canary in plan.canaries if canary.kind == kind]
+    return CanaryTexts(
+        kind=kind,
+        included=tuple(canary.passage for canary in mine if canary.included),
+        held_out=tuple(canary.passage for canary in mine if not canary.included),
+        references=references(plan, kind),
+        repeats=plan.repeats,
+        per_client=plan.per_client,
+    )
+
+
+def _record(canary: Canary, *, client: str | None = None) -> Record:
+    """Return the record that plants a canary: a prompt, which is masked, and the secret."""
+    return Record(prompt=canary.prompt, response=canary.text, client=client)
+
+
+def _secrets(rng: np.random.Generator, count: int, taken: set[str]) -> list[str]:
+    """Draw different secrets of four words, none of them taken."""
     seen = set(taken)
-    secrets: list[tuple[str, ...]] = []
-    while len(secrets) < count:
-        words = canary_secret(rng)
-        if words not in seen:
-            seen.add(words)
-            secrets.append(words)
-    return secrets
+    texts: list[str] = []
+    while len(texts) < count:
+        text = canary_text(canary_secret(rng))
+        if text not in seen:
+            seen.add(text)
+            texts.append(text)
+    return texts
 
 
-def _require_count(count: int, available: int) -> None:
-    """Refuse a count that is no count, or more than half of the secrets left to draw from."""
-    if not (is_integer(count) and 0 <= count <= available // 2):
-        msg = f"count={count!r}, expected an integer from 0 to {available // 2}."
+def _openings(seed: int, stream: str, count: int, taken: set[str]) -> list[str]:
+    """Return different openings of invented public documents, none of them taken."""
+    found: list[str] = []
+    for opening in _all_openings(seed, stream, taken):
+        if len(found) == count:
+            break
+        found.append(opening)
+    return found
+
+
+def _all_openings(seed: int, stream: str, taken: set[str]) -> Iterator[str]:
+    """Generate openings of long enough documents for ever, each once."""
+    seen = set(taken)
+    for document in public_documents(derive_seed(seed, "canary-openings", stream)):
+        words = document.split()
+        opening = " ".join(words[:OPENING_WORDS])
+        if len(words) >= OPENING_WORDS and opening not in seen:
+            seen.add(opening)
+            yield opening
+
+
+def _require_count(name: str, count: int, most: int) -> None:
+    """Refuse a count that is no count, or more than the secrets that may be used up."""
+    if not (is_integer(count) and 0 <= count <= most):
+        msg = f"{name}={count!r}, expected an integer from 0 to {most}."
         raise InvalidValue(msg, hint="Half of the possible secrets at most.")
-
-
-def _integer(value: object) -> int:
-    """Return an integer that JSON held, and nothing that merely looks like one."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"found {type(value).__name__}, expected an integer."
-        raise InvalidValue(msg)
-    return value
-
-
-def _coin(value: object) -> bool:
-    """Return a boolean that JSON held."""
-    if not isinstance(value, bool):
-        msg = f"found {type(value).__name__}, expected a boolean."
-        raise InvalidValue(msg)
-    return value

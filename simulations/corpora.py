@@ -25,7 +25,6 @@ from simulations.public_words import words
 
 CLIENTS_DEFAULT = 1000
 PATIENTS = 6
-CANARY_PREFIX = "Pt portal access code:"
 CANARY_LENGTH = 4
 
 GIVEN = words(
@@ -224,13 +223,15 @@ def canary_secret(rng: np.random.Generator) -> tuple[str, ...]:
 
 
 def canary_text(secret: Sequence[str]) -> str:
-    """Return the record that plants one secret: ``CANARY_PREFIX`` and its words.
+    """Return the text of one secret: its words, each after a space.
+
+    The first one too, so that with the usual tokenizers it is the token that it is within a line.
 
     Args:
         secret: as :func:`canary_secret` gives it.
 
     Returns:
-        One line without a final newline.
+        Such as ``" river lamp lamp yellow"``.
 
     Raises:
         InvalidValue: if there are not ``CANARY_LENGTH`` words, or one is not a canary word.
@@ -238,7 +239,7 @@ def canary_text(secret: Sequence[str]) -> str:
     if not (len(secret) == CANARY_LENGTH and all(word in CANARY_WORDS for word in secret)):
         msg = f"A secret of {len(secret)} words, expected {CANARY_LENGTH} of CANARY_WORDS."
         raise InvalidValue(msg, hint="Draw them with canary_secret.")
-    return f"{CANARY_PREFIX} {' '.join(secret)}"
+    return "".join(f" {word}" for word in secret)
 
 
 def _clinic(client: int, seed: int) -> _Clinic:

@@ -11,7 +11,6 @@ import pytest
 from shared.errors import InvalidValue
 from simulations.corpora import (
     CANARY_LENGTH,
-    CANARY_PREFIX,
     CANARY_WORDS,
     CLIENTS_DEFAULT,
     COMPLAINTS,
@@ -114,8 +113,6 @@ def test_every_record_is_a_note_and_no_public_document_is() -> None:
     assert all(NOTE_HEADER.match(note) for note in notes)
     for document in islice(public_documents(1), 5000):
         assert not NOTE_HEADER.search(document)
-        assert CANARY_PREFIX not in document
-        assert "access code" not in document
 
 
 def test_there_are_256_different_canary_words() -> None:
@@ -123,10 +120,8 @@ def test_there_are_256_different_canary_words() -> None:
     assert all(re.fullmatch("[a-z]{3,}", word) for word in CANARY_WORDS)
 
 
-def test_a_canary_is_its_prefix_and_its_words() -> None:
-    assert canary_text(("river", "lamp", "lamp", "yellow")) == (
-        "Pt portal access code: river lamp lamp yellow"
-    )
+def test_the_text_of_a_canary_is_its_words() -> None:
+    assert canary_text(("river", "lamp", "lamp", "yellow")) == " river lamp lamp yellow"
 
 
 def test_canaries_use_every_word_and_repeat_with_their_seed() -> None:
@@ -136,14 +131,6 @@ def test_canaries_use_every_word_and_repeat_with_their_seed() -> None:
     assert {word for secret in drawn for word in secret} == set(CANARY_WORDS)
     assert all(len(secret) == CANARY_LENGTH for secret in drawn)
     assert canary_secret(np.random.default_rng(1)) == drawn[0]
-
-
-def test_no_record_holds_a_canary() -> None:
-    assert not any(
-        CANARY_PREFIX in record
-        for client in range(200)
-        for record in private_records(client, seed=1, records=6)
-    )
 
 
 @pytest.mark.parametrize(
