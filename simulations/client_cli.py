@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from simulations.redact_cli import redact
+
 if TYPE_CHECKING:
     from client.charges import Budget
     from client.policy import ClientPolicy, Refusal
@@ -19,6 +21,7 @@ policy_app = typer.Typer(
     help="Write, read and try out the policy of a device.", no_args_is_help=True
 )
 client_app.add_typer(policy_app, name="policy")
+client_app.command("redact")(redact)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Policy = Annotated[Path, typer.Argument(help="The policy file of the device.")]

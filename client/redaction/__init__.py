@@ -7,6 +7,7 @@ everything back. Needs the extra ``query``.
 from __future__ import annotations
 
 from client.redaction.engine import KINDS, Redactor, default_redactor
+from client.redaction.mapfile import read_map, write_map
 from client.redaction.placeholders import Redacted, Restored, Session
 from client.redaction.spans import Finder, Span
 
@@ -19,4 +20,6 @@ __all__ = [
     "Session",
     "Span",
     "default_redactor",
+    "read_map",
+    "write_map",
 ]

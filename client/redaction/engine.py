@@ -10,8 +10,8 @@ leaves the process.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -54,6 +54,8 @@ _IDENTIFIER_SCORE = 0.4
 _EDGES = " \t\r\n,;:.!?\"'()[]{}<>«»“”\u2018\u2019"
 _POSSESSIVE = re.compile("['\u2019]s?$")
 _NAMES = ("PERSON", "ORGANIZATION", "GPE", "STREET_ADDRESS")
+# What says little on its own is not looked for again: a later "34" need not be the age.
+_COMMON = frozenset({"AGE", "DATE_TIME", "TITLE", "NRP"})
 _SHORTEST_NAME = 3
 
 
@@ -185,14 +187,23 @@ class Redactor:
         # First settled with every kind, so that a kind nobody asked for can claim what is its own.
         kept = [span for span in settle(spans) if span.kind in self.kinds]
         trimmed = [small for span in kept if (small := trim(text, span)) is not None]
+        known = {} if session is None else self._known(session)
+        named = [
+            replace(span, kind=known.get(text[span.start : span.end], span.kind))
+            for span in trimmed
+        ]
         names = {
-            (span.kind, text[span.start : span.end]) for span in trimmed if span.kind in _NAMES
+            **{text[s.start : s.end]: s.kind for s in named if s.kind in _NAMES},
+            **known,
         }
-        if session is not None:
-            names |= {(kind, value) for kind in self.kinds for value in session.values(kind)}
         again = [span for span in _repeats(text, names) if span.kind in self.kinds]
-        settled = settle([*trimmed, *again])
+        settled = settle([*named, *again])
         return [small for span in settled if (small := trim(text, span)) is not None]
+
+    def _known(self, session: Session) -> dict[str, str]:
+        """Return the kind of every text that a session knows and that tells something."""
+        kinds = sorted(self.kinds - _COMMON)
+        return {value: kind for kind in kinds for value in session.values(kind)}
 
     def redact(self, text: str, session: Session) -> Redacted:
         """Return a query as it may leave; ``session`` learns what was replaced."""
@@ -218,11 +229,10 @@ def trim(text: str, span: Span) -> Span | None:
     return Span(start=start, end=end, kind=span.kind, score=span.score)
 
 
-def _repeats(text: str, names: Iterable[tuple[str, str]]) -> list[Span]:
+def _repeats(text: str, names: Mapping[str, str]) -> list[Span]:
     """Return where known texts, or the words of known names of people, stand as whole words."""
-    wanted: dict[str, str] = {}
-    for kind, value in sorted(names):
-        wanted.setdefault(value, kind)
+    wanted = dict(names)
+    for value, kind in names.items():
         if kind == "PERSON":
             for word in re.findall(r"[^\W\d_]+", value):
                 if _telling(word):
@@ -243,12 +253,12 @@ def _telling(word: str) -> bool:
 
 @cache
 def default_redactor(
-    *, kinds: Collection[str] | None = None, spacy_model: str | None = None
+    *, kinds: frozenset[str] | None = None, spacy_model: str | None = None
 ) -> Redactor:
     """Return the redactor that ships: Presidio and the tagger, and a spaCy model if one is named.
 
     Args:
-        kinds: which of :data:`KINDS` to take out; None for all. Must be hashable.
+        kinds: which of :data:`KINDS` to take out; None for all.
         spacy_model: name or folder of an installed spaCy model.
 
     Raises:

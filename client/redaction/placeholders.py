@@ -73,13 +73,14 @@ class Session:
     """What stands for what, in one conversation.
 
     Args:
-        known: texts by placeholder, from :meth:`to_dict` of an earlier session.
+        known: texts by placeholder, as :meth:`to_dict` of an earlier session gave them.
+        last: the placeholders of its last query.
     """
 
-    def __init__(self, known: Mapping[str, str] | None = None) -> None:
+    def __init__(self, known: Mapping[str, str] | None = None, *, last: Iterable[str] = ()) -> None:
         self._texts: dict[str, str] = dict(known or {})
         self._names = {(_kind_of(name), text): name for name, text in self._texts.items()}
-        self._last: tuple[str, ...] = tuple(self._texts)
+        self._last: tuple[str, ...] = tuple(last)
 
     def __repr__(self) -> str:
         """Return how much is kept; never what."""
@@ -92,11 +93,7 @@ class Session:
             text: the query.
             spans: what to replace; may overlap.
         """
-        alike = [
-            Span(start=match.start(), end=match.end(), kind=LITERAL)
-            for match in _LIKE.finditer(text)
-        ]
-        found = _without(settle(spans), alike)
+        found = _with_literals(text, settle(spans))
         names, pieces, done = [], [], 0
         for span in found:
             name = self._name(span.kind, text[span.start : span.end])
@@ -111,8 +108,7 @@ class Session:
     def restore(self, answer: str) -> Restored:
         """Put the personal data back into an answer.
 
-        ``missing`` is about the last query that was redacted, or everything that is known where
-        the session was read from a file.
+        ``missing`` is about the last query that was redacted.
         """
         used: dict[str, None] = {}
         unknown: dict[str, None] = {}
@@ -140,7 +136,7 @@ class Session:
 
     def to_dict(self) -> dict[str, object]:
         """Return the JSON form. It holds the personal data: keep it on the device."""
-        return {"schema": SCHEMA, "placeholders": dict(self._texts)}
+        return {"schema": SCHEMA, "placeholders": dict(self._texts), "last": list(self._last)}
 
     @classmethod
     def from_dict(cls, data: object) -> Session:
@@ -149,17 +145,12 @@ class Session:
         Raises:
             DataError: if it is not one.
         """
-        known = data.get("placeholders") if isinstance(data, Mapping) else None
-        good = (
-            isinstance(data, Mapping)
-            and data.get("schema") == SCHEMA
-            and isinstance(known, Mapping)
-            and all(isinstance(text, str) and _OURS.fullmatch(name) for name, text in known.items())
-        )
-        if not good or not isinstance(known, Mapping):
-            msg = "the file is not a map of placeholders."
-            raise DataError(msg, hint="Give the file that `fedslm client redact --map` wrote.")
-        return cls(known)
+        if isinstance(data, Mapping) and data.get("schema") == SCHEMA:
+            known, last = data.get("placeholders"), data.get("last")
+            if isinstance(known, Mapping) and isinstance(last, list) and _whole(known, last):
+                return cls(known, last=last)
+        msg = "the file is not a map of placeholders."
+        raise DataError(msg, hint="Give the file that `fedslm client redact --map` wrote.")
 
     def _name(self, kind: str, text: str) -> str:
         """Return the placeholder of a text, a new one if it has none."""
@@ -175,23 +166,58 @@ class Session:
 _OURS = re.compile(r"<[A-Z]+(?:_[A-Z]+)*_[1-9][0-9]*>")
 
 
+def _whole(known: Mapping[str, str], last: list[str]) -> bool:
+    """Tell whether a map holds texts by placeholders, no text twice under one kind, no gap.
+
+    A gap in the numbers would give out a placeholder a second time.
+    """
+    good = all(
+        isinstance(name, str) and isinstance(text, str) and _OURS.fullmatch(name)
+        for name, text in known.items()
+    )
+    if not good or len({(_kind_of(name), text) for name, text in known.items()}) < len(known):
+        return False
+    kinds = [_kind_of(name) for name in known]
+    numbered = {f"<{kind}_{k + 1}>" for kind in set(kinds) for k in range(kinds.count(kind))}
+    return numbered == set(known) and all(name in known for name in last)
+
+
 def _kind_of(name: str) -> str:
     """Return the kind in a placeholder."""
     return name[1:-1].rpartition("_")[0]
 
 
-def _without(spans: Iterable[Span], alike: list[Span]) -> list[Span]:
-    """Return spans and what looks like a placeholder; where they meet, one span covers both.
+def _with_literals(text: str, spans: list[Span]) -> list[Span]:
+    """Add spans for what would look like a placeholder of ours beside the placeholders.
 
-    A span keeps its kind where something that looks like a placeholder stands wholly inside it;
-    otherwise a piece of a placeholder could be left beside ours.
+    Looked at is what would be sent, since taking something out may leave a placeholder-like rest.
     """
-    found: list[Span] = []
-    for span in sorted([*spans, *alike], key=lambda s: (s.start, -s.end)):
-        last = found[-1] if found else None
-        if last is None or span.start >= last.end:
-            found.append(span)
-            continue
-        kind = last.kind if span.end <= last.end else LITERAL
-        found[-1] = Span(start=last.start, end=max(span.end, last.end), kind=kind)
-    return found
+    while True:
+        sent, origin = "", list[int | None]()
+        done = 0
+        for span in spans:
+            sent += text[done : span.start] + _STAND_IN
+            origin += [*range(done, span.start), *[None] * len(_STAND_IN)]
+            done = span.end
+        sent += text[done:]
+        origin += range(done, len(text))
+        literal = {
+            place
+            for match in _LIKE.finditer(sent)
+            for place in origin[match.start() : match.end()]
+            if place is not None
+        }
+        if not literal:
+            return spans
+        spans = sorted([*spans, *_runs(literal, spans)], key=lambda span: span.start)
+
+
+_STAND_IN = "<X_1>"
+
+
+def _runs(places: set[int], spans: list[Span]) -> list[Span]:
+    """Return places as spans, each as long as it can be without a gap or a given span's border."""
+    borders = {span.start for span in spans} | {span.end for span in spans}
+    starts = [p for p in sorted(places) if p - 1 not in places or p in borders]
+    ends = [p + 1 for p in sorted(places) if p + 1 not in places or p + 1 in borders]
+    return [Span(start=a, end=b, kind=LITERAL) for a, b in zip(starts, ends, strict=True)]
