@@ -138,6 +138,7 @@ def planted(plan: CanaryPlan) -> PlantedCanaries:
         commitment=plan.digest(),
         coins=plan.coins_hex(),
         salt=plan.salt(),
+        opening=plan.opening(),
     )
 
 

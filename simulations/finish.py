@@ -6,31 +6,20 @@ import math
 import platform
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from client.data import Record
-from client.evaluation import sequence_losses
-from client.tokenization import make_examples
 from server.adapters import write_adapter
-from server.audit.protocol import AuditContext, CanaryTexts, Claim
-from server.audit.run import run_audits
 from server.budget import RunBudget
 from shared.lora import Vector, initial_factors
-from shared.privacy.accountant import epsilon_of
-from shared.privacy.events import NeighboringRelation
+from shared.privacy.ledger import Ledger
 from shared.privacy.plan import PrivacyPlan
-from shared.privacy.planform import CLIENT_MODES
 from shared.privacy.statement import privacy_statement
 from simulations.assemble import Assembly
-from simulations.canaries import references
 from simulations.report import write_report
-from simulations.runfolder import AUDIT, SUMMARY, RunFolder
+from simulations.runfolder import SUMMARY, RunFolder
 
 PACKAGES = (
     "fedslm",
@@ -60,6 +49,9 @@ class Outcome:
         rounds: finished rounds.
         losses: held-out losses per client, ``before`` and ``after``.
         status: ``"completed"`` or ``"budget-exhausted"``.
+        ledger: the ledger that the run charged.
+        scope: what it calls the run's data.
+        note: is told what is being done.
     """
 
     assembly: Assembly
@@ -70,36 +62,9 @@ class Outcome:
     rounds: int
     losses: Losses
     status: str
-
-
-class ModelScorer:
-    """Scores texts under the released adapter or the bare base, for audits."""
-
-    def __init__(self, assembly: Assembly) -> None:
-        self._model = assembly.model
-        self._config = assembly.runtime.config
-
-    def losses(self, texts: Sequence[str], *, adapter: bool) -> NDArray[np.float64]:
-        """Return the summed negative log-likelihood of each text, in nats."""
-        data, evaluation = self._config.data, self._config.evaluation
-        examples = [
-            make_examples(
-                [Record(text=text)],
-                self._model.base.tokenizer,
-                max_length=data.max_length,
-                template="plain",
-            )[0]
-            for text in texts
-        ]
-        if adapter:
-            return self._score(examples, evaluation.batch_size)
-        with self._model.disabled():
-            return self._score(examples, evaluation.batch_size)
-
-    def _score(self, examples: Sequence[Any], batch_size: int) -> NDArray[np.float64]:
-        """Return summed losses of tokenised texts."""
-        losses = sequence_losses(self._model, examples, batch_size=batch_size, reduction="sum")
-        return np.asarray(losses, dtype=np.float64)
+    ledger: Ledger
+    scope: str
+    note: Callable[[str], None]
 
 
 def finish_run(outcome: Outcome, *, began: float) -> dict[str, Any]:
@@ -113,9 +78,9 @@ def finish_run(outcome: Outcome, *, began: float) -> dict[str, Any]:
         The contents of ``summary.json``.
     """
     _write_adapter(outcome)
-    audit = _audit(outcome)
-    outcome.folder.write_json(AUDIT, audit)
-    summary = _summary(outcome, audit, seconds=time.monotonic() - began)
+    privacy = _privacy(outcome)
+    audit = _audit(outcome, privacy["privacy"])
+    summary = _summary(outcome, audit, privacy, seconds=time.monotonic() - began)
     outcome.folder.write_json(SUMMARY, summary)
     write_report(outcome.folder.path)
     return summary
@@ -143,56 +108,49 @@ def _write_adapter(outcome: Outcome) -> None:
     )
 
 
-def _audit(outcome: Outcome) -> dict[str, Any]:
-    """Attack the released adapter with the planted canaries."""
-    assembly = outcome.assembly
-    config = assembly.runtime.config
-    canaries = assembly.canaries
-    texts = CanaryTexts(
-        included=tuple(c.text for c in canaries.canaries if c.included),
-        held_out=tuple(c.text for c in canaries.canaries if not c.included),
-        references=tuple(references(canaries, config.audit.references, config.run.seed)),
-        repeats=config.audit.repeats,
-        commitment=canaries.digest(),
-        per_client=canaries.per_client,
-    )
-    context = AuditContext(
-        scorer=ModelScorer(assembly), canaries=texts, claim=_claim(outcome), seed=config.run.seed
-    )
-    return run_audits(context, config.audit.profile).to_dict()
+def _audit(outcome: Outcome, privacy: Mapping[str, Any]) -> dict[str, Any]:
+    """Attack the released adapter with the scenario's profile, and write the signed report."""
+    from server.audit.catalog import PROFILES
+    from server.audit.report import AuditReport
+    from shared.crypto import SigningKey
+    from simulations.auditing.claims import claim_of
+    from simulations.auditing.dossier import Dossier
+    from simulations.auditing.show import Noted
+    from simulations.auditing.suite import audit_dossier, audit_key, leak_control, write_audit
 
-
-def _claim(outcome: Outcome) -> Claim:
-    """Say what the run claims, and the epsilon that one planted record is held against.
-
-    A planted record turns its client's update into another one: in the client modes that is the
-    replace-one-client relation, whatever relation the claim itself is under. Where local steps are
-    DP-SGD as well, a planted record is an example, and the smaller of the two figures holds.
-    """
-    plan = outcome.plan
-    if plan.delta is None or plan.neighboring_relation is None:
-        return Claim(mode=plan.mode, epsilon=None, delta=None, unit=None, neighboring_relation=None)
-    spent = outcome.budget.spent()
-    applicable = spent.epsilon
-    if plan.mode in CLIENT_MODES and spent.releases > 0:
-        applicable = epsilon_of(
-            plan.events_after(spent.releases),
-            delta=plan.delta,
-            relation=NeighboringRelation.REPLACE_ONE,
+    began = time.monotonic()
+    config = outcome.assembly.runtime.config
+    profile = config.audit.profile
+    if profile == "none":
+        claim = claim_of(privacy, outcome.plan)
+        report = AuditReport(
+            claim=claim, findings=(), canaries={}, profile=profile, seed=config.run.seed
         )
-    if plan.example is not None and plan.example.delta == plan.delta:
-        applicable = min(applicable, outcome.budget.spent_by_clients().epsilon)
-    return Claim(
-        mode=plan.mode,
-        epsilon=spent.epsilon,
-        delta=plan.delta,
-        unit=str(plan.unit),
-        neighboring_relation=str(plan.neighboring_relation),
-        epsilon_applicable=applicable,
-    )
+    else:
+        dossier = Dossier(
+            assembly=outcome.assembly,
+            plan=outcome.plan,
+            folder=outcome.folder,
+            ledger=outcome.ledger,
+            scope=outcome.scope,
+            privacy=privacy,
+            released=outcome.released,
+        )
+        report = audit_dossier(
+            dossier,
+            PROFILES.get(profile),
+            profile=profile,
+            controls=leak_control,
+            progress=Noted(outcome.note),
+        )
+    key = SigningKey.load_or_create(audit_key())
+    folder = outcome.folder.path
+    return write_audit(report, folder, key=key, seconds=time.monotonic() - began).report
 
 
-def _summary(outcome: Outcome, audit: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
+def _summary(
+    outcome: Outcome, audit: Mapping[str, Any], privacy: Mapping[str, Any], *, seconds: float
+) -> dict[str, Any]:
     """Collect the keys that others rely on."""
     config, model = outcome.assembly.runtime.config, outcome.assembly.model
     before, after = (_mean(outcome.losses[key]) for key in ("before", "after"))
@@ -222,7 +180,7 @@ def _summary(outcome: Outcome, audit: Mapping[str, Any], *, seconds: float) -> d
         "perplexity_before": None if before is None else math.exp(before),
         "perplexity_after": None if after is None else math.exp(after),
         "clients_measured": len(outcome.losses["after"]),
-        **_privacy(outcome),
+        **privacy,
         "bytes_up_per_client_round": _largest(metrics, "bytes_up_per_client"),
         "bytes_down_per_client_round": _largest(metrics, "bytes_down_per_client"),
         "seconds": round(max(seconds, earlier), 3),

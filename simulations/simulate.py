@@ -30,6 +30,7 @@ from shared.errors import BaseModelMismatch, NotResumable, PrivacyBudgetExhauste
 from shared.files import write_text
 from shared.lora import Vector
 from shared.privacy.ledger import Ledger
+from shared.privacy.ledger_notes import CANARY_COINS, FIRST_ROUND
 from shared.privacy.plan import PrivacyPlan
 from shared.scenarioplan import plan_of
 from simulations.assemble import Assembly, assemble_runtime, open_clients
@@ -43,6 +44,7 @@ from simulations.runfolder import (
     RunFolder,
     open_folder,
 )
+from simulations.scope import shared_scope
 
 if TYPE_CHECKING:
     from shared.config import RunConfig
@@ -133,6 +135,7 @@ class _Session:
         self._plan = plan
         self._folder = folder
         self._ledger = ledger
+        self._scope = scope
         self._progress = progress
         self._base_dir = base_dir
         config = assembly.runtime.config
@@ -179,6 +182,9 @@ class _Session:
             rounds=self._run.finished_rounds,
             losses=self._losses,
             status=self._status,
+            ledger=self._ledger,
+            scope=self._scope,
+            note=self._progress.note,
         )
 
     def started(self, server_round: int, cohort: int) -> None:
@@ -193,6 +199,14 @@ class _Session:
         """Write the metrics line and pass on to the display."""
         self._folder.add_metrics(record)
         self._progress.finished(record)
+
+    def _commit_to_canaries(self) -> None:
+        """Write into the ledger how the canaries' coins fell, before anything is trained."""
+        run_id, digest = run_name(self._config), self._config.digest()
+        canaries = self._assembly.canaries
+        if canaries.canaries:
+            self._ledger.note(run_id, self._scope, CANARY_COINS, canaries.digest())
+        self._ledger.note(run_id, self._scope, FIRST_ROUND, digest)
 
     def _start_engine(self) -> None:
         """Hand both apps to the engine."""
@@ -234,6 +248,7 @@ class _Session:
             initial = run.initial_vector
             self._losses["before"] = _named(run.measure(messenger, clients, initial, group="b"))
             self._folder.write_json(EVALUATION, self._losses)
+        self._commit_to_canaries()
         try:
             run.train(messenger)
         except PrivacyBudgetExhausted as error:
@@ -243,15 +258,6 @@ class _Session:
         released: Vector = run.released
         self._losses["after"] = _named(run.measure(messenger, clients, released, group="a"))
         self._folder.write_json(EVALUATION, self._losses)
-
-
-def shared_scope(path: str, base_dir: Path) -> str:
-    """Return the name of some data in a ledger that several runs share.
-
-    A file has one name however its path is written, so that runs on it compose.
-    """
-    file = base_dir / path
-    return str(file.resolve()) if file.exists() else path
 
 
 def _named(losses: Mapping[int, float]) -> dict[str, float]:

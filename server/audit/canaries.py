@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from server.audit.target import Passage
 from shared import validate
@@ -104,6 +106,8 @@ class PlantedCanaries:
         coins: how the coins fell, as a hex string, revealed now; empty for a user's own files.
         salt: what the commitment was salted with, revealed now; empty for a user's own files.
         committed: whether the commitment was found in the ledger from before the first round.
+        opening: what the commitment was taken over (:mod:`server.audit.commitment`), so that a
+            reader of the report can take it again; empty for a user's own files.
     """
 
     kinds: tuple[CanaryTexts, ...]
@@ -111,6 +115,7 @@ class PlantedCanaries:
     coins: str = ""
     salt: str = ""
     committed: bool = False
+    opening: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse two entries of one kind.
@@ -135,4 +140,5 @@ class PlantedCanaries:
             "coins": self.coins,
             "salt": self.salt,
             "committed": self.committed,
+            "opening": dict(self.opening),
         }

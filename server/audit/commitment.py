@@ -125,6 +125,19 @@ def read_coins(opening: Mapping[str, Any]) -> list[bool]:
     return [bool(data[i // 8] >> (7 - i % 8) & 1) for i in range(count)]
 
 
+def tally(opening: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return how many canaries of each kind the coins included, and how many they kept out.
+
+    Raises:
+        AuditError: if it is not an opening.
+    """
+    counts: dict[str, tuple[int, int]] = {}
+    for kind, coin in zip(opening["kinds"], read_coins(opening), strict=True):
+        included, kept = counts.get(kind, (0, 0))
+        counts[kind] = (included + coin, kept + (not coin))
+    return counts
+
+
 def _require_form(opening: Mapping[str, Any]) -> None:
     """Refuse what is not an opening.
 

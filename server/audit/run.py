@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from server.audit.canaries import PlantedCanaries
+from server.audit.catalog import AUDITS
 from server.audit.protocol import Audit, AuditContext, Control, Evidence, Finding, Terms
 from server.audit.report import AuditReport
 from server.audit.target import CachedTarget, Target
 from shared.errors import AuditError
-from shared.registry import Registry
-
-AUDITS: Registry[Audit] = Registry("audit")
-PROFILES: Registry[tuple[str, ...]] = Registry("audit profile")
-PROFILES.add("none", ())
 
 
 def run_audits(

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.audit.commitment import tally, verify_commitment
 from server.audit.protocol import ALPHA, VERDICTS, Claim, Control, Terms, Verdict
 from server.audit.report import SCHEMA, overall
 from server.audit.run import conclude_again
 from shared.canonical import canonical_json, sha256_hex
 from shared.crypto import Signature, SigningKey
-from shared.errors import FedSLMError, InvalidValue, ReportInvalid
+from shared.errors import AuditError, FedSLMError, InvalidValue, ReportInvalid
 
 DOMAIN = "fedslm-audit-report-v1"
 SIGNATURE = "audit.sig.json"
@@ -122,8 +123,9 @@ def verify_report(
     """
     digest = digest_of(report)
     terms = _terms(report)
+    unopened = _commitment_problem(report)
     unsigned = list(_signature_problems(digest, signature, trusted))
-    problems = list(unsigned)
+    problems = [*unsigned, *unopened]
     concluded: list[str] = []
     verdicts: list[Verdict] = []
     for stored in _findings(report):
@@ -144,6 +146,25 @@ def verify_report(
         signed_by=None if signature is None or unsigned else signature.public_key,
         sha256=digest,
     )
+
+
+def _commitment_problem(report: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the canaries' commitment and its opening."""
+    canaries = report.get("canaries")
+    if not isinstance(canaries, Mapping) or not canaries.get("opening"):
+        return []
+    opening, kinds = canaries["opening"], canaries.get("kinds", ())
+    try:
+        if not verify_commitment(opening, str(canaries.get("commitment"))):
+            return ["the revealed coins are not the ones that were committed to."]
+        counted = {
+            str(kind["kind"]): (int(kind["included"]), int(kind["held_out"])) for kind in kinds
+        }
+        if counted != tally(opening):
+            return ["the canaries that were scored are not those of the commitment."]
+    except (AuditError, KeyError, TypeError, ValueError):
+        return ["the opening of the canaries' commitment is malformed."]
+    return []
 
 
 def _terms(report: Mapping[str, Any]) -> dict[str, Terms]:

@@ -35,7 +35,7 @@ TABLES: dict[str, dict[str, object]] = {
         "noise_source": "seeded-simulation",
     },
     "aggregation": {"policy": "ffa"},
-    "audit": {"canaries": 32, "references": 32},
+    "audit": {"canaries": 32, "references": 32, "profile": "none"},
     "evaluation": {"clients": 4},
     "performance": {"threads": 1},
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.simulate import shared_scope
+from simulations.scope import shared_scope
 
 
 def test_a_file_has_one_name_however_its_path_is_written(

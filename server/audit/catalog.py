@@ -1,0 +1,35 @@
+"""Which audits there are, and which of them a profile runs."""
+
+from __future__ import annotations
+
+from server.audit.clientcanary import ClientCanary
+from server.audit.exposure import Exposure
+from server.audit.extraction import Extraction
+from server.audit.ledger import LedgerAudit
+from server.audit.mechanism import Mechanism
+from server.audit.membership import Membership
+from server.audit.onerun import OneRun
+from server.audit.promptleak.audit import PromptLeak
+from server.audit.protocol import Audit
+from server.audit.span import Span
+from shared.registry import Registry
+
+AUDITS: Registry[Audit] = Registry("audit")
+for _audit in (
+    LedgerAudit(),
+    Mechanism(),
+    ClientCanary(),
+    Span(),
+    OneRun(),
+    Exposure(),
+    Membership(),
+    Extraction(),
+    PromptLeak(),
+):
+    AUDITS.add(_audit.name, _audit)
+
+PROFILES: Registry[tuple[str, ...]] = Registry("audit profile")
+PROFILES.add("none", ())
+PROFILES.add("smoke", tuple(AUDITS))
+PROFILES.add("release", tuple(AUDITS))
+PROFILES.add("extended", tuple(AUDITS))

@@ -1,0 +1,41 @@
+"""``fedslm adapter``: let an adapter through the release gate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+adapter_app = typer.Typer(help="Release adapters.", no_args_is_help=True)
+
+
+@adapter_app.command("release")
+def adapter_release(
+    run_dir: Annotated[Path, typer.Argument(help="A finished and audited run, or an adapter.")],
+    to: Annotated[Path, typer.Option(help="Where the released adapter goes.")],
+    report: Annotated[
+        Path | None, typer.Option(help="Its audit report; default audit.json in the run folder.")
+    ] = None,
+    public_key: Annotated[
+        str | None, typer.Option(metavar="HEX", help="The key that must have signed the report.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
+    ] = False,
+) -> None:
+    """Release an adapter with its audit report, unless the report stands against it."""
+    from server.audit.gate import release_adapter
+    from simulations.budget_common import read_key
+    from simulations.runfolder import ADAPTER, AUDIT
+
+    adapter = run_dir / ADAPTER if (run_dir / ADAPTER).is_dir() else run_dir
+    found = release_adapter(adapter, report or run_dir / AUDIT, to, trusted=read_key(public_key))
+    if as_json:
+        result = {"folder": str(found.folder), "warnings": list(found.warnings), **found.record}
+        typer.echo(json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False))
+        return
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"released  {found.folder} (audit verdict: {found.verdict})")
