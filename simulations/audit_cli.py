@@ -83,8 +83,8 @@ def audit_run(
     as_json: AsJson = False,
 ) -> None:
     """Attack an adapter and write audit.json, its signature and audit.html."""
-    from simulations.auditing.command import audit
     from simulations.auditing.request import Request
+    from simulations.auditrun import audit
 
     request = Request(
         run_dir=run_dir,

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shared.configfile import load_config
-from simulations.auditing.twinprogress import TwinProgress
 from simulations.runfolder import CONFIG
 from simulations.simulate import simulate
+from simulations.twinprogress import TwinProgress
 
 
 def train_twin(run_dir: Path, folder: Path, *, base_dir: Path, note: Callable[[str], None]) -> None:

@@ -31,8 +31,8 @@ from simulations.auditing.suite import (
     versions,
     write_audit,
 )
-from simulations.auditing.twin import train_twin
 from simulations.runfolder import AUDIT
+from simulations.twin import train_twin
 
 if TYPE_CHECKING:
     from simulations.auditing.request import Request
