@@ -32,6 +32,9 @@ from shared.errors import AuditError, TooFewCanaries
 MIN_REFERENCES = 16
 """Fewest fresh secrets to rank against; 16 allow at most 4.1 bits."""
 
+REPORTED = "loss"
+"""The score whose bits are reported, fixed beforehand: how likely the adapter finds a secret."""
+
 CERTIFIED_KIND = "secret"
 """The kind whose secrets are independent draws from a known space, which the bound needs."""
 
@@ -96,10 +99,10 @@ class Exposure:
         p_value = min(1.0, tests * smallest)
         detected = p_value < terms.alpha
         main = next((r for r in results if r.kind.name == CERTIFIED_KIND), results[0])
-        gain = main.kind.score("gain")
+        score = main.kind.score(REPORTED)
         proof = TopProof.of(
-            gain["included"],
-            gain["references"],
+            score["included"],
+            score["references"],
             repeats=main.kind.repeats,
             doubt=_doubt(main.kind, planted, terms.claim),
             terms=terms,
@@ -177,8 +180,8 @@ class _Kind:
 class _Ranked:
     """The exposure of one kind: included canaries in bits, by score, and the tests.
 
-    Scores are ``gain`` (loss relative to the base, the one that is reported), ``loss``, and
-    ``base``, which is the loss under the base model alone and hence the null.
+    Scores are ``loss`` (the one of the Secret Sharer, and the one that is reported), ``gain``
+    (loss relative to the base), and ``base``, the loss under the base model alone: the null.
     """
 
     kind: _Kind
@@ -200,26 +203,26 @@ class _Ranked:
             p_values[name] = mean_permutation_p_value(
                 bits[name], others, seed=terms.seed + 3 * place + number
             )
-        gain = kind.score("gain")
-        blocks = block_p_values(gain["included"], gain["references"], seed=terms.seed)
+        score = kind.score(REPORTED)
+        blocks = block_p_values(score["included"], score["references"], seed=terms.seed)
         return cls(
             kind=kind,
             bits=bits,
-            held_out=exposure(gain["held_out"], gain["references"]),
+            held_out=exposure(score["held_out"], score["references"]),
             p_value_base=p_values.pop("base"),
             p_values=p_values,
             fisher=None if blocks is None else fisher(blocks),
-            tail=extrapolated(gain["included"], gain["references"]),
+            tail=extrapolated(score["included"], score["references"]),
         )
 
     @property
     def included(self) -> Floats:
-        """Bits of the included canaries, relative to the base."""
-        return self.bits["gain"]
+        """Bits of the included canaries by the reported score."""
+        return self.bits[REPORTED]
 
     @property
     def mean(self) -> float:
-        """Mean bits of the included canaries, relative to the base."""
+        """Mean bits of the included canaries by the reported score."""
         return float(self.included.mean())
 
     def explain(self, null: float) -> str:
@@ -245,7 +248,7 @@ class _Ranked:
             "mean_included": self.mean,
             "mean_held_out": float(self.held_out.mean()),
             "max_included": float(self.included.max()),
-            "mean_by_loss": float(self.bits["loss"].mean()),
+            "mean_by_gain": float(self.bits["gain"].mean()),
             "mean_by_base": float(self.bits["base"].mean()),
             "mean_extrapolated": mean_tail,
             "p_value_gain": self.p_values["gain"],

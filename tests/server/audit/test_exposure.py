@@ -26,7 +26,7 @@ def derived(finding: Finding) -> dict[str, Any]:
 
 
 def test_a_planted_leak_is_found_and_explained() -> None:
-    finding = oracles.run(EXPOSURE, oracles.context(gain=6.0))
+    finding = oracles.run(EXPOSURE, oracles.context(gain=18.0))
     assert finding.value is not None
     assert finding.baseline is not None
     assert finding.interval is not None
@@ -40,7 +40,7 @@ def test_a_planted_leak_is_found_and_explained() -> None:
 
 
 def test_a_leak_above_the_claim_is_a_certified_violation() -> None:
-    around = oracles.context(gain=15.0, claim=oracles.client_claim(1.0, 2.0))
+    around = oracles.context(gain=40.0, claim=oracles.client_claim(1.0, 2.0))
     finding = oracles.run(EXPOSURE, around)
     assert finding.verdict == "violation"
     assert finding.strength == "certified"
@@ -74,7 +74,7 @@ def test_a_claim_far_above_the_ceiling_cannot_be_tested() -> None:
 
 def test_every_kind_is_tested_and_the_secrets_are_reported() -> None:
     kinds = (oracles.canaries(kind="rare-token", references=128), oracles.canaries(20, 21))
-    finding = oracles.run(EXPOSURE, oracles.context(*kinds, gain=5.0))
+    finding = oracles.run(EXPOSURE, oracles.context(*kinds, gain=16.0))
     found = derived(finding)
     assert found["tests"] == 4
     assert found["main_kind"] == "secret"
@@ -87,8 +87,8 @@ def test_every_kind_is_tested_and_the_secrets_are_reported() -> None:
 
 
 def test_fisher_is_reported_only_with_references_for_every_canary() -> None:
-    few = oracles.run(EXPOSURE, oracles.context(oracles.canaries(references=64), gain=5.0))
-    many = oracles.run(EXPOSURE, oracles.context(oracles.canaries(references=400), gain=5.0))
+    few = oracles.run(EXPOSURE, oracles.context(oracles.canaries(references=64), gain=16.0))
+    many = oracles.run(EXPOSURE, oracles.context(oracles.canaries(references=400), gain=16.0))
     assert derived(few)["kinds"]["secret"]["p_value_fisher"] is None
     assert derived(many)["kinds"]["secret"]["p_value_fisher"] < 1e-6
 
@@ -113,7 +113,7 @@ def test_sides_that_differ_before_training_are_pointed_out() -> None:
 )
 def test_nothing_is_certified_without_its_assumptions(change: dict[str, Any], why: str) -> None:
     texts = replace(oracles.canaries(), **change)
-    around = oracles.context(texts, gain=15.0, claim=oracles.client_claim(1.0, 2.0))
+    around = oracles.context(texts, gain=40.0, claim=oracles.client_claim(1.0, 2.0))
     finding = oracles.run(EXPOSURE, around)
     assert finding.verdict == "inconclusive"
     assert why in finding.explanation
@@ -121,7 +121,7 @@ def test_nothing_is_certified_without_its_assumptions(change: dict[str, Any], wh
 
 
 def test_a_users_own_files_certify_nothing() -> None:
-    around = oracles.context(gain=15.0, claim=oracles.client_claim(1.0, 2.0))
+    around = oracles.context(gain=40.0, claim=oracles.client_claim(1.0, 2.0))
     own = replace(around.need(PlantedCanaries), coins="")
     assert oracles.run(EXPOSURE, around.plus(own)).verdict == "inconclusive"
 
