@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,11 +48,22 @@ def redact(
     if restore is not None and (map_path or kinds or spacy_model):
         msg = "--restore goes with none of --map, --kind and --spacy-model."
         raise UsageError(msg, hint="fedslm client redact --restore MAP < answer.txt")
-    query = typer.get_text_stream("stdin", encoding="utf-8").read()
+    query = _stdin()
     if restore is not None:
         _restore(query, restore, as_json=as_json)
     else:
         _redact(query, map_path, kinds or [], spacy_model, as_json=as_json)
+
+
+def _stdin() -> str:
+    """Return what stands on stdin, its line ends as they are."""
+    from shared.errors import UsageError
+
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        msg = "stdin is not UTF-8 text."
+        raise UsageError(msg, hint="Convert it first: iconv -t utf-8") from error
 
 
 def _redact(

@@ -271,7 +271,7 @@ def left_over(query: str, sent: str, taken: Sequence[Labelled]) -> list[str] | N
 
     Returns:
         One piece more than was taken out; None if what was taken out overlaps or is out of order,
-        or if what was sent is not these pieces, in order, with something in between.
+        or if what was sent is not these pieces, in order, with something else in between.
     """
     pieces, done = [], 0
     for span in taken:
@@ -286,13 +286,27 @@ def left_over(query: str, sent: str, taken: Sequence[Labelled]) -> list[str] | N
     if not (sent.startswith(first) and sent.endswith(last)):
         return None
     place, end = len(first), len(sent) - len(last)
-    for piece in middle:
+    for span, piece in zip(taken, [*middle, None], strict=True):
         # At least one character stands for what was taken out.
-        place = sent.find(piece, place + 1, end)
-        if place < 0:
+        after = end if piece is None else sent.find(piece, place + 1, end)
+        if after <= place or _still_there(query, span, sent[place:after]):
             return None
-        place += len(piece)
-    return pieces if place < end else None
+        place = after + len(piece or "")
+    return pieces
+
+
+def _still_there(query: str, span: Labelled, instead: str) -> bool:
+    """Tell whether what stands for something is, or holds, the thing itself.
+
+    A word of the kind's name ("person") may stand in a placeholder, and so may a few characters.
+    """
+    taken = query[span.start : span.end]
+    letters = solid(taken)
+    telling = len(letters) > _FEW and letters not in solid(span.kind)
+    return instead == taken or (telling and letters in solid(instead))
+
+
+_FEW = 3
 
 
 def _grams(letters: str) -> list[str]:

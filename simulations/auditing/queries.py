@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,7 @@ def load_queries(
     *,
     protected: frozenset[str] | None = None,
     promised: Mapping[str, float] | None = None,
+    keep: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> LabelledQueries:
     """Read labelled queries in the shape of presidio-research's ``synth_dataset_v2.json``.
 
@@ -117,6 +118,7 @@ def load_queries(
             ``start_position``, ``end_position`` and ``entity_type``.
         protected: the kinds that are meant to be hidden; None for every kind that is labelled.
         promised: promised recall by kind.
+        keep: says of an entry whether it counts; None for all.
 
     Raises:
         DataFileNotFound: if the file cannot be read.
@@ -134,7 +136,11 @@ def load_queries(
     if not isinstance(data, list):
         msg = f"{path.name} holds no list."
         raise MalformedRow(msg, hint=_HINT)
-    queries = tuple(_query(entry, number, path.name) for number, entry in enumerate(data))
+    queries = tuple(
+        _query(entry, number, path.name)
+        for number, entry in enumerate(data)
+        if keep is None or (isinstance(entry, dict) and keep(entry))
+    )
     return LabelledQueries(
         queries=queries, source=path.name, protected=protected, promised=dict(promised or {})
     )

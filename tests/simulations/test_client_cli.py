@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,14 @@ from client.charges import example_charge, unprotected_charge
 from client.devicestore import Answer
 from client.policy import ClientPolicy
 from client.state import DeviceState
-from shared.errors import LedgerError, ModelNotFound, PolicyRefused, UnknownKey, UsageError
+from shared.errors import (
+    LedgerError,
+    MissingDependency,
+    ModelNotFound,
+    PolicyRefused,
+    UnknownKey,
+    UsageError,
+)
 from shared.privacy.accountant import epsilon_of
 from shared.privacy.events import GaussianEvent, NeighboringRelation
 from shared.privacy.ledger_signing import LedgerSigner
@@ -254,3 +263,78 @@ def test_base_prints_the_digest_of_a_model(capsys: pytest.CaptureFixture[str]) -
     assert run(["client", "policy", "base", "demo"]) == 0
     assert capsys.readouterr().out.strip() == demo_digest()
     assert as_json(capsys, "base", "demo") == {"base": "demo", "digest": demo_digest()}
+
+
+def _stdin(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", stream)
+
+
+def test_redact_and_restore_by_a_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("presidio_analyzer", reason="needs the extra `query`")
+    path = str(tmp_path / "map.json")
+    query = "Hello, my name is Ingeborg Lund, write to i.lund@example.org.\n"
+    _stdin(monkeypatch, query)
+    assert run(["client", "redact", "--map", path]) == 0
+    sent, said = capsys.readouterr()
+    assert sent == "Hello, my name is <PERSON_1>, write to <EMAIL_ADDRESS_1>.\n"
+    assert said == "Taken out: EMAIL_ADDRESS 1, PERSON 1.\n"
+    _stdin(monkeypatch, "Dear <person_1>, <PERSON_7> is unknown.\n")
+    assert run(["client", "redact", "--restore", path]) == 0
+    answer, said = capsys.readouterr()
+    assert answer == "Dear Ingeborg Lund, <PERSON_7> is unknown.\n"
+    assert "<EMAIL_ADDRESS_1>" in said
+    assert "<PERSON_7>" in said
+    _stdin(monkeypatch, sent)
+    assert run(["client", "redact", "--restore", path, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["text"], found["missing"], found["unknown"]) == (query, [], [])
+
+
+def test_a_redacted_conversation_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("presidio_analyzer", reason="needs the extra `query`")
+    for text, expected in (("I am Ingeborg Lund.", "<PERSON_1>"), ("I am Jan Maas.", "<PERSON_2>")):
+        _stdin(monkeypatch, text)
+        assert run(["client", "redact", "--map", str(tmp_path / "map.json"), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found == {"text": f"I am {expected}.", "found": {"PERSON": 1}}
+
+
+def test_redact_says_that_nothing_can_be_put_back_without_a_map(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("presidio_analyzer", reason="needs the extra `query`")
+    _stdin(monkeypatch, "Ann Lee: ann@example.org")
+    assert run(["client", "redact", "--kind", "EMAIL_ADDRESS"]) == 0
+    sent, said = capsys.readouterr()
+    assert sent == "Ann Lee: <EMAIL_ADDRESS_1>"
+    assert "nothing of it can be put back" in said
+
+
+def test_redact_either_redacts_or_restores(tmp_path: Path) -> None:
+    path = str(tmp_path / "map.json")
+    assert run(["client", "redact", "--restore", path, "--map", path]) == UsageError.exit_code
+
+
+def test_redact_reads_utf8_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"I am \xff")))
+    assert run(["client", "redact"]) == UsageError.exit_code
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+def test_redact_without_its_extra_gives_the_install_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from client.redaction import default_redactor
+
+    default_redactor.cache_clear()
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
+    _stdin(monkeypatch, "I am Ann.")
+    assert run(["client", "redact"]) == MissingDependency.exit_code
+    assert "pip install 'fedslm[query]'" in capsys.readouterr().err
