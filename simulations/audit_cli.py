@@ -66,6 +66,19 @@ def audit_run(
     nonmembers: Annotated[
         Path | None, typer.Option(help="Texts of the same kind that it was not trained on.")
     ] = None,
+    max_length: Annotated[
+        int, typer.Option(help="Most tokens of a text, with --adapter; as in its training.")
+    ] = 128,
+    template: Annotated[
+        str, typer.Option(help="How prompt and response were joined, with --adapter.")
+    ] = "plain",
+    quantization: Annotated[
+        str, typer.Option(help="How the base is stored, with --adapter.")
+    ] = "none",
+    queries: Annotated[
+        Path | None,
+        typer.Option(help="Labelled queries for query-privacy (presidio-research JSON)."),
+    ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="System prompts to protect, for prompt-leak.")
     ] = None,
@@ -95,6 +108,10 @@ def audit_run(
         base=base,
         members=members,
         nonmembers=nonmembers,
+        max_length=max_length,
+        template=template,
+        quantization=quantization,
+        queries=queries,
         prompts=prompts,
         attacks=attacks,
         ledger=ledger,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from server.audit.canaries import PlantedCanaries
 from server.audit.protocol import AuditContext, Control
+from server.audit.queryprivacy import QueryPrivacy
 from server.audit.report import AuditReport
 from server.audit.run import run_audits
 from server.audit.verify import read_report
@@ -18,6 +19,7 @@ from shared.files import write_json
 from simulations.auditing.controls import LEAK, TWIN, controls_from
 from simulations.auditing.dossier import Dossier, open_dossier
 from simulations.auditing.elsewhere import context_of_external
+from simulations.auditing.queryinputs import query_artefacts
 from simulations.auditing.show import Silent
 from simulations.auditing.suite import (
     EFFORTS,
@@ -76,7 +78,7 @@ def _run(
             profile=request.profile,
             controls=_Controls(request, progress, home),
             progress=progress,
-            extra=_given(request),
+            extra=_given(request, names),
         )
     return report, request.out or run_dir
 
@@ -89,7 +91,9 @@ def _external(
         msg = "Give --adapter and --base."
         raise UsageError(msg)
     progress.note(f"loading {request.adapter.name} on {request.base}")
-    context, subject = context_of_external(request, EFFORTS[request.profile], _given(request))
+    context, subject = context_of_external(
+        request, EFFORTS[request.profile], _given(request, names)
+    )
     controls: Mapping[str, Control] = {}
     if request.control_or_default != "none":
         source = Path(request.control_or_default)
@@ -107,8 +111,8 @@ def _external(
     return report, request.out or Path.cwd() / f"{request.adapter.name}-audit"
 
 
-def _given(request: Request) -> list[object]:
-    """Read the user's own prompts and attacks."""
+def _given(request: Request, names: Sequence[str]) -> list[object]:
+    """Read the user's own prompts, attacks and queries, else the embedded queries."""
     from server.audit.promptleak.plan import GivenAttacks
     from server.audit.promptleak.prompts import ServedPrompts
     from server.audit.promptleak.sets import load_attacks, load_prompts
@@ -116,6 +120,8 @@ def _given(request: Request) -> list[object]:
     found: list[object] = []
     if request.prompts is not None:
         found.append(ServedPrompts(prompts=load_prompts(request.prompts), protected=True))
+    if QueryPrivacy.name in names:  # the redactor takes seconds to load
+        found += query_artefacts(request.queries)
     if request.attacks is not None:
         found.append(GivenAttacks(attacks=load_attacks(request.attacks)))
     return found

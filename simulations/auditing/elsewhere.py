@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from server.audit.protocol import AuditContext, Claim, Effort
 from shared.errors import UsageError
+from simulations.auditing.assistant import assistant_for
 from simulations.auditing.external import open_external
 
 if TYPE_CHECKING:
@@ -35,12 +36,19 @@ def context_of_external(
         msg = "Give --adapter and --base."
         raise UsageError(msg)
     external = open_external(
-        request.adapter, request.base, request.members, request.nonmembers, seed=SEED
+        request.adapter,
+        request.base,
+        request.members,
+        request.nonmembers,
+        max_length=request.max_length,
+        template=request.template,
+        quantization=request.quantization,
+        seed=SEED,
     )
     context = AuditContext(
         claim=Claim(mode="unknown", epsilon=None, delta=None, unit=None, neighboring_relation=None),
         seed=SEED,
         effort=effort,
-        artefacts=(*given, *external.artefacts),
+        artefacts=(*given, *external.artefacts, assistant_for(external.model)),
     )
     return context, {"kind": "adapter", **external.facts}

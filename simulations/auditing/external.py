@@ -16,7 +16,7 @@ from server.audit.target import Passage
 from shared.errors import InvalidValue, NoUsableText
 from shared.seeding import data_rng
 from simulations.auditing.foreign import check_adapter, load_external
-from simulations.auditing.target import ModelTarget
+from simulations.auditing.target import ModelTarget, Subject
 
 LARGEST = 20_000
 """Most texts of a file that are kept; more than any audit scores."""
@@ -29,11 +29,13 @@ class External:
     """An adapter from elsewhere, ready to be audited.
 
     Attributes:
+        model: base and adapter.
         target: reads and writes with it.
         split: the user's own texts; None if none were given.
         facts: what the report says about adapter, base and files; no text and no path.
     """
 
+    model: Subject
     target: ModelTarget
     split: TextSplit | None
     facts: Mapping[str, object]
@@ -96,7 +98,7 @@ def open_external(
         "lora_alpha": config.get("lora_alpha"),
     }
     if members is None or nonmembers is None:
-        return External(target=target, split=None, facts=facts)
+        return External(model=model, target=target, split=None, facts=facts)
     files = [_File.read(Path(path), columns) for path in (members, nonmembers)]
     both = len(files[0].texts.keys() & files[1].texts.keys())
     if both:
@@ -106,7 +108,7 @@ def open_external(
     for name, file, side in zip(("members", "nonmembers"), files, sides, strict=True):
         facts[name] = {"records": file.records, "distinct": len(file.texts), "kept": len(side)}
     split = TextSplit(members=sides[0], nonmembers=sides[1], source=SOURCE)
-    return External(target=target, split=split, facts=facts)
+    return External(model=model, target=target, split=split, facts=facts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

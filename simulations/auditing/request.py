@@ -24,6 +24,10 @@ class Request:
         base: its base model.
         members: texts that it was trained on.
         nonmembers: texts of the same kind that it was not trained on.
+        max_length: most tokens of one of these texts, as in training.
+        template: how prompt and response were joined in training.
+        quantization: how the base of an adapter from elsewhere is stored.
+        queries: labelled queries for query-privacy.
         prompts: system prompts to protect.
         attacks: more prompt-extraction attacks.
         ledger: the shared ledger that the run charged.
@@ -39,6 +43,10 @@ class Request:
     base: str | None = None
     members: Path | None = None
     nonmembers: Path | None = None
+    max_length: int = 128
+    template: str = "plain"
+    quantization: str = "none"
+    queries: Path | None = None
     prompts: Path | None = None
     attacks: Path | None = None
     ledger: str | None = None

@@ -1,224 +1,257 @@
-"""The suite: one contract for every audit, verdicts, controls, and what a report may not hold."""
+"""The suite: what every audit must say, verdicts, controls, and reports that verify."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from server.audit.protocol import (
-    AuditContext,
-    CanaryTexts,
-    Claim,
-    Finding,
-    Floats,
-    PositiveControl,
-    read_losses,
-)
-from server.audit.run import AUDITS, PROFILES, run_audits
-from server.audit.verdict import bound_for
-from shared.errors import AuditError, InvalidValue
+from server.audit.catalog import AUDITS, PROFILES
+from server.audit.protocol import ALPHA, AuditContext, Claim, Control, Terms
+from server.audit.report import SCHEMA, AuditReport, overall
+from server.audit.run import run_audits
+from server.audit.target import Passage, Reading, Target
+from server.audit.verdict import Bound, bound_for, bound_for_client, judge, stated_delta
+from server.audit.verify import sign_report, verify_report
+from shared.crypto import SigningKey
+from shared.errors import InvalidValue, ReportInvalid
 from tests.server.audit import oracles
 
+ON_CANARIES = ("one-run", "exposure")
 EVERY = sorted(AUDITS)
+CLAIM = oracles.client_claim(2.0, 3.0)
+
+
+def audited(
+    context: AuditContext,
+    *,
+    names: Sequence[str] = ON_CANARIES,
+    controls: Mapping[str, Control] | None = None,
+) -> AuditReport:
+    return run_audits(context, names, profile="smoke", controls=controls)
+
+
+def written(report: AuditReport) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    return found
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_every_audit_says_who_attacks_and_gives_a_finding(name: str) -> None:
+def test_every_audit_says_who_attacks_what_it_needs_and_what_it_costs(name: str) -> None:
     audit = AUDITS.get(name)
-    texts = oracles.canaries()
-    finding = audit.run(oracles.context(texts, gain=2.0, claim=oracles.client_claim(2.0, 3.0)))
-    assert audit.name == finding.audit == name
-    assert finding.metric == audit.metric
-    assert audit.threat_model
+    assert audit.name == name
+    assert audit.metric
+    assert audit.threat_model[-1] == "."
     assert audit.needs
-    assert "texts" in audit.cost(texts)
-    assert finding.verdict in {"violation", "consistent", "inconclusive"}
-    assert (finding.n_in, finding.n_out) == (50, 50)
-    assert finding.ceiling is not None
-    assert finding.value is not None
-    assert finding.value <= finding.ceiling
+    empty = AuditContext(claim=CLAIM, seed=1)
+    assert audit.cost(empty)
+    assert audit.cost(oracles.context(gain=0.0))
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_every_audit_is_repeatable(name: str) -> None:
-    runs = [
-        AUDITS.get(name).run(oracles.context(oracles.canaries(), gain=1.0, seed=4)).to_dict()
-        for _ in range(2)
-    ]
-    assert runs[0] == runs[1]
+def test_an_audit_without_its_artefacts_is_inconclusive_and_verifies(name: str) -> None:
+    report = audited(AuditContext(claim=CLAIM, seed=1), names=[name])
+    finding = report.findings[0]
+    assert finding.verdict == "inconclusive"
+    assert finding.value is None
+    assert "needs" in finding.explanation
+    assert verify_report(written(report)).holds
 
 
-def _verdicts(context: AuditContext) -> dict[str, str]:
-    return {f.audit: f.verdict for f in run_audits(context, "smoke").findings}
-
-
-def _control(texts: CanaryTexts, **caught: bool) -> PositiveControl:
-    detected = {name.replace("_", "-"): value for name, value in caught.items()}
-    return PositiveControl(
-        source="twin", detected=detected, canaries=texts.count, repeats=texts.repeats
-    )
+def test_profiles_name_audits_and_grow() -> None:
+    smoke, release, extended = (set(PROFILES.get(p)) for p in ("smoke", "release", "extended"))
+    assert PROFILES.get("none") == ()
+    assert smoke <= release <= extended == set(AUDITS)
 
 
 def test_a_null_result_needs_a_positive_control() -> None:
-    texts = oracles.canaries(200, 200)
-    quiet = oracles.context(texts, gain=0.0, claim=oracles.client_claim(2.0, 3.0), seed=2)
-    assert set(_verdicts(quiet).values()) == {"inconclusive"}
-    caught = _control(texts, exposure=True, membership=True, one_run=True)
-    assert set(_verdicts(replace(quiet, positive_control=caught)).values()) == {"consistent"}
-    missed = _control(texts, exposure=True, membership=False)
-    assert _verdicts(replace(quiet, positive_control=missed)) == {
-        "exposure": "consistent",
-        "membership": "inconclusive",
-        "one-run": "inconclusive",
-    }
-    other = replace(caught, canaries=12)
-    assert set(_verdicts(replace(quiet, positive_control=other)).values()) == {"inconclusive"}
-
-
-def test_an_attack_that_works_here_needs_no_control_elsewhere() -> None:
-    claim = oracles.client_claim(4.0, 4.4)
-    loud = oracles.context(oracles.canaries(500, 500), gain=2.0, claim=claim)
-    report = run_audits(loud, "smoke")
-    assert [finding.detected for finding in report.findings] == [True, True, True]
+    quiet = oracles.context(oracles.canaries(200, 200), gain=0.0, claim=CLAIM, seed=2)
+    assert {f.verdict for f in audited(quiet).findings} == {"inconclusive"}
+    caught = dict.fromkeys(ON_CANARIES, oracles.caught())
+    report = audited(quiet, controls=caught)
     assert report.verdict == "consistent"
-
-
-def test_a_ceiling_below_half_of_epsilon_is_inconclusive_whatever_the_control() -> None:
-    texts = oracles.canaries(50, 50)
-    claim = oracles.client_claim(8.0, 13.0)
-    control = _control(texts, exposure=True, membership=True, one_run=True)
-    quiet = replace(oracles.context(texts, gain=0.0, claim=claim), positive_control=control)
-    report = run_audits(quiet, "smoke")
-    assert report.verdict == "inconclusive"
-    assert all("less than half of 13.00" in f.explanation for f in report.findings)
+    assert [finding.positive_control for finding in report.findings] == [True, True]
+    missed = {**caught, "one-run": oracles.caught(detected=False)}
+    assert [f.verdict for f in audited(quiet, controls=missed).findings] == [
+        "inconclusive",
+        "consistent",
+    ]
+    other = dict.fromkeys(ON_CANARIES, oracles.caught(comparable=False))
+    assert {f.verdict for f in audited(quiet, controls=other).findings} == {"inconclusive"}
 
 
 def test_a_violation_outweighs_everything() -> None:
     claim = oracles.client_claim(0.7, 1.1)
-    report = run_audits(oracles.context(oracles.canaries(500, 500), gain=6.0, claim=claim), "smoke")
+    report = audited(oracles.context(oracles.canaries(500, 500), gain=6.0, claim=claim))
     assert report.verdict == "violation"
-    assert {f.audit for f in report.findings if f.verdict == "violation"} == {"one-run"}
-
-
-def test_copies_of_an_example_are_held_against_group_privacy() -> None:
-    texts = oracles.canaries(repeats=4)
-    bound = bound_for(oracles.context(texts, gain=0.0, claim=oracles.example_claim(0.5)))
-    assert bound.epsilon == pytest.approx(2.0)
-    assert bound.delta == pytest.approx(1e-5 * math.expm1(2.0) / math.expm1(0.5))
-    flat = bound_for(oracles.context(texts, gain=0.0, claim=oracles.example_claim(0.0)))
-    assert flat.epsilon == 0.0
-    assert flat.delta == pytest.approx(4e-5)
-    empty = bound_for(oracles.context(texts, gain=0.0, claim=oracles.example_claim(8.0)))
-    assert (empty.epsilon, empty.delta) == (None, None)
-    assert "promises nothing" in empty.note
-    single = bound_for(
-        oracles.context(oracles.canaries(), gain=0.0, claim=oracles.example_claim(8.0))
-    )
-    assert single.epsilon == 8.0
-
-
-def test_copies_inside_one_client_are_one_unit() -> None:
-    texts = oracles.canaries(repeats=16)
-    bound = bound_for(oracles.context(texts, gain=0.0, claim=oracles.client_claim(2.0, 3.0)))
-    assert (bound.epsilon, bound.delta) == (3.0, 1e-5)
-
-
-@pytest.mark.parametrize(("n_in", "n_out"), [(7, 50), (50, 7), (0, 0)])
-def test_too_few_canaries_are_an_inconclusive_finding(n_in: int, n_out: int) -> None:
-    report = run_audits(oracles.context(oracles.canaries(n_in, n_out), gain=9.0), "smoke")
-    assert report.verdict == "inconclusive"
-    assert [(f.verdict, f.value) for f in report.findings] == [("inconclusive", None)] * 3
-    assert report.findings[0].details["error"] == "too-few-canaries"
-
-
-class Broken:
-    """A model whose losses are all the same wrong thing."""
-
-    def __init__(self, value: float, extra: int = 0) -> None:
-        self._value, self._extra = value, extra
-
-    def losses(self, texts: Sequence[str], *, adapter: bool) -> Floats:
-        return np.full(len(texts) + self._extra, self._value)
-
-
-@pytest.mark.parametrize("scorer", [Broken(math.nan), Broken(math.inf), Broken(1.0, extra=1)])
-def test_a_diverged_model_is_inconclusive_and_no_crash(scorer: Broken) -> None:
-    broken = replace(oracles.context(oracles.canaries(), gain=0.0), scorer=scorer)
-    report = run_audits(broken, "smoke")
-    assert report.verdict == "inconclusive"
-    assert {f.details["error"] for f in report.findings} == {"audit"}
-
-
-def test_losses_of_the_wrong_shape_are_refused() -> None:
-    with pytest.raises(AuditError, match="expected"):
-        read_losses(Broken(1.0, extra=2), ["a"], adapter=True)
+    assert overall(["consistent", "violation", "inconclusive"]) == "violation"
+    assert overall(["consistent", "inconclusive"]) == "inconclusive"
+    assert overall(["consistent", "consistent"]) == "consistent"
+    assert overall([]) == "inconclusive"
 
 
 def test_each_text_is_read_once_and_costs_are_announced_first() -> None:
-    context = oracles.context(oracles.canaries(), gain=1.0)
+    context = oracles.context(gain=1.0)
     told: list[str] = []
-    run_audits(context, "smoke", announce=lambda name, cost: told.append(f"{name}: {cost}"))
-    reads: list[tuple[bool, str]] = context.scorer.reads  # type: ignore[attr-defined]
-    assert len(reads) == len(set(reads)) == 2 * (50 + 50 + 256)
-    assert [line.split(":")[0] for line in told] == list(PROFILES.get("smoke"))
-
-
-def test_the_profile_none_attacks_nothing() -> None:
-    report = run_audits(oracles.context(oracles.canaries(), gain=1.0), "none")
-    assert (report.findings, report.verdict) == ((), "inconclusive")
-    with pytest.raises(InvalidValue, match="Did you mean 'smoke'"):
-        run_audits(oracles.context(oracles.canaries(), gain=1.0), "smok")
-
-
-def test_the_report_has_its_keys_is_json_and_names_no_canary() -> None:
-    claim = oracles.client_claim(2.0, 3.0)
-    context = oracles.context(oracles.canaries(), gain=1.0, claim=claim)
-    report: dict[str, Any] = run_audits(context, "smoke").to_dict()
-    text = json.dumps(report, allow_nan=False)
-    assert {
-        "schema",
-        "verdict",
-        "epsilon_claimed",
-        "epsilon_applicable",
-        "delta",
-        "unit",
-        "neighboring_relation",
-        "commitment",
-        "findings",
-        "canaries",
-    } <= set(report)
-    assert (report["schema"], report["epsilon_claimed"], report["delta"]) == (1, 2.0, 1e-5)
-    assert not any(name in text for name in (*context.canaries.included, "reference 0"))
-    words = {report["verdict"], *(f["verdict"] for f in report["findings"])}
-    assert words <= {"violation", "consistent", "inconclusive"}
-
-
-def test_a_twin_becomes_a_positive_control() -> None:
-    texts = oracles.canaries(200, 200)
-    twin = json.loads(json.dumps(run_audits(oracles.context(texts, gain=4.0), "smoke").to_dict()))
-    control = PositiveControl.from_report(twin, source="non-private twin")
-    claim = oracles.client_claim(2.0, 3.0)
-    quiet = replace(oracles.context(texts, gain=0.0, claim=claim, seed=2), positive_control=control)
-    report = run_audits(quiet, "smoke")
-    assert report.verdict == "consistent"
-    assert report.to_dict()["positive_control"] == "non-private twin"
-    assert [finding.positive_control for finding in report.findings] == [True, True, True]
-
-
-def test_a_private_run_or_another_file_is_no_positive_control() -> None:
-    claimed = run_audits(
-        oracles.context(oracles.canaries(), gain=4.0, claim=oracles.client_claim(2.0, 3.0)), "smoke"
+    report = run_audits(
+        context,
+        ON_CANARIES,
+        profile="smoke",
+        announce=lambda name, cost: told.append(f"{name}: {cost}"),
+        done=lambda finding: told.append(finding.verdict),
     )
-    with pytest.raises(AuditError, match="claims an epsilon"):
-        PositiveControl.from_report(claimed.to_dict(), source="x")
-    with pytest.raises(AuditError, match="expected an audit"):
-        PositiveControl.from_report({"loss": 1.0}, source="x")
+    target = context.need(oracles.FakeTarget)
+    assert len(target.reads) == len(set(target.reads))
+    assert [line.split(":")[0] for line in told[::2]] == list(ON_CANARIES)
+    assert told[1::2] == [finding.verdict for finding in report.findings]
+
+
+class Wrong(Target):
+    """A model whose losses are all the same wrong thing."""
+
+    def read(self, passages: Sequence[Passage], *, adapter: bool) -> list[Reading]:
+        return [oracles.reading(math.nan) for _ in passages]
+
+    def write(
+        self,
+        prompts: Sequence[str],
+        *,
+        adapter: bool,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[str]:
+        return ["" for _ in prompts]
+
+
+def test_a_diverged_model_is_inconclusive_and_no_crash() -> None:
+    broken = oracles.context(gain=0.0).plus(Wrong())
+    report = audited(broken)
+    assert {finding.evidence["error"] for finding in report.findings} == {"audit"}
+    assert report.verdict == "inconclusive"
+
+
+def test_an_unknown_audit_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(InvalidValue) as refused:
+        audited(oracles.context(gain=0.0), names=["one-runs"])
+    assert "one-run" in refused.value.hint
+
+
+def test_a_report_has_its_keys_and_names_no_canary() -> None:
+    context = oracles.context(gain=1.0, claim=CLAIM)
+    report = written(audited(context))
+    assert report["schema"] == SCHEMA
+    assert {"verdict", "epsilon_claimed", "epsilon_applicable", "delta", "unit", "findings"} <= set(
+        report
+    )
+    text = json.dumps(report)
+    assert "secret in-" not in text
+    assert "secret out-" not in text
+    assert set(report["findings"][0]) == {
+        "audit", "verdict", "strength", "metric", "value", "interval", "ceiling", "baseline",
+        "detected", "n_in", "n_out", "alpha", "positive_control", "explanation", "evidence",
+    }  # fmt: skip
+
+
+def test_a_report_verifies_from_its_own_evidence_alone() -> None:
+    controls = dict.fromkeys(ON_CANARIES, oracles.caught())
+    report = written(audited(oracles.context(gain=2.0, claim=CLAIM), controls=controls))
+    found = verify_report(report)
+    assert found.holds
+    assert found.concluded == ON_CANARIES
+    assert found.signed_by is None
+    assert found.verdict == report["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("findings", 0, "value"), 0.123),
+        (("findings", 0, "verdict"), "violation"),
+        (("findings", 1, "interval"), [0.0, 9.0]),
+        (("findings", 1, "explanation"), "Nothing was found."),
+        (("findings", 0, "evidence", "kinds", 0, "repeats"), 16),
+        (("findings", 0, "extra"), 1),
+        (("verdict",), "violation"),
+        (("seed",), 99),
+        (("epsilon_applicable",), 0.5),
+        (("findings", 0, "alpha"), 0.5),
+    ],
+)
+def test_a_tampered_report_does_not_verify(path: tuple[str | int, ...], value: object) -> None:
+    report: Any = written(audited(oracles.context(gain=2.0, claim=CLAIM)))
+    place = report
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    assert not verify_report(report).holds
+
+
+def test_a_signature_binds_the_report_and_the_key() -> None:
+    report = written(audited(oracles.context(gain=2.0, claim=CLAIM)))
+    key, other = SigningKey(b"\x01" * 32), SigningKey(b"\x02" * 32)
+    signature = sign_report(report, key)
+    assert verify_report(report, signature=signature).signed_by == key.public_key
+    assert verify_report(report, signature=signature, trusted=key.public_key).holds
+    assert not verify_report(report, signature=signature, trusted=other.public_key).holds
+    assert not verify_report(report, trusted=key.public_key).holds
+    forged = replace(signature, public_key=other.public_key)
+    assert not verify_report(report, signature=forged).holds
+    assert not verify_report(report, signature=replace(signature, domain="other")).holds
+    changed = {**report, "subject": {"weights_sha256": "0" * 64}}
+    assert verify_report(changed, signature=signature).signed_by is None
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        {},
+        {"findings": []},
+        {"seed": 1, "controls": {}, "findings": [3]},
+        {"seed": math.nan},
+    ],
+)
+def test_what_is_no_report_is_refused(report: dict[str, Any]) -> None:
+    with pytest.raises(ReportInvalid):
+        verify_report(report)
+
+
+def test_copies_of_an_example_are_held_against_group_privacy() -> None:
+    bound = bound_for(oracles.example_claim(0.5), repeats=4)
+    assert bound.epsilon == pytest.approx(2.0)
+    assert bound.delta == pytest.approx(1e-5 * math.expm1(2.0) / math.expm1(0.5))
+    flat = bound_for(oracles.example_claim(0.0), repeats=4)
+    assert flat.epsilon == 0.0
+    assert flat.delta == pytest.approx(4e-5)
+    empty = bound_for(oracles.example_claim(8.0), repeats=4)
+    assert (empty.epsilon, empty.delta) == (None, None)
+    assert "promises nothing" in empty.note
+    assert bound_for(oracles.example_claim(8.0), repeats=1).epsilon == 8.0
+
+
+def test_what_covers_a_record_and_what_covers_a_client() -> None:
+    assert bound_for(CLAIM, repeats=16).epsilon == 3.0
+    assert bound_for_client(CLAIM).epsilon == 2.0
+    assert bound_for_client(oracles.example_claim(1.0)).epsilon is None
+    assert bound_for_client(oracles.NO_CLAIM).epsilon is None
+    assert bound_for(replace(CLAIM, epsilon_applicable=None), repeats=1).epsilon is None
+    assert stated_delta(oracles.NO_CLAIM, bound_for(oracles.NO_CLAIM, repeats=1)) == 0.0
+    assert stated_delta(CLAIM, bound_for_client(CLAIM)) == 1e-5
+
+
+def test_a_ceiling_below_half_of_epsilon_is_inconclusive_whatever_the_control() -> None:
+    terms = oracles.terms(CLAIM, control=oracles.caught())
+    bound = Bound(epsilon=8.0, delta=1e-5, note="")
+    low, _ = judge(terms, bound=bound, ceiling_epsilon=3.9, detected=True)
+    high, _ = judge(terms, bound=bound, ceiling_epsilon=4.0, detected=False)
+    none, _ = judge(terms, bound=bound, ceiling_epsilon=None, detected=False)
+    assert (low, high, none) == ("inconclusive", "consistent", "consistent")
+    above, _ = judge(terms, bound=bound, ceiling_epsilon=9.0, detected=True, violated=True)
+    assert above == "violation"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +266,9 @@ def test_a_private_run_or_another_file_is_no_positive_control() -> None:
 )
 def test_a_claim_that_is_no_guarantee_is_refused(bad: dict[str, float | None]) -> None:
     with pytest.raises(InvalidValue):
-        replace(oracles.client_claim(1.0, 2.0), **bad)  # type: ignore[arg-type]
+        replace(CLAIM, **bad)  # type: ignore[arg-type]
+    with pytest.raises(InvalidValue):
+        Claim.from_dict({})
 
 
 def test_a_text_sits_on_one_side_only() -> None:
@@ -244,20 +279,20 @@ def test_a_text_sits_on_one_side_only() -> None:
         replace(texts, references=texts.held_out)
     with pytest.raises(InvalidValue):
         replace(texts, repeats=0)
+    with pytest.raises(InvalidValue, match="each kind once"):
+        oracles.planted(texts, texts)
 
 
-def test_alpha_is_a_probability() -> None:
+def test_passages_and_artefacts_show_nothing_of_their_text() -> None:
+    assert "hidden" not in repr(Passage(text="hidden", prompt="hidden"))
+    assert "hidden" not in repr(oracles.canaries(kind="secret"))
+
+
+def test_terms_and_controls_are_checked() -> None:
     with pytest.raises(InvalidValue):
-        replace(oracles.context(oracles.canaries(), gain=0.0), alpha=1.0)
-
-
-def test_findings_and_claims_keep_their_json_keys() -> None:
-    claim = Claim(mode="none", epsilon=None, delta=None, unit=None, neighboring_relation=None)
-    assert set(claim.to_dict()) >= {"mode", "epsilon_claimed", "delta", "unit"}
-    finding: Finding = run_audits(oracles.context(oracles.canaries(), gain=1.0), "smoke").findings[
-        0
-    ]
-    assert set(finding.to_dict()) == {
-        "audit", "verdict", "metric", "value", "interval", "ceiling", "baseline", "detected",
-        "n_in", "n_out", "alpha", "positive_control", "explanation", "details",
-    }  # fmt: skip
+        Terms(claim=CLAIM, seed=1, alpha=1.0)
+    assert Terms(claim=CLAIM, seed=1).alpha == ALPHA
+    control = Control(source="x", detected=True, value=1.0, interval=(0.5, 2.0))
+    assert Control.from_dict(json.loads(json.dumps(control.to_dict()))) == control
+    with pytest.raises(InvalidValue):
+        Control.from_dict({"source": "x"})
