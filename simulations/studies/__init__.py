@@ -1,0 +1,1 @@
+"""Questions about leakage, each answered by a family of small runs."""
