@@ -20,6 +20,7 @@ from simulations.audit_cli import audit_app
 from simulations.bench_cli import bench_app
 from simulations.budget_cli import budget_app
 from simulations.client_cli import client_app
+from simulations.study_cli import study_app
 
 if TYPE_CHECKING:
     from shared.configfile import ResolvedConfig
@@ -39,6 +40,7 @@ app.add_typer(adapter_app, name="adapter")
 app.add_typer(budget_app, name="budget")
 app.add_typer(bench_app, name="bench")
 app.add_typer(client_app, name="client")
+app.add_typer(study_app, name="study")
 
 Scenario = Annotated[str, typer.Argument(help="A built-in scenario, or the path of a TOML file.")]
 Overrides = Annotated[
