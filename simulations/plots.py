@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.audit import stats
 from simulations.svg import (
     BLUE,
     GREEN,
     GREY,
-    INK,
     PURPLE,
     VERMILLION,
     legend,
@@ -182,140 +180,6 @@ def bytes_by_round(rounds: Sequence[int], up: Points, down: Points) -> str:
         legend(axes)
 
     return render(draw)
-
-
-def exposure_histogram(
-    included: Sequence[float], held_out: Sequence[float], base: Sequence[float], ceiling: float
-) -> str:
-    """Draw exposure in bins of one bit, with what chance would give.
-
-    Args:
-        included: bits of canaries that were trained on.
-        held_out: bits of canaries that were not.
-        base: bits of the trained-on canaries under the base model.
-        ceiling: the most that can be shown, bits.
-    """
-
-    def draw(axes: Axes) -> None:
-        edges = np.arange(0, math.floor(ceiling) + 2)
-        width = 0.27
-        for offset, (values, colour, hatch, label) in enumerate(
-            (
-                (included, VERMILLION, "", "trained on"),
-                (held_out, BLUE, "////", "kept out"),
-                (base, "#aab2bd", "", "base model"),
-            )
-        ):
-            counts, _ = np.histogram(values, bins=edges)
-            axes.bar(
-                edges[:-1] + 0.095 + width * (offset + 0.5),
-                100 * counts / len(values),
-                width,
-                color=colour,
-                label=label,
-                hatch=hatch,
-                edgecolor="white",
-            )
-        chance = 100 * (2.0 ** -edges[:-1] - 2.0 ** -edges[1:])
-        axes.plot(
-            edges[:-1] + 0.5,
-            chance,
-            color=INK,
-            marker="D",
-            markersize=3,
-            linewidth=1.2,
-            label="chance, 2⁻ᵉ",
-        )
-        axes.set_xticks(edges[:: 1 if edges.size <= 12 else 2])
-        axes.grid(visible=False, axis="x")
-        axes.set_xlabel("exposure (bits)")
-        axes.set_ylabel("canaries (%)")
-        axes.legend(loc="upper right")
-
-    return render(draw)
-
-
-def membership_roc(scores_in: Sequence[float], scores_out: Sequence[float], *, alpha: float) -> str:
-    """Draw the ROC curve of membership on logarithmic axes, with a pointwise interval.
-
-    The band is the Clopper-Pearson interval of the true positive rate at each threshold. Both axes
-    start at the smallest rate that so many held-out canaries can show.
-    """
-    members = np.asarray(scores_in, dtype=np.float64)
-    others = np.asarray(scores_out, dtype=np.float64)
-
-    def draw(axes: Axes) -> None:
-        fpr, tpr = stats.roc(members, others)
-        floor = 1 / max(members.size, others.size)
-        band = np.array(
-            [
-                stats.clopper_pearson(round(rate * members.size), members.size, alpha=alpha)
-                for rate in tpr
-            ]
-        )
-        x = np.maximum(fpr, floor)
-        axes.fill_between(
-            x,
-            np.maximum(band[:, 0], floor),
-            band[:, 1],
-            step="post",
-            color=BLUE,
-            alpha=0.18,
-            label=f"{100 * (1 - alpha):.0f} % interval",
-        )
-        axes.step(x, np.maximum(tpr, floor), where="post", color=BLUE, label="this adapter")
-        axes.plot(
-            [floor, 1],
-            [floor, 1],
-            color=GREY,
-            linestyle=(0, (4, 3)),
-            linewidth=1.4,
-            label="guessing",
-        )
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlim(floor, 1)
-        axes.set_ylim(floor, 1)
-        plain_numbers(axes)
-        axes.set_xlabel("false positive rate")
-        axes.set_ylabel("true positive rate")
-        axes.legend(loc="lower right")
-
-    return render(draw)
-
-
-def certified_bound(bound: float, ceiling: float, applicable: float | None) -> str:
-    """Draw the certified lower bound on one line with its ceiling and the epsilon that applies."""
-
-    def draw(axes: Axes) -> None:
-        axes.barh([0], [ceiling], height=0.34, color="#dfe4ea", label="ceiling")
-        axes.barh(
-            [0],
-            [bound],
-            height=0.34,
-            color=BLUE,
-            hatch="////",
-            edgecolor="white",
-            label="lower bound",
-        )
-        reach = ceiling
-        if applicable is not None:
-            axes.axvline(
-                applicable,
-                color=VERMILLION,
-                linestyle=(0, (2, 2)),
-                label=f"epsilon {applicable:.3g}",
-            )
-            reach = max(ceiling, applicable)
-        axes.set_xlim(0, 1.08 * reach)
-        axes.set_ylim(-0.4, 0.4)
-        axes.set_yticks([])
-        axes.grid(visible=False, axis="y")
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel("epsilon")
-        legend(axes)
-
-    return render(draw, size=(5.2, 1.9))
 
 
 def byte_scale(largest: float) -> tuple[float, str]:

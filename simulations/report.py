@@ -7,39 +7,19 @@ any time. Everything that comes from a file is escaped; the page forbids itself 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from shared.errors import RunFolderError
 from shared.files import disk_errors, write_text
-from simulations import plots, reporttext
+from simulations import auditfigures, audittext, plots, reporttext
+from simulations.pagekit import Picture, environment, picture
 from simulations.runfolder import AUDIT, CONFIG, EVALUATION, REPORT, SUMMARY, RunFolder
 
 Table = Mapping[str, Any]
 
-_ASSETS = Path(__file__).parent / "assets"
+AUDIT_PAGE = "audit.html"
 _TEMPLATE = "report.html.j2"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plot:
-    """One picture with its words.
-
-    Args:
-        svg: the picture.
-        title: what it shows, in a few words.
-        alt: what a reader who cannot see it should know.
-        caption: how to read it and what it does not show; may be empty.
-    """
-
-    svg: Markup
-    title: str
-    alt: str
-    caption: str = ""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -68,6 +48,7 @@ def write_report(run_dir: Path) -> Path:
         evaluation=folder.read_json(EVALUATION) or {},
         audit=folder.read_json(AUDIT) or {},
         config=_read_config(run_dir / CONFIG),
+        audit_page=(run_dir / AUDIT_PAGE).exists(),
     )
     path = run_dir / REPORT
     write_text(path, page)
@@ -75,20 +56,18 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _page(
-    *, summary: Table, metrics: Sequence[Table], evaluation: Table, audit: Table, config: str
+    *,
+    summary: Table,
+    metrics: Sequence[Table],
+    evaluation: Table,
+    audit: Table,
+    config: str,
+    audit_page: bool,
 ) -> str:
     """Fill the template."""
-    environment = Environment(
-        loader=FileSystemLoader(_ASSETS),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(reporttext.FILTERS)
     privacy = summary.get("privacy") or {}
-    return environment.get_template(_TEMPLATE).render(
+    template = environment().get_template(_TEMPLATE)
+    return template.render(
         summary=summary,
         privacy=privacy,
         private=privacy.get("mode", "none") != "none",
@@ -109,12 +88,17 @@ def _page(
         clients=reporttext.client_spread(evaluation),
         client_plot=_client_plot(evaluation),
         audit=audit,
-        audit_plots=_audit_plots(audit),
+        audit_lines=audittext.finding_lines(audit),
+        audit_word=audittext.verdict_word(audit.get("verdict")),
+        audit_means=audittext.meaning(audit),
+        audit_controls=audittext.control_sources(audit),
+        audit_pictures=_audit_pictures(audit),
+        audit_page=audit_page,
         config=config,
     )
 
 
-def _loss_plots(summary: Table, metrics: Sequence[Table]) -> list[Plot]:
+def _loss_plots(summary: Table, metrics: Sequence[Table]) -> list[Picture]:
     """Draw held-out loss and perplexity by round, where they were measured."""
     found = []
     for key, title, unit in (
@@ -131,7 +115,7 @@ def _loss_plots(summary: Table, metrics: Sequence[Table]) -> list[Plot]:
             f"Measured after {len(measured)} of {len(metrics)} rounds; {measured[-1]:.4g} at the "
             + ("end." if before is None else f"end, {before:.4g} with the base model alone.")
         )
-        found.append(Plot(svg=Markup(drawn), title=title, alt=alt))  # noqa: S704 our own SVG
+        found.append(picture(drawn, title=title, alt=alt))
     return found
 
 
@@ -147,7 +131,7 @@ _WHICH_DECIDES = {
 }
 
 
-def _epsilon_plot(summary: Table, metrics: Sequence[Table]) -> Plot | None:
+def _epsilon_plot(summary: Table, metrics: Sequence[Table]) -> Picture | None:
     """Draw epsilon against the cap; nothing in mode ``none``."""
     epsilon, by_rdp = _column(metrics, "epsilon"), _column(metrics, "epsilon_rdp")
     spent = [value for value in epsilon if value is not None]
@@ -157,22 +141,22 @@ def _epsilon_plot(summary: Table, metrics: Sequence[Table]) -> Plot | None:
     accountant = "rdp" if summary["privacy"].get("accountant") == "rdp" else "pld"
     drawn = plots.epsilon_by_round(_rounds(metrics), epsilon, by_rdp, cap, accountant=accountant)
     limit = "without a cap" if cap is None else f"under a cap of {cap:.4g}"
-    return Plot(
-        svg=Markup(drawn),  # noqa: S704 our own SVG
+    return picture(
+        drawn,
         title="Epsilon by round",
         alt=f"Epsilon rises to {spent[-1]:.4g} {limit}.",
         caption=_WHICH_DECIDES[accountant],
     )
 
 
-def _client_plot(evaluation: Table) -> Plot | None:
+def _client_plot(evaluation: Table) -> Picture | None:
     """Draw the spread over clients before and after."""
     spread = reporttext.client_spread(evaluation)
     if spread is None:
         return None
     drawn = plots.clients_before_after(spread.before, spread.after)
-    return Plot(
-        svg=Markup(drawn),  # noqa: S704 our own SVG
+    return picture(
+        drawn,
         title="Clients, before and after",
         alt=(
             f"Of {len(spread.after)} clients, the median held-out loss is "
@@ -182,7 +166,7 @@ def _client_plot(evaluation: Table) -> Plot | None:
     )
 
 
-def _byte_plot(metrics: Sequence[Table]) -> Plot | None:
+def _byte_plot(metrics: Sequence[Table]) -> Picture | None:
     """Draw the traffic of all clients together."""
     total = reporttext.traffic(metrics)
     if total is None:
@@ -190,8 +174,8 @@ def _byte_plot(metrics: Sequence[Table]) -> Plot | None:
     drawn = plots.bytes_by_round(
         _rounds(metrics), [row[0] for row in total.rounds], [row[1] for row in total.rounds]
     )
-    return Plot(
-        svg=Markup(drawn),  # noqa: S704 our own SVG
+    return picture(
+        drawn,
         title="Traffic, added up over the rounds",
         alt=(
             f"All clients together sent {reporttext.size(total.up)} and received "
@@ -200,72 +184,14 @@ def _byte_plot(metrics: Sequence[Table]) -> Plot | None:
     )
 
 
-def _audit_plots(audit: Table) -> list[Plot]:
-    """Draw what each audit measured, where its finding holds the numbers."""
-    drawers = {"exposure": _exposure, "membership": _membership, "one-run": _one_run}
-    found = []
-    for finding in audit.get("findings") or []:
-        drawer = drawers.get(finding.get("audit"))
-        if drawer is not None and finding.get("value") is not None:
-            found.append(drawer(finding))
-    return found
-
-
-def _exposure(finding: Table) -> Plot:
-    """Draw the exposure histogram."""
-    details = finding["details"]
-    ranked, null = details["base_referenced"], details["base_model"]
-    drawn = plots.exposure_histogram(
-        ranked["included"], ranked["held_out"], null["included"], finding["ceiling"]
-    )
-    return Plot(
-        svg=Markup(drawn),  # noqa: S704 our own SVG
-        title="Exposure of planted secrets",
-        alt=(
-            f"Trained-on secrets reach {ranked['mean_included']:.3g} bits on average, "
-            f"kept-out ones {ranked['mean_held_out']:.3g}, the base model "
-            f"{null['mean_included']:.3g}."
-        ),
-        caption=(
-            "Half of all secrets gain less than one bit by chance, a quarter one to two, and so "
-            "on: the diamonds. Bars of trained-on secrets far to the right are leaks. At most "
-            f"{finding['ceiling']:.3g} bits can be shown."
-        ),
-    )
-
-
-def _membership(finding: Table) -> Plot:
-    """Draw the ROC curve."""
-    details, alpha = finding["details"], finding["alpha"]
-    drawn = plots.membership_roc(details["scores_in"], details["scores_out"], alpha=alpha)
-    return Plot(
-        svg=Markup(drawn),  # noqa: S704 our own SVG
-        title="Membership inference",
-        alt=(
-            f"The area under the curve is {finding['value']:.3g}, interval "
-            f"{finding['interval'][0]:.3g} to {finding['interval'][1]:.3g}; guessing is 0.5."
-        ),
-        caption=(
-            "The left edge matters most: it shows how many members are named with few wrong "
-            "accusations. The band is pointwise."
-        ),
-    )
-
-
-def _one_run(finding: Table) -> Plot:
-    """Draw the certified bound between zero and its ceiling."""
-    applicable = _number(finding["details"].get("epsilon_applicable"))
-    drawn = plots.certified_bound(finding["value"], finding["ceiling"], applicable)
-    against = "" if applicable is None else f", epsilon that applies {applicable:.3g}"
-    return Plot(
-        svg=Markup(drawn),  # noqa: S704 our own SVG
-        title="Certified lower bound on epsilon",
-        alt=f"Bound {finding['value']:.3g}, ceiling {finding['ceiling']:.3g}{against}.",
-        caption=(
-            "A bound right of the dotted line would contradict the claim. A bound left of it does "
-            "not confirm the claim: the attack may be weak."
-        ),
-    )
+def _audit_pictures(audit: Table) -> list[Picture]:
+    """Draw what says most about the audit; the audit's own page has the rest."""
+    drawn = [
+        auditfigures.bounds_picture(audit),
+        auditfigures.roc_picture(audit),
+        *auditfigures.exposure_pictures(audit)[:1],
+    ]
+    return [one for one in drawn if one is not None]
 
 
 def _rounds(metrics: Sequence[Table]) -> list[int]:

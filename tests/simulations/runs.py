@@ -3,58 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from server.audit.protocol import AuditContext, CanaryTexts, Claim, Floats
-from server.audit.run import run_audits
+from tests.simulations import auditreports
 
 Json = dict[str, Any]
-
-
-class InventedModel:
-    """A scorer whose losses are drawn per text, with planted texts made likelier."""
-
-    def __init__(self, planted: tuple[str, ...], gain: float) -> None:
-        self._planted = set(planted)
-        self._gain = gain
-
-    def losses(self, texts: Sequence[str], *, adapter: bool) -> Floats:
-        return np.array([self._loss(text, adapter=adapter) for text in texts])
-
-    def _loss(self, text: str, *, adapter: bool) -> float:
-        rng = np.random.default_rng(list(text.encode()))
-        base, noise = 40 + 4 * rng.standard_normal(), 0.8 * rng.standard_normal()
-        return base - adapter * (2 + noise + self._gain * (text in self._planted))
-
-
-def invented_audit(*, gain: float, private: bool, count: int = 200) -> Json:
-    coins = np.random.default_rng(7).random(count) < 0.5
-    names = [f"canary {index}" for index in range(count)]
-    canaries = CanaryTexts(
-        included=tuple(n for n, coin in zip(names, coins, strict=True) if coin),
-        held_out=tuple(n for n, coin in zip(names, coins, strict=True) if not coin),
-        references=tuple(f"reference {index}" for index in range(512)),
-        repeats=4,
-        commitment="c0" * 32,
-    )
-    context = AuditContext(
-        scorer=InventedModel(canaries.included, gain),
-        canaries=canaries,
-        seed=0,
-        claim=Claim(
-            mode="client-central" if private else "none",
-            epsilon=7.94 if private else None,
-            delta=5e-4 if private else None,
-            unit="client" if private else None,
-            neighboring_relation="add-or-remove-one" if private else None,
-            epsilon_applicable=11.9 if private else None,
-        ),
-    )
-    return run_audits(context, "smoke").to_dict()
 
 
 def invented_metrics(rounds: int, *, private: bool) -> list[Json]:
@@ -137,7 +93,7 @@ def invented_summary(*, private: bool, rounds: int, audit: Json) -> Json:
 def make_run(folder: Path, *, private: bool = True, rounds: int = 20, gain: float = 0.4) -> Path:
     """Write all files of an invented run and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    audit = invented_audit(gain=gain, private=private)
+    audit = auditreports.small(gain, private=private)
     rng = np.random.default_rng(3)
     before = 4.7 + 0.3 * rng.standard_normal(300)
     after = before - 1.4 + 0.25 * rng.standard_normal(300)

@@ -18,9 +18,6 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "epsilon": lambda: plots.epsilon_by_round(ROUNDS, [1, 2, 3, 4], [1.5, 2.5, 3.5, 4.5], 5.0),
     "clients": lambda: plots.clients_before_after([4.0, 5.0, 4.5], [3.0, 3.5, 3.1]),
     "bytes": lambda: plots.bytes_by_round(ROUNDS, [10, 10, 0, 10], [20, 20, None, 20]),
-    "exposure": lambda: plots.exposure_histogram([5.0, 9.0], [0.3, 1.2], [0.1, 2.0], 9.003),
-    "roc": lambda: plots.membership_roc([1.0, 2.0, 3.0], [0.0, 1.0, 1.5], alpha=0.05),
-    "bound": lambda: plots.certified_bound(1.0, 2.5, 4.0),
 }
 
 

@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +14,8 @@ import pytest
 from shared.errors import RunFolderError
 from simulations import reporttext
 from simulations.report import write_report
+from tests.simulations.htmlpage import Page
 from tests.simulations.runs import make_run
-
-VOID = {"meta", "link", "br", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Checks that tags nest, and collects what tests ask about."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.identifiers: list[str] = []
-        self.links: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        self.tags.append((tag, found))
-        self.identifiers += [value for key, value in attrs if key == "id" and value]
-        self.links += [value for key, value in attrs if key in {"href", "src"} and value]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 def _edit(folder: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:
@@ -102,9 +71,9 @@ def test_every_section_of_the_contract_is_there(private: str) -> None:
         "Epsilon by round",
         "Clients, before and after",
         "Traffic, added up over the rounds",
-        "Exposure of planted secrets",
-        "Membership inference",
-        "Certified lower bound on epsilon",
+        "Lower bounds on epsilon",
+        "Membership: ROC curves",
+        "Exposure: secret",
     ):
         assert f"<h3>{title}</h3>" in private
     assert "What the base learned." in private
@@ -142,9 +111,10 @@ def test_seeded_noise_is_announced(private: str, tmp_path: Path) -> None:
 def test_a_run_without_privacy_says_so_in_red_and_shows_no_epsilon(plain: str) -> None:
     assert '<div class="banner red" role="note"><strong>No privacy:</strong>' in plain
     assert "Epsilon by round" not in plain
-    assert "at delta" not in plain
+    assert "Epsilon spent" not in plain
+    assert "No epsilon is claimed" in plain
     assert "Epsilon (RDP)" not in plain
-    assert "Exposure of planted secrets" in plain
+    assert "Exposure: secret" in plain
 
 
 def test_verdicts_are_only_the_three_words(private: str, plain: str) -> None:
@@ -200,6 +170,33 @@ def test_a_missing_part_is_said_and_not_invented(tmp_path: Path, missing: str, s
     assert said in write_report(folder).read_text(encoding="utf-8")
 
 
+def test_the_audit_is_shown_beside_its_control_and_leads_to_its_own_page(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    audit = json.loads((folder / "audit.json").read_text())
+    text = write_report(folder).read_text(encoding="utf-8")
+    rows = {row[0]: row for row in Page(text).rows if row}
+    for finding in audit["findings"]:
+        row = rows[next(cell for cell in rows if cell.startswith(finding["audit"]))]
+        assert finding["verdict"] in row[1]
+        control = audit["controls"][finding["audit"]]
+        for cell, value in ((row[3], finding["value"]), (row[4], control["value"])):
+            assert float(cell.split("[")[0].split("caught")[0]) == pytest.approx(value, rel=0.01)
+        assert "caught" in row[4]
+    assert "the non-private twin of this run" in text
+    assert 'href="audit.html"' not in text
+    (folder / "audit.html").write_text("")
+    assert 'href="audit.html"' in write_report(folder).read_text(encoding="utf-8")
+
+
+def test_an_audit_of_an_older_form_breaks_nothing(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    old = {"verdict": "consistent", "findings": [{"audit": "membership", "details": {}}]}
+    (folder / "audit.json").write_text(json.dumps(old))
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert Page(text).open == []
+    assert "membership" in text
+
+
 def test_a_run_stopped_by_its_budget_says_so(tmp_path: Path) -> None:
     folder = make_run(tmp_path, rounds=1)
     _edit(folder, "summary.json", lambda s: s.update(status="budget-exhausted"))
@@ -211,11 +208,15 @@ def test_an_audit_that_could_not_run_leaves_no_hole(tmp_path: Path) -> None:
 
     def fail(audit: dict[str, Any]) -> None:
         for finding in audit["findings"]:
-            finding.update(value=None, interval=None, ceiling=None, details={"error": "audit"})
+            evidence = {"error": "audit-error", "reason": "no model"}
+            finding.update(value=None, interval=None, ceiling=None, evidence=evidence)
+            finding.update(verdict="inconclusive", explanation="It could not be run. No model.")
 
     _edit(folder, "audit.json", fail)
     text = write_report(folder).read_text(encoding="utf-8")
-    assert "Membership inference" not in text
+    assert "Membership" not in text
+    assert "Lower bounds" not in text
+    assert text.count("It could not be run. No model.") == 3
     assert text.count('class="verdict inconclusive"') == 5
 
 
