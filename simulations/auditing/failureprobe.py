@@ -230,20 +230,23 @@ def _failing(model: AdaptedModel, place: str, marker: str) -> Iterator[None]:
 
 @contextmanager
 def _logged() -> Iterator[list[str]]:
-    """Collect every line that is logged, with its traceback, whatever the level."""
+    """Collect every line that is logged, with its traceback, whatever the level.
+
+    The failures are wanted, so nobody else is told of them.
+    """
     lines: list[str] = []
     keep = _Keep(lines)
     # Flower's own logger does not pass its lines on.
     loggers = [logging.getLogger(name) for name in ("", "fedslm", "flwr")]
-    levels = [logger.level for logger in loggers]
+    before = [(logger, logger.level, logger.handlers) for logger in loggers]
     for logger in loggers:
-        logger.addHandler(keep)
+        logger.handlers = [keep]
         logger.setLevel(logging.DEBUG)
     try:
         yield lines
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.removeHandler(keep)
+        for logger, level, handlers in before:
+            logger.handlers = handlers
             logger.setLevel(level)
 
 
