@@ -63,6 +63,7 @@ def verify(
     found = {
         "whole": True,
         "entries": report.entries,
+        "notes": report.notes,
         "subjects": report.subjects,
         "reservations": report.reservations,
         "open_reservations": report.open_reservations,
