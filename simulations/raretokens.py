@@ -1,14 +1,15 @@
 """Tokens that text hardly ever holds: canaries of one token each, for any Hugging Face tokenizer.
 
-A model that has never had a reason to write a token gives it away when one client trains on it, so
-a rare token is the most telling canary there is (Panda et al., "Privacy Auditing of Large Language
-Models", ICLR 2025). They are found from public facts alone: the tokenizer's vocabulary, and how
-often its tokens occur in the embedded public text. Nobody looks at private data, so a token may
-still occur there; the coins are independent of that, and no bound needs it to be otherwise.
+What one client alone writes is what an adapter most easily gives away (Panda et al., "Privacy
+Auditing of Large Language Models", ICLR 2025). Rare tokens are found from public facts alone: the
+tokenizer's vocabulary, and how often its tokens occur in the embedded public text. Nobody looks at
+private data, so a token may still occur there; the coins are independent of that, and no bound
+needs it to be otherwise.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import islice
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from simulations.canaryplan import CanaryPlan
 
+MAX_SHARE = 2.5e-4
 _DOCUMENTS = 2000
 _STREAM = 0
 _CHUNK = 4096
@@ -54,24 +56,28 @@ def open_tokenizer(base: str, *, revision: str | None) -> PreTrainedTokenizerBas
 
 
 def rare_tokens(tokenizer: PreTrainedTokenizerBase, *, wanted: int) -> tuple[str, ...]:
-    """Choose tokens that occur nowhere in the embedded public text.
+    """Choose tokens that hardly ever occur in the embedded public text.
 
     A token counts if it is neither special nor added, reads as printable text of two characters or
     more without white space at its ends, is one token again when that text is tokenised alone, and
-    does not occur in 2,000 public documents.
+    makes up at most :data:`MAX_SHARE` of the tokens of 2,000 public documents. Tokens that occur
+    there at all come first: one that no text ever held may never have been trained, and a model
+    cannot tell two such tokens apart.
 
     Args:
         tokenizer: of the base model: byte-level, sentencepiece or WordPiece.
         wanted: how many at most.
 
     Returns:
-        The texts of different tokens, in an order that depends on the vocabulary's size alone.
-        Fewer than ``wanted`` if the vocabulary has no more.
+        The texts of different tokens, in an order that depends on the vocabulary alone. Fewer than
+        ``wanted`` if the vocabulary has no more.
     """
+    counts = _counts(tokenizer)
+    most = MAX_SHARE * counts.total()
     left_out = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    left_out |= _seen(tokenizer)
     order = Draw(_STREAM, "rare-tokens").sample(range(len(tokenizer)), len(tokenizer))
-    usable = [token for token in order if token not in left_out]
+    usable = [token for token in order if counts[token] <= most and token not in left_out]
+    usable.sort(key=lambda token: counts[token] == 0)  # stable: the order stays random within
     found: list[str] = []
     for start in range(0, len(usable), _CHUNK):
         if len(found) >= wanted:
@@ -89,7 +95,7 @@ def require_tokens(found: Sequence[str], needed: int) -> None:
     if not len(found) >= needed:
         msg = (
             f"audit.canaries={needed} of kind rare-token, but the base model's vocabulary has "
-            f"{len(found)} tokens that public text never holds."
+            f"{len(found)} tokens that are rare enough."
         )
         hint = 'Lower audit.canaries, or set audit.kinds to ["secret"].'
         raise AuditError(msg, hint=hint)
@@ -160,9 +166,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[li
     return [[int(token) for token in ids] for ids in encoded["input_ids"]]
 
 
-def _seen(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the tokens that occur in public documents."""
-    return {token for ids in _encode(tokenizer, _public()) for token in ids}
+def _counts(tokenizer: PreTrainedTokenizerBase) -> Counter[int]:
+    """Return how often tokens occur in public documents."""
+    return Counter(token for ids in _encode(tokenizer, _public()) for token in ids)
 
 
 @lru_cache(maxsize=1)

@@ -130,7 +130,7 @@ def test_plans_that_cannot_be(bad: dict[str, Any]) -> None:
 
 
 def test_too_few_rare_tokens_are_refused_with_both_numbers() -> None:
-    with pytest.raises(AuditError, match=r"audit\.canaries=61 .* has 60 tokens"):
+    with pytest.raises(AuditError, match=r"audit\.canaries=61 .* has 60 tokens that are rare"):
         both(count=61)
 
 
