@@ -1,6 +1,6 @@
 """Whether what ran is what the plan declares: noise, clip, sampling, adapter, errors.
 
-Seven checks, each in a module of its own, under one level. They test conformance, not privacy: a
+Eight checks, each in a module of its own, under one level. They test conformance, not privacy: a
 plan may be weak and a run conform to it.
 """
 
@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from server.audit.clippath import check_clips, measure_clips
 from server.audit.conformance import LEVEL, Check, exact
 from server.audit.declared import declared_noise
 from server.audit.evidence import DERIVED, integer, mapping, number, text
 from server.audit.noisefloor import (
     check_ceiling,
-    check_clips,
     check_floor,
-    measure_clips,
     measure_releases,
 )
 from server.audit.noisetests import noise_tests

@@ -39,17 +39,15 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from server.audit.conformance import PER_TEST, Check, Test, exact, smallest
+from server.audit.conformance import PER_TEST, Check, Test, smallest
 from server.audit.declared import DeclaredNoise, clips_in_force, declared_noise, most_answers
 from server.audit.evidence import boolean, integer, number, numbers, stored, text
 from server.audit.protocol import Floats
 from server.audit.runrecord import Releases, RunRecord
 from shared.errors import AuditError
-from shared.privacy.plan import PrivacyPlan
 
 FLOOR = "noise-floor"
 CEILING = "clip-ceiling"
-CLIP_PATH = "clip-path"
 
 MOST_BLOCKS = 64
 LEAST_BLOCK = 256
@@ -164,62 +162,6 @@ def check_ceiling(evidence: Mapping[str, Any]) -> Check:
         f"A sum of updates of about {clips:.3g} clips in length would have been seen as too long."
     )
     return Check(name=CEILING, tests=tests, facts=(fact,))
-
-
-def measure_clips(record: RunRecord) -> dict[str, Any]:
-    """Return what the rounds said about their clip, against the plan."""
-    plan, rounds = record.plan, record.rounds
-    if plan.clipping_norm is None:
-        return {"skipped": "No update of a whole client is clipped in this mode."}
-    if plan.quantile is None:
-        other = [r for r in rounds if r.clipping_norm not in (None, plan.clipping_norm)]
-        return {"moving": False, "rounds": len(rounds), "other": len(other)}
-    clips = clips_in_force(plan, [r.clipping_norm for r in rounds])
-    low, high = plan.quantile.smallest, plan.quantile.largest
-    moves = plan.quantile.target - 0.5 - np.diff(np.log(clips)) / plan.quantile.learning_rate
-    # A clip at the edge of its range was cut there, and says nothing about the count.
-    free = (clips[1:] > low) & (clips[1:] < high)
-    return {
-        "moving": True,
-        "rounds": len(rounds),
-        "first": bool(clips.size == 0 or clips[0] == plan.quantile.initial),
-        "within": bool(((clips >= low) & (clips <= high)).all()),
-        "farthest": round(float(np.abs(moves[free]).max(initial=0.0)), 9),
-        "allowed": round(_farthest(plan, record.population), 9),
-    }
-
-
-def check_clips(evidence: Mapping[str, Any]) -> Check:
-    """Compare the clips that were in force with what the plan allows.
-
-    Raises:
-        AuditError: if the evidence is malformed.
-    """
-    if "skipped" in evidence:
-        return Check(name=CLIP_PATH, skipped=text(evidence, "skipped"))
-    integer(evidence, "rounds", low=0)
-    if not boolean(evidence, "moving"):
-        other = integer(evidence, "other", low=0)
-        test = exact("clip", holds=other == 0, broken=f"{other} rounds ran with another clip.")
-        return Check(name=CLIP_PATH, tests=(test,))
-    tests = (
-        exact(
-            "first clip",
-            holds=boolean(evidence, "first"),
-            broken="The first round did not run with the first clip of the plan.",
-        ),
-        exact(
-            "range",
-            holds=boolean(evidence, "within"),
-            broken="A clip was outside the range of the plan.",
-        ),
-        exact(
-            "steps",
-            holds=number(evidence, "farthest") <= number(evidence, "allowed") * (1 + 1e-6),
-            broken="The clip moved farther in a round than the clients' bits and their noise can.",
-        ),
-    )
-    return Check(name=CLIP_PATH, tests=tests)
 
 
 def _scaled(
@@ -357,15 +299,3 @@ def _upper(length: float, freedom: float, signal: float, scale: float) -> float:
 def _complete(releases: Releases) -> bool:
     """Tell whether the first rounds are all there."""
     return releases.rounds == tuple(range(1, len(releases.rounds) + 1))
-
-
-def _farthest(plan: PrivacyPlan, population: int) -> float:
-    """Return how far the noised share within the clip can be from one half.
-
-    Half of the most answers, and noise that is farther out with a chance below 1e-9 a round.
-    """
-    if plan.quantile is None:
-        return 0.0
-    divisor = plan.sampling_probability * plan.population
-    noise = _REACH * plan.quantile.count_noise_stddev
-    return (most_answers(plan, population) / 2.0 + noise) / divisor
