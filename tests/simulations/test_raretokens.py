@@ -33,9 +33,11 @@ def _texts() -> list[str]:
 
 
 def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerBase:
-    return PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast
+    wrapped: PreTrainedTokenizerBase = make(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
+    return wrapped
 
 
 def byte_level() -> PreTrainedTokenizerBase:
