@@ -64,6 +64,7 @@ def run(
 def _print_table(study: Study, outcome: Outcome) -> None:
     """Print the table, what it means, and where the rest is."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from simulations.studies.markdown import about, cells
@@ -74,10 +75,11 @@ def _print_table(study: Study, outcome: Outcome) -> None:
     table = Table("", *(row.label for row in outcome.rows), box=None, pad_edge=False)
     lines = [cells(row, study.columns, most=seeds) for row in outcome.rows]
     for place, column in enumerate(study.columns):
-        table.add_row(column.title, *(line[place] for line in lines))
+        table.add_row(column.title, *(escape(line[place]) for line in lines))
     console.print(study.question, highlight=False)
     console.print(table)
-    console.print(about(seeds, quick=bool(outcome.report["quick"])), highlight=False)
+    told = about(seeds, quick=bool(outcome.report["quick"]))
+    console.print(told, highlight=False, markup=False)
     console.print(f"Table and plots: {outcome.folder / 'study.md'}", highlight=False)
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulations.studies.drawing import SIZE, chance_bits
+from simulations.studies.drawing import SIZE, chance_bits, explain
 from simulations.studies.numbers import Estimate, rank_correlation
 from simulations.studies.protocol import Arm, Column, Row, Run, Study
 from simulations.studies.tables import over_seeds
-from simulations.svg import BLUE, INK, VERMILLION, legend, render, whole_numbers
+from simulations.svg import BLUE, INK, VERMILLION, render, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,7 +85,7 @@ def draw(rows: Sequence[Row], runs: Sequence[Run]) -> Mapping[str, str]:
         axes.set_xlabel("last round in which the canary's client took part")
         axes.set_ylabel("exposure, bits")
         whole_numbers(axes)
-        legend(axes)
+        explain(axes)
 
     return {"exposure-by-round": render(dots, size=SIZE)}
 

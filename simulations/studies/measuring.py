@@ -6,11 +6,9 @@ text and no secret is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from server.audit.canaries import CanaryTexts, PlantedCanaries
 from server.audit.protocol import AuditContext, Finding
@@ -23,9 +21,6 @@ from simulations.auditing.target import ModelTarget
 from simulations.canaries import planted
 from simulations.runfolder import SUMMARY
 from simulations.studies.participation import rounds_by_client
-
-if TYPE_CHECKING:
-    from server.audit.target import Passage
 
 ATTACKS = ("one-run", "exposure", "membership", "extraction")
 
@@ -41,8 +36,8 @@ def measure(run_dir: Path, *, base_dir: Path) -> dict[str, Any]:
         JSON values: sizes, held-out losses (nats per token), the claim, the certified lower bound,
         and per kind of canary the exposure (bits), the membership AUC and the share extracted. An
         attack that could not be run leaves None. ``canaries`` has one entry per included canary of
-        a kind that can be ranked: its exposure, what the adapter gained on it (nats), and the
-        rounds in which its client took part.
+        a kind that can be ranked: its exposure (by loss, as the audit reports it), by how many nats
+        the adapter made it likelier, and the rounds in which its client took part.
 
     Raises:
         RunFolderError: if the folder holds no finished run.
@@ -126,8 +121,10 @@ def _canaries(
         ]
         if not (chosen and kind.references):
             continue
-        gained = _gain(target, [canary.passage for canary in chosen])
-        bits = exposure(-gained, -_gain(target, kind.references))
+        passages = [canary.passage for canary in chosen]
+        tuned = losses(target, passages, adapter=True)
+        gained = losses(target, passages, adapter=False) - tuned
+        bits = exposure(tuned, losses(target, kind.references, adapter=True))
         found += [
             {
                 "kind": canary.kind,
@@ -138,8 +135,3 @@ def _canaries(
             for canary, bit, gain in zip(chosen, bits, gained, strict=True)
         ]
     return found
-
-
-def _gain(target: Target, passages: Sequence[Passage]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return by how many nats the adapter made each passage likelier than the base has it."""
-    return losses(target, passages, adapter=False) - losses(target, passages, adapter=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from simulations.studies import tables
-from simulations.studies.drawing import SIZE, chance_bits, name_points, points
+from simulations.studies.drawing import SIZE, chance_bits, explain, name_points, points
 from simulations.studies.protocol import Arm, Column, Row, Run, Shape, Study
-from simulations.svg import BLUE, VERMILLION, legend, plain_numbers, render
+from simulations.svg import BLUE, VERMILLION, plain_numbers, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ def draw(rows: Sequence[Row], runs: Sequence[Run]) -> Mapping[str, str]:
         plain_numbers(axes)
         axes.set_xlabel("parameters of the base")
         axes.set_xticks([row.mean("base_parameters") or 1.0 for row in siblings])
-        legend(axes)
+        explain(axes)
 
     def leakage(axes: Axes) -> None:
         against(axes, "secret_bits")

@@ -17,6 +17,7 @@ from simulations.benchmarks.machine import describe_machine
 from simulations.benchmarks.training import Silence
 from simulations.simulate import simulate
 from simulations.studies.bases import make_base
+from simulations.studies.drawing import as_file
 from simulations.studies.markdown import as_markdown
 from simulations.studies.measuring import measure
 from simulations.studies.protocol import Arm, Row, Run, Study
@@ -109,7 +110,8 @@ def run_study(
         "machine": describe_machine(),
     }
     for stem, element in plots.items():
-        write_text(folder / f"{stem}.svg", element + "\n")
+        title = f"{study.name}: {stem.replace('-', ' ')}"
+        write_text(folder / f"{stem}.svg", as_file(element, title=title))
     write_json(folder / REPORT, report)
     write_text(folder / PAGE, as_markdown(report, rows, study.columns))
     return Outcome(report=report, rows=rows, folder=folder)
