@@ -1,7 +1,7 @@
 """Canaries: secrets with a recorded coin each, planted before training and looked for after it.
 
-A canary is an opening of natural, public text and a secret after it; its loss in training, and its
-score in an audit, are on the secret alone. Every canary belongs to one client only, has an opening
+A canary is a beginning of natural, public text and a secret after it; its loss in training, and its
+score in an audit, are on the secret alone. Every canary belongs to one client only, has a beginning
 of its own, and is included by its own fair coin. Held-out canaries come from the same generator and
 never reach training, so what an attack tells apart is membership and nothing else. The plan is
 made, and can be committed to, before the first round.
@@ -31,7 +31,7 @@ from simulations.dataset import FederatedDataset, is_integer
 from simulations.public_text import public_documents
 from simulations.raretokens import require_tokens
 
-OPENING_WORDS = 12
+BEGINNING_WORDS = 12
 _SPACE = len(CANARY_WORDS) ** 4
 
 
@@ -97,7 +97,7 @@ def plan_canaries(
             included=bool(coins[index]),
         )
         for index, ((kind, text), prompt) in enumerate(
-            zip(drawn, _openings(seed, "canaries", len(drawn), taken=set()), strict=True)
+            zip(drawn, _beginnings(seed, "canaries", len(drawn), taken=set()), strict=True)
         )
     )
     return CanaryPlan(
@@ -114,7 +114,7 @@ def references(plan: CanaryPlan, kind: str) -> tuple[Passage, ...]:
             uses up a token.
 
     Returns:
-        Passages whose openings and secrets are all different, none of them a canary of the plan.
+        Passages whose beginnings and secrets are all different, none of them a canary of the plan.
     """
     if kind == SECRET:
         taken = {canary.text for canary in plan.canaries}
@@ -122,9 +122,9 @@ def references(plan: CanaryPlan, kind: str) -> tuple[Passage, ...]:
     else:
         texts = list(plan.spare[: plan.references])
     taken = {canary.prompt for canary in plan.canaries}
-    openings = _openings(plan.seed, f"references-{kind}", len(texts), taken)
+    beginnings = _beginnings(plan.seed, f"references-{kind}", len(texts), taken)
     return tuple(
-        Passage(text=text, prompt=prompt) for text, prompt in zip(texts, openings, strict=True)
+        Passage(text=text, prompt=prompt) for text, prompt in zip(texts, beginnings, strict=True)
     )
 
 
@@ -235,25 +235,25 @@ def _secrets(rng: np.random.Generator, count: int, taken: set[str]) -> list[str]
     return texts
 
 
-def _openings(seed: int, stream: str, count: int, taken: set[str]) -> list[str]:
-    """Return different openings of invented public documents, none of them taken."""
+def _beginnings(seed: int, stream: str, count: int, taken: set[str]) -> list[str]:
+    """Return different beginnings of invented public documents, none of them taken."""
     found: list[str] = []
-    for opening in _all_openings(seed, stream, taken):
+    for beginning in _all_beginnings(seed, stream, taken):
         if len(found) == count:
             break
-        found.append(opening)
+        found.append(beginning)
     return found
 
 
-def _all_openings(seed: int, stream: str, taken: set[str]) -> Iterator[str]:
-    """Generate openings of long enough documents for ever, each once."""
+def _all_beginnings(seed: int, stream: str, taken: set[str]) -> Iterator[str]:
+    """Generate beginnings of long enough documents for ever, each once."""
     seen = set(taken)
-    for document in public_documents(derive_seed(seed, "canary-openings", stream)):
+    for document in public_documents(derive_seed(seed, "canary-beginnings", stream)):
         words = document.split()
-        opening = " ".join(words[:OPENING_WORDS])
-        if len(words) >= OPENING_WORDS and opening not in seen:
-            seen.add(opening)
-            yield opening
+        beginning = " ".join(words[:BEGINNING_WORDS])
+        if len(words) >= BEGINNING_WORDS and beginning not in seen:
+            seen.add(beginning)
+            yield beginning
 
 
 def _require_count(name: str, count: int, most: int) -> None:

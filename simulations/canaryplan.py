@@ -27,7 +27,7 @@ class Canary:
     Attributes:
         index: position in the plan.
         kind: ``"secret"`` or ``"rare-token"``.
-        prompt: the opening, which carries no loss and no score.
+        prompt: the beginning, which carries no loss and no score.
         text: the secret.
         client: index of the only client that may hold it.
         included: how its fair coin fell.
@@ -52,7 +52,7 @@ class CanaryPlan:
 
     Attributes:
         seed: the seed that everything was drawn from.
-        canaries: in the order of their index, all openings and all secrets different.
+        canaries: in the order of their index, all beginnings and all secrets different.
         repeats: copies of an included canary in its client's training data.
         references: how many fresh secrets of each kind :func:`planted` draws to rank against.
         spare: rare tokens that no canary uses; references of that kind come from them.
@@ -68,17 +68,17 @@ class CanaryPlan:
         """Check that the plan is one that :func:`plan_canaries` could have made.
 
         Raises:
-            InvalidValue: if ``repeats`` is not positive, two openings or two secrets are equal, an
-                index is out of order, a client or the number of references is negative, or a kind
-                is not known.
+            InvalidValue: if ``repeats`` is not positive, two beginnings or two secrets are equal,
+                an index is out of order, a client or the number of references is negative, or a
+                kind is not known.
         """
         positive_integer(repeats=self.repeats)
         texts = {*self.spare, *(canary.text for canary in self.canaries)}
-        openings = {canary.prompt for canary in self.canaries}
+        beginnings = {canary.prompt for canary in self.canaries}
         in_order = all(canary.index == place for place, canary in enumerate(self.canaries))
         if not (
             len(texts) == len(self.canaries) + len(self.spare)
-            and len(openings) == len(self.canaries)
+            and len(beginnings) == len(self.canaries)
             and in_order
             and self.references >= 0
             and all(canary.client >= 0 and canary.kind in KINDS for canary in self.canaries)

@@ -48,7 +48,7 @@ def test_a_plan_repeats_and_depends_on_the_seed() -> None:
     assert plan.kinds == (SECRET, RARE_TOKEN)
 
 
-def test_each_kind_has_its_own_form_and_every_opening_is_another() -> None:
+def test_each_kind_has_its_own_form_and_every_beginning_is_another() -> None:
     plan = both()
     secrets = [c.text for c in plan.canaries if c.kind == SECRET]
     tokens = [c.text for c in plan.canaries if c.kind == RARE_TOKEN]
@@ -161,7 +161,7 @@ def test_a_malformed_json_form(key: str, value: object) -> None:
         CanaryPlan.from_json(_broken(key, value))
 
 
-def test_equal_secrets_equal_openings_and_wrong_order_are_refused() -> None:
+def test_equal_secrets_equal_beginnings_and_wrong_order_are_refused() -> None:
     one = Canary(index=0, kind=SECRET, prompt="a", text="x", client=0, included=True)
     twin, close = replace(one, index=1, prompt="b"), replace(one, index=1, text="y")
     for canaries in ((one, twin), (one, close), (replace(twin, text="z"),)):

@@ -15,6 +15,7 @@ from server.audit.commitment import (
     commitment_of,
     opening_of,
     read_coins,
+    tally,
     verify_commitment,
 )
 from shared.errors import AuditError
@@ -74,6 +75,13 @@ def test_a_damaged_opening_is_refused(damage: Callable[[dict[str, Any]], object]
     for use in (commitment_of, read_coins):
         with pytest.raises(AuditError, match="malformed"):
             use(damaged)
+
+
+def test_the_tally_counts_both_sides_of_each_kind() -> None:
+    kinds = ["secret", "rare-token", "secret", "secret"]
+    coins = [True, False, False, True]
+    found = opening_of(salt=HEX, repeats=1, coins=coins, kinds=kinds, digests=[HEX] * 4)
+    assert tally(found) == {"secret": (2, 1), "rare-token": (0, 1)}
 
 
 def test_as_many_coins_as_digests() -> None:
