@@ -28,6 +28,7 @@ from simulations.reporttext import figure, setting
 Table = Mapping[str, Any]
 
 PRIMARY = "reference"
+PRIMARY_OF_CANARIES = "loss"
 _LONGEST = 26
 _PARAMETRIC = {
     "f_dp_one_run": "f-DP in one run",
@@ -65,7 +66,9 @@ def bounds_picture(report: Table) -> Picture | None:
     axis = f"epsilon at delta {setting(rows[0].delta)}" if alone else "epsilon"
     best = max((row.value for row in rows if row.certified), default=None)
     told = ", ".join(f"{line.label} {line.value:.3g}" for line in lines)
-    found = "No bound is certified." if best is None else f"The largest certified is {best:.3g}."
+    found = (
+        "No bound is certified." if best is None else f"The largest certified bound is {best:.3g}."
+    )
     against = f" Epsilon: {told}." if told else " No epsilon is claimed."
     caption = (
         "A certified bound right of the epsilon that covers it would contradict the claim. A bound "
@@ -79,13 +82,20 @@ def bounds_picture(report: Table) -> Picture | None:
     )
 
 
+def primary_of(one: Table) -> str:
+    """Return the score of a set of texts that was chosen beforehand."""
+    return PRIMARY_OF_CANARIES if one.get("planted") is True else PRIMARY
+
+
 def roc_picture(report: Table) -> Picture | None:
     """Draw the ROC curves of membership, all sets of texts."""
     finding = finding_of(report, "membership")
     curves = [
         Curve(name=label(one.get("name")), inside=inside, outside=outside)
         for one in tables(finding, "evidence", "sets")
-        for inside, outside in [[numbers(one, "scores", PRIMARY, side) for side in ("in", "out")]]
+        for inside, outside in [
+            [numbers(one, "scores", primary_of(one), side) for side in ("in", "out")]
+        ]
         if inside.size and outside.size
     ]
     value = number(finding, "value")
@@ -118,10 +128,11 @@ def auc_picture(report: Table) -> Picture | None:
     here: list[Dot | None] = []
     blind: list[Dot | None] = []
     for name in sets:
-        value = number(sets, name, "scores", PRIMARY, "auc")
+        primary = text(sets, name, "primary_score") or PRIMARY
+        value = number(sets, name, "scores", primary, "auc")
         if value is not None:
             rows.append(label(name))
-            here.append(dot_of(value, pair(sets, name, "scores", PRIMARY, "interval")))
+            here.append(dot_of(value, pair(sets, name, "scores", primary, "interval")))
             without = number(sets, name, "blind", "base_loss", "auc")
             blind.append(None if without is None else Dot(value=without))
     if not rows:
@@ -236,12 +247,14 @@ def _parametric(report: Table) -> Iterator[Bound]:
 
 def _at_delta(rows: Sequence[Bound]) -> str:
     """Return at which delta bounds are stated; an epsilon says nothing without it."""
-    said = []
+    said = {}
     for certified, words in ((True, "certified"), (False, "parametric")):
         deltas = {setting(row.delta) for row in rows if row.certified == certified}
         if deltas:
-            said.append(f"{words} ones {' and '.join(sorted(deltas))}")
-    return f" Bounds are at delta: {', '.join(said)}."
+            said[words] = " and ".join(sorted(deltas))
+    if len(set(said.values())) == 1:
+        return f" Bounds are stated at delta {next(iter(said.values()))}."
+    return " Bounds are stated at delta: " + ", ".join(f"{w} {d}" for w, d in said.items()) + "."
 
 
 def _claimed(report: Table) -> Iterator[Line]:

@@ -121,7 +121,7 @@ def roc(curves: Sequence[Curve], *, alpha: float) -> str:
             label="guessing",
         )
         for curve, (colour, style) in zip(shown, _STYLES, strict=False):
-            x, y, low, high = _thinned(curve, floor, alpha)
+            x, y, low, high = thinned(curve, floor, alpha)
             axes.fill_between(x, low, high, step="post", color=colour, alpha=0.13)
             axes.step(x, y, where="post", color=colour, linestyle=style, label=curve.name)
         axes.set_xscale("log")
@@ -269,7 +269,7 @@ def _bound_legend(axes: Axes, rows: Sequence[Bound]) -> None:
     legend_above(axes, signs, columns=2)
 
 
-def _thinned(
+def thinned(
     curve: Curve, floor: float, alpha: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return a ROC curve and its band at some hundred false positive rates."""

@@ -197,6 +197,18 @@ def canary_claim(report: Table) -> str:
     )
 
 
+def explanations(report: Table) -> list[tuple[str, str, str]]:
+    """Return audit, verdict and explanation of each finding."""
+    return [
+        (
+            str(finding.get("audit", "unknown")),
+            _word(finding),
+            str(finding.get("explanation") or "No explanation was given."),
+        )
+        for finding in tables(report, "findings")
+    ]
+
+
 def control_sources(report: Table) -> list[str]:
     """Return where the positive controls come from."""
     found = [text(control, "source") for control in table(report, "controls").values()]

@@ -6,7 +6,6 @@ are not drawn from what is read here; :mod:`server.audit.evidence` has the reade
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,9 @@ from numpy.typing import NDArray
 
 MOST = 100_000
 """Most numbers of one array that are looked at."""
+
+LARGEST = 1e15
+"""Numbers beyond this are no measurements; no axis could show them."""
 
 
 def dig(value: object, *keys: str) -> object:
@@ -54,12 +56,11 @@ def number(value: object, *keys: str) -> float | None:
 
 
 def as_float(value: float) -> float | None:
-    """Return a number as a finite float, or None; JSON may hold integers of any length."""
-    try:
-        found = float(value)
-    except OverflowError:
-        return None
-    return found if math.isfinite(found) else None
+    """Return a number as a float, or None if it is not finite or too large to be drawn.
+
+    JSON may hold integers of any length.
+    """
+    return float(value) if -LARGEST <= value <= LARGEST else None
 
 
 def numbers(value: object, *keys: str) -> NDArray[np.float64]:

@@ -91,6 +91,7 @@ def _page(
         audit_lines=audittext.finding_lines(audit),
         audit_word=audittext.verdict_word(audit.get("verdict")),
         audit_means=audittext.meaning(audit),
+        audit_explanations=audittext.explanations(audit),
         audit_controls=audittext.control_sources(audit),
         audit_pictures=_audit_pictures(audit),
         audit_page=audit_page,

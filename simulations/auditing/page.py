@@ -110,7 +110,7 @@ def _page(report: Table, *, signed: Signed, run_report: bool) -> str:
         strengths=_strengths(lines),
         bounds=auditfigures.bounds_picture(report),
         groups=_groups(report),
-        explanations=_explanations(report),
+        explanations=audittext.explanations(report),
         canaries=_canaries(report),
         subject_rows=reporttext.facts(dict(_flat(subject))),
         seconds=number(subject, "seconds"),
@@ -202,18 +202,6 @@ def _group(
     """Return a group with the pictures that there are."""
     kept = tuple(one for one in pictures if one is not None)
     return Group(id=name, title=title, pictures=kept, grids=tuple(grids))
-
-
-def _explanations(report: Table) -> list[tuple[str, str, str]]:
-    """Return audit, verdict and explanation of each finding."""
-    return [
-        (
-            str(finding.get("audit", "unknown")),
-            audittext.verdict_word(finding.get("verdict")),
-            str(finding.get("explanation") or "No explanation was given."),
-        )
-        for finding in tables(report, "findings")
-    ]
 
 
 def _canaries(report: Table) -> Canaries:
