@@ -28,7 +28,6 @@ from simulations.reporttext import figure, setting
 Table = Mapping[str, Any]
 
 PRIMARY = "reference"
-PRIMARY_OF_CANARIES = "loss"
 _LONGEST = 26
 _PARAMETRIC = {
     "f_dp_one_run": "f-DP in one run",
@@ -82,9 +81,9 @@ def bounds_picture(report: Table) -> Picture | None:
     )
 
 
-def primary_of(one: Table) -> str:
+def primary_score(report: Table, name: str) -> str:
     """Return the score of a set of texts that was chosen beforehand."""
-    return PRIMARY_OF_CANARIES if one.get("planted") is True else PRIMARY
+    return text(derived_of(report, "membership", "sets"), name, "primary_score") or PRIMARY
 
 
 def roc_picture(report: Table) -> Picture | None:
@@ -93,9 +92,8 @@ def roc_picture(report: Table) -> Picture | None:
     curves = [
         Curve(name=label(one.get("name")), inside=inside, outside=outside)
         for one in tables(finding, "evidence", "sets")
-        for inside, outside in [
-            [numbers(one, "scores", primary_of(one), side) for side in ("in", "out")]
-        ]
+        for score in [primary_score(report, text(one, "name"))]
+        for inside, outside in [[numbers(one, "scores", score, side) for side in ("in", "out")]]
         if inside.size and outside.size
     ]
     value = number(finding, "value")
@@ -128,7 +126,7 @@ def auc_picture(report: Table) -> Picture | None:
     here: list[Dot | None] = []
     blind: list[Dot | None] = []
     for name in sets:
-        primary = text(sets, name, "primary_score") or PRIMARY
+        primary = primary_score(report, name)
         value = number(sets, name, "scores", primary, "auc")
         if value is not None:
             rows.append(label(name))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.audit.conformance import LEVEL, TESTS
-from simulations.auditfigures import PRIMARY, derived_of, finding_of
+from simulations.auditfigures import derived_of, finding_of, primary_score
 from simulations.audittext import NOTHING, percent
 from simulations.loose import names, number, pair, table, tables, text
 from simulations.reporttext import figure, setting
@@ -45,7 +45,7 @@ def membership_grids(report: Table) -> list[Grid]:
     for name in sets:
         for score in table(sets, name, "scores"):
             part = table(sets, name, "scores", score)
-            if score == PRIMARY:
+            if score == primary_score(report, name):
                 rates.append([name, *_rates(part)])
             detected = {True: "yes", False: "no"}.get(part.get("detected") is True, NOTHING)
             scores.append(

@@ -12,11 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.stats import mannwhitneyu
 
 from server.audit.verify import SIGNATURE, sign_report
 from shared.crypto import SigningKey
 from shared.errors import ReportInvalid
+from simulations.auditfigures import primary_score
 from simulations.auditing.page import write_page
 from tests.simulations import auditreports
 from tests.simulations.htmlpage import Page
@@ -376,3 +379,17 @@ def test_a_browser_needs_no_sideways_scrolling(tmp_path: Path, report: Json, wid
     found = re.search(rb"<title>wide (\d+) (\d+)", ran.stdout)
     assert found is not None
     assert int(found[1]) <= int(found[2])
+
+
+def test_the_curve_is_of_the_score_that_gives_the_value(report: Json) -> None:
+    """Oracle: the area under the drawn curve is the AUC in the finding."""
+    finding = finding_of(report, "membership")
+    derived = finding["evidence"]["derived"]
+    for one in finding["evidence"]["sets"]:
+        score = primary_score(report, one["name"])
+        inside, outside = (np.array(one["scores"][score][side]) for side in ("in", "out"))
+        u = mannwhitneyu(inside, outside).statistic / (inside.size * outside.size)
+        known = derived["sets"][one["name"]]["scores"][score]["auc"]
+        assert u == pytest.approx(known)
+        if one["name"] == derived["primary_set"]:
+            assert u == pytest.approx(finding["value"])
