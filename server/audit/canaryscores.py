@@ -53,14 +53,18 @@ class ScoredKind:
 
 
 def measure_kind(target: Target, texts: CanaryTexts) -> dict[str, Any]:
-    """Return the evidence of one kind: sorted scores, so that no place tells a canary."""
-    gains = {
-        side: losses(target, passages, adapter=False) - losses(target, passages, adapter=True)
+    """Return the evidence of one kind: sorted scores, so that no place tells a canary.
+
+    The score is minus the loss under the adapter. Canaries of a kind are drawn from one generator, so
+    they are comparable as they are; subtracting what the base thinks of each only adds noise.
+    """
+    scores = {
+        side: -losses(target, passages, adapter=True)
         for side, passages in (("included", texts.included), ("held_out", texts.held_out))
     }
     return {
         "kind": texts.kind,
-        **{side: read.stored(np.sort(gain)) for side, gain in gains.items()},
+        **{side: read.stored(np.sort(score)) for side, score in scores.items()},
         "repeats": texts.repeats,
         "per_client": texts.per_client,
         "clients_per_canary": texts.clients_per_canary,

@@ -18,7 +18,6 @@ from server.audit.evidence import DERIVED, mappings
 from server.audit.membershipreads import POPULATION, Sides, measure_sides
 from server.audit.membershiptests import ScoredSet, Tested, preferred, run_tests
 from server.audit.protocol import AuditContext, Effort, Evidence, Finding, Terms, Verdict
-from server.audit.scores import PRIMARY
 from server.audit.target import Passage, Target
 from server.audit.verdict import bound_for, judge
 from shared.errors import AuditError, InvalidValue, TooFewCanaries
@@ -154,7 +153,7 @@ class Membership:
                 **{key: value for key, value in evidence.items() if key != DERIVED},
                 DERIVED: {
                     "primary_set": main.scored.name,
-                    "primary_score": PRIMARY,
+                    "primary_score": main.scored.primary_score,
                     "tests": sum(len(one.p_values) for one in tested),
                     "correction": "holm",
                     "sets": {one.scored.name: one.to_dict(terms) for one in tested},

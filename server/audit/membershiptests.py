@@ -13,7 +13,7 @@ from server.audit.canaries import MIN_CANARIES
 from server.audit.evidence import boolean, integer, mapping, mappings, numbers, text
 from server.audit.permutation import permutation_p_values
 from server.audit.protocol import Floats, Terms
-from server.audit.scores import PRIMARY, SCORES
+from server.audit.scores import PRIMARY, PRIMARY_OF_CANARIES, SCORES
 from server.audit.verdict import bound_for
 from shared.errors import AuditError
 from shared.seeding import derive_seed
@@ -55,6 +55,11 @@ class ScoredSet:
     blind_loss: Pair
     blind_words: tuple[Pair, ...]
 
+    @property
+    def primary_score(self) -> str:
+        """The score that was chosen beforehand for texts like these."""
+        return PRIMARY_OF_CANARIES if self.planted else PRIMARY
+
     @classmethod
     def read(cls, entry: Mapping[str, Any]) -> ScoredSet:
         """Read one set of the evidence.
@@ -65,8 +70,9 @@ class ScoredSet:
         """
         found = mapping(entry, "scores")
         known = {name: _pair(found, name) for name in SCORES if name in found}
-        if PRIMARY not in known or len(known) != len(found):
-            msg = f"evidence 'scores' has {len(found)} scores, expected {PRIMARY!r} and known ones."
+        primary = PRIMARY_OF_CANARIES if boolean(entry, "planted") else PRIMARY
+        if primary not in known or len(known) != len(found):
+            msg = f"evidence 'scores' has {len(found)} scores, expected {primary!r} and known ones."
             raise AuditError(msg)
         return cls(
             name=text(entry, "name"),
@@ -117,7 +123,7 @@ class Tested:
     @property
     def primary(self) -> Pair:
         """The scores that were chosen beforehand."""
-        return self.scored.scores[PRIMARY]
+        return self.scored.scores[self.scored.primary_score]
 
     @property
     def auc(self) -> float:
@@ -141,6 +147,7 @@ class Tested:
         """Return what was worked out, for the report."""
         words = [stats.auc(*pair) for pair in self.scored.blind_words]
         return {
+            "primary_score": self.scored.primary_score,
             "auc_allowed": self.allowed,
             "differs_without_training": self.differs,
             "blind": {
@@ -182,8 +189,8 @@ def run_tests(sets: Sequence[ScoredSet], terms: Terms) -> list[Tested]:
             p_values={name: p_values[place, name] for name in one.scores},
             blind={name: p for (at, name), p in blind_p_values.items() if at == place},
             allowed=_allowed(one, terms),
-            interval=stats.auc_interval(*one.scores[PRIMARY], alpha=terms.alpha),
-            corrected=stats.auc_interval(*one.scores[PRIMARY], alpha=terms.alpha / len(sets)),
+            interval=stats.auc_interval(*one.scores[one.primary_score], alpha=terms.alpha),
+            corrected=stats.auc_interval(*one.scores[one.primary_score], alpha=terms.alpha / len(sets)),
         )
         for place, one in enumerate(sets)
     ]

@@ -33,8 +33,8 @@ def explain(main: Tested, tested: Sequence[Tested], terms: Terms) -> str:
     low, high = main.interval
     told = (
         f"Given one text that was trained on and one that was not ({main.scored.source}, "
-        f"{inside.size} and {outside.size}), an attacker who compares the adapter with the base "
-        f"model names the right one {100 * main.auc:.1f} % of the time "
+        f"{inside.size} and {outside.size}), an attacker who {_does(main)} "
+        f"names the right one {100 * main.auc:.1f} % of the time "
         f"({100 * (1 - terms.alpha):.0f} % interval {100 * low:.1f} to {100 * high:.1f}); guessing "
         f"gives 50 %, the base model alone {100 * main.blind_auc:.1f} %."
     )
@@ -43,6 +43,13 @@ def explain(main: Tested, tested: Sequence[Tested], terms: Terms) -> str:
     if main.scored.repeats > 1:
         told += f" Each planted text was there {main.scored.repeats} times."
     return f"{told} {_rate(main, terms)} {_tests(tested, terms)}"
+
+
+def _does(main: Tested) -> str:
+    """Say what the attacker of the primary score does."""
+    if main.scored.planted:
+        return "goes by the loss under the adapter"
+    return "compares the adapter with the base model"
 
 
 def _rate(main: Tested, terms: Terms) -> str:

@@ -72,7 +72,7 @@ class OneRun:
             msg = "kinds=0 of canaries, expected at least one."
             raise TooFewCanaries(msg, hint="Plant canaries before training: audit.canaries.")
         return {
-            "score": "loss of the base model minus loss of the adapter, nats per canary",
+            "score": "minus the loss under the adapter, nats per canary",
             "kinds": [measure_kind(target, texts) for texts in enough],
             "left_out": [texts.to_dict() for texts in planted.kinds if texts not in enough],
         }

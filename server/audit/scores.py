@@ -25,8 +25,12 @@ from shared import validate
 from shared.errors import AuditError, InvalidValue
 
 PRIMARY = "reference"
-SCORES = (PRIMARY, "loss", "zlib", "lowercase", "min-k", "min-k++", "rmia")
-"""Every score of the membership audit, the one that was chosen beforehand first."""
+"""The score of natural texts that was chosen beforehand: the base is a well-matched reference."""
+PRIMARY_OF_CANARIES = "loss"
+"""The score of canaries that was chosen beforehand: drawn from one generator, they are comparable as
+they are, and what the base thinks of each only adds noise."""
+SCORES = (PRIMARY, PRIMARY_OF_CANARIES, "zlib", "lowercase", "min-k", "min-k++", "rmia")
+"""Every score of the membership audit."""
 
 LOWEST_SHARE = 0.2
 """Share of a text's tokens, the least likely ones, that Min-K% looks at."""

@@ -161,7 +161,7 @@ def model(texts: PlantedCanaries, *, gain: float, seed: int = 0, tokens: int = 1
         for kind in texts.kinds
         for passage in (*kind.included, *kind.held_out, *kind.references)
     ]
-    base = {passage: 40 + 3 * float(rng.standard_normal()) for passage in everything}
+    base = {passage: 40 + 0.01 * float(rng.standard_normal()) for passage in everything}
     included = {passage for kind in texts.kinds for passage in kind.included}
     tuned = {
         passage: loss - gain * (passage in included) - float(rng.standard_normal())

@@ -36,7 +36,7 @@ def test_a_planted_leak_is_found_and_named() -> None:
     finding = oracles.run(AUDIT, leak(4.0))
     assert finding.detected
     assert finding.value is not None
-    assert finding.value > 0.9
+    assert finding.value > 0.7
     derived = finding.evidence["derived"]
     assert derived["primary_set"] == "rare-token"
     assert derived["tests"] == 3 * len(SCORES)
@@ -45,6 +45,8 @@ def test_a_planted_leak_is_found_and_named() -> None:
         for name, one in derived["sets"].items()
     }
     assert "reference" in detected["rare-token"]
+    assert derived["primary_score"] == "loss"
+    assert derived["sets"]["natural"]["primary_score"] == "reference"
     assert detected["secret"] == detected["natural"] == []
     # The base model explains most of a text's loss, so the plain loss sees less.
     rare = derived["sets"]["rare-token"]["scores"]
@@ -74,7 +76,7 @@ def test_values_are_those_of_a_library() -> None:
         # Corrected p-values are never smaller; 9,999 permutations see no p below 1e-4.
         assert found["p_value"] >= min(1.0, u.pvalue) * 0.5
     assert finding.value == pytest.approx(
-        finding.evidence["derived"]["sets"]["rare-token"]["scores"]["reference"]["auc"]
+        finding.evidence["derived"]["sets"]["rare-token"]["scores"]["loss"]["auc"]
     )
 
 
@@ -82,7 +84,7 @@ def test_the_ordinary_auc_is_printed_and_not_that_of_the_hull() -> None:
     """Known answer: 0, 4, 6, 7 against 1, 2, 3, 5 is 11/16 (13/16 under the hull)."""
     evidence = oracles.through_json(AUDIT.measure(leak(0.0, n=20)))
     only = evidence["sets"][0]
-    only["scores"] = {"reference": {"in": [0, 4, 6, 7] * 4, "out": [1, 2, 3, 5] * 4}}
+    only["scores"] = {"loss": {"in": [0, 4, 6, 7] * 4, "out": [1, 2, 3, 5] * 4}}
     finding = AUDIT.conclude({"sets": [only]}, oracles.terms())
     assert finding.value == pytest.approx(11 / 16)
 

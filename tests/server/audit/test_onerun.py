@@ -163,19 +163,19 @@ def test_evidence_holds_no_text_and_no_order() -> None:
             assert kind[side] == sorted(kind[side])
 
 
-def test_the_scores_are_what_the_adapter_gained_on_the_base() -> None:
+def test_the_scores_are_minus_the_losses_under_the_adapter() -> None:
     texts = oracles.canaries(8, 8, references=0)
     everything = (*texts.included, *texts.held_out)
-    base = {passage: 10.0 + index for index, passage in enumerate(everything)}
-    tuned = dict.fromkeys(everything, 10.0)
+    base = dict.fromkeys(everything, 50.0)
+    tuned = {passage: 16.0 - index for index, passage in enumerate(everything)}
     around = AuditContext(
         claim=oracles.NO_CLAIM,
         seed=0,
         artefacts=(oracles.FakeTarget(base, tuned), oracles.planted(texts)),
     )
     (kind,) = ONE_RUN.measure(around)["kinds"]
-    assert kind["included"] == [float(n) for n in range(8)]
-    assert kind["held_out"] == [float(n) for n in range(8, 16)]
+    assert kind["included"] == [float(n) for n in range(-16, -8)]
+    assert kind["held_out"] == [float(n) for n in range(-8, 0)]
 
 
 def test_kinds_with_too_few_on_a_side_are_left_out_but_keep_their_share_of_alpha() -> None:
