@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,8 @@ def make_base(shape: Shape, out: Path, *, note: Callable[[str], None]) -> str:
         for leftover in (partial, folder):
             shutil.rmtree(leftover, ignore_errors=True)
         partial.parent.mkdir(parents=True, exist_ok=True)
-        write_model_folder(training, partial)
+        with _without_bars():
+            write_model_folder(training, partial)
         write_text(partial / "MODEL_CARD.md", _card(shape, partial))
         partial.rename(folder)
     note(f"pre-trained {shape.name} in {time.monotonic() - began:.0f} s")
@@ -89,6 +91,20 @@ def _train(training: Training) -> None:
             advance(training)
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers from drawing progress bars between our lines."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _finished(folder: Path, recipe: Recipe) -> bool:

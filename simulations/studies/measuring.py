@@ -77,7 +77,9 @@ def measure(run_dir: Path, *, base_dir: Path) -> dict[str, Any]:
 def _kind(kind: CanaryTexts, findings: Mapping[str, Finding]) -> dict[str, Any]:
     """Return what the attacks found about one kind of canary."""
     exposed = _derived(findings["exposure"], "kinds", kind.kind)
-    scores = _derived(findings["membership"], "sets", kind.kind, "scores", "reference")
+    members = _derived(findings["membership"], "sets", kind.kind)
+    chosen = str(members.get("primary_score"))
+    scores = _derived(findings["membership"], "sets", kind.kind, "scores", chosen)
     blind = _derived(findings["membership"], "sets", kind.kind, "blind", "base_loss")
     tuned = _derived(findings["extraction"], "kinds", kind.kind, "included", "tuned")
     found = tuned.get("discoverable_1000_0.1")
