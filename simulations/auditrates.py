@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from server.audit import stats
 from simulations import auditdots
 from simulations.auditdots import Dot, Line, Series
 from simulations.auditfigures import derived_of, dot_of, finding_of, label
-from simulations.loose import names, number, numbers, pair, table, tables, text
+from simulations.loose import names, number, pair, table, tables, text
 from simulations.pagekit import Picture, picture
 
 Table = Mapping[str, Any]
@@ -68,106 +65,46 @@ def leak_pictures(report: Table) -> list[Picture]:
     return [one for one in drawn if one is not None]
 
 
-def lean_picture(report: Table) -> Picture | None:
-    """Draw how far canary clients lean the release, measured and planned."""
-    derived = derived_of(report, "client-canary")
-    rows, measured, planned = [], [], []
-    parts = (
-        ("the run", table(derived, "run")),
-        ("rehearsed as planned", table(derived, "rehearsal", "planned")),
-        ("with half of the noise", table(derived, "rehearsal", "halved")),
-    )
-    for name, part in parts:
-        mean, predicted = number(part, "mean_score"), number(part, "predicted_score")
-        error = number(part, "score_standard_error")
-        if mean is None or predicted is None or error is None:
-            continue
-        reach, limit = 1.96 * error, (number(part, "limit") or 0.0) * error
-        rows.append(name)
-        measured.append(Dot(value=mean, low=mean - reach, high=mean + reach))
-        planned.append(Dot(value=predicted, low=predicted - limit, high=predicted + limit))
-    if not rows:
-        return None
-    series = [
-        Series(name="planned", dots=tuple(planned), role="null"),
-        Series(name="measured", dots=tuple(measured)),
-    ]
-    told = "; ".join(
-        f"{row}: {one.value:.3g} where the plan has {plan.value:.3g}"
-        for row, one, plan in zip(rows, measured, planned, strict=True)
-    )
-    return picture(
-        auditdots.dots(rows, series, axis="mean score of canary clients (mu)"),
-        title="Canary clients: predicted and measured",
-        alt=f"Mean score, {told}.",
-        caption=(
-            "Blue: measured, with its 95 % interval. Pale: what conforms to the plan. Right of it, "
-            "there was less noise, or more weight of a client, than planned. The row "
-            "with half of the noise is the positive control and must lie outside."
-        ),
-    )
-
-
-def span_picture(report: Table) -> Picture | None:
-    """Draw how well single updates show a client's tokens."""
-    evidence = table(finding_of(report, "span"), "evidence")
-    rows, dots = [], []
-    for name, key in (
-        ("its own tokens", "auc"),
-        ("another client's tokens", "auc_of_another"),
-        ("control: short, plain", "control_auc"),
-    ):
-        values = numbers(evidence, key)
-        if values.size:
-            between = pair(evidence, "derived", "interval") if key == "auc" else None
-            dot = dot_of(float(values.mean()), between)
-            rows.append(name)
-            dots.append(Dot(value=dot.value, low=dot.low, high=dot.high, cloud=_some(values)))
-    if not rows or not numbers(evidence, "auc").size:
-        return None
-    masked = text(evidence, "stage") == "masked"
-    return picture(
-        auditdots.dots(
-            rows,
-            [Series(name="mean over clients", dots=tuple(dots))],
-            axis="AUC of token presence",
-            limits=(0, 1),
-            lines=[Line(label="guessing", value=0.5)],
-        ),
-        title="Tokens read off single updates" + (", without their masks" if masked else ""),
-        alt=(
-            f"A client's own tokens are told from others with an AUC of {dots[0].value:.3g}, mean "
-            f"over {numbers(evidence, 'auc').size} clients."
-        ),
-        caption="Each pale dot is one client."
-        + (" Nobody sees these: updates travel masked." if masked else ""),
-    )
-
-
 def redaction_picture(report: Table) -> Picture | None:
-    """Draw the recall of the redactor by kind of personal data."""
-    derived = derived_of(report, "query-privacy")
+    """Draw recall and precision of the redactor by kind of personal data, the worst kind first."""
+    finding = finding_of(report, "query-privacy")
+    derived = table(finding, "evidence", "derived")
     kinds = table(derived, "kinds")
-    known = [(name, number(kinds, name, "recall")) for name in kinds]
-    rows = sorted((value, name) for name, value in known if value is not None)
+    protected = names(finding, "evidence", "protected")
+    known = [
+        (number(kinds, name, "recall", "hidden"), name)
+        for name in kinds
+        if name in protected or not protected
+    ]
+    rows = sorted((value, name) for value, name in known if value is not None)
     if not rows:
         return None
-    dots = tuple(dot_of(value, pair(kinds, name, "interval")) for value, name in rows)
+    hidden = [dot_of(value, pair(kinds, name, "recall", "interval")) for value, name in rows]
+    right = [_measured(table(kinds, name, "precision")) for _, name in rows]
     gate = number(derived, "gate")
-    lines = [] if gate is None else [Line(label=f"gate {100 * gate:.0f} %", value=gate)]
     worst, name = rows[0]
     return picture(
         auditdots.dots(
             [label(name).lower() for _, name in rows],
-            [Series(name="hidden completely", dots=dots)],
-            axis="recall (%)",
+            [
+                Series(name="hidden", dots=tuple(hidden)),
+                Series(name="rightly taken", dots=tuple(right), role="third"),
+            ],
+            axis="share (%)",
             limits=(0, 1),
-            lines=lines,
+            lines=[] if gate is None else [Line(label=f"gate {100 * gate:.0f} %", value=gate)],
             percent=True,
         ),
         title="Personal data hidden from queries",
-        alt=f"The worst of {len(rows)} kinds is {name}: {100 * worst:.3g} % are hidden.",
-        caption="Intervals are Clopper-Pearson, corrected for the number of kinds.",
+        alt=(
+            f"Of {len(rows)} protected kinds, {label(name).lower()} is hidden least: "
+            f"{100 * worst:.3g} %."
+        ),
+        caption=(
+            "Hidden: no letter or digit of it leaves (recall). Rightly taken: of what was taken "
+            "out as this kind, the share that is personal (precision). Intervals are "
+            "Clopper-Pearson, corrected for the number of kinds."
+        ),
     )
 
 
@@ -292,12 +229,13 @@ def _by_column(rows: Sequence[str], families: Sequence[str]) -> dict[str, float]
     return {family: sum(found) / len(found) for family, found in signs.items()}
 
 
-def _some(values: NDArray[np.float64]) -> tuple[float, ...]:
-    """Return values as a tuple."""
-    return tuple(float(value) for value in values)
-
-
 def _count(finding: Table, key: str) -> str:
     """Return a count as text."""
     value = number(finding, key)
     return "the" if value is None else f"{value:.0f}"
+
+
+def _measured(part: Table) -> Dot | None:
+    """Return a value that is stored with its interval."""
+    value = number(part, "value")
+    return None if value is None else dot_of(value, pair(part, "interval"))

@@ -26,7 +26,7 @@ WHO = {
     "extraction": "anybody who can sample from the adapter",
     "prompt-leak": "a user of the served model",
     "query-privacy": "the service that answers queries",
-    "inversion": "a server that keeps single updates, with patience",
+    "inversion": "a server that keeps single updates and has time",
 }
 """Who attacks, in a few words; the whole sentence is in the documentation of each audit."""
 
@@ -79,6 +79,7 @@ METRICS = {
         value=percent,
         baseline=percent,
     ),
+    "rouge_1": Metric(words="ROUGE-1 of text from one update"),
     "leak_rate_delta": Metric(
         words="prompts given away, adapter minus base, points", value=_points, baseline=percent
     ),

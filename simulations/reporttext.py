@@ -15,6 +15,7 @@ Table = Mapping[str, Any]
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _NAMED_CLIENTS = 10
+_LARGEST = 1e300
 _NOTHING, _MINUS = "\u2013", "\u2212"
 
 
@@ -67,7 +68,7 @@ def number(value: object) -> float | None:
     """Return a finite number, or None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    return float(value) if -_LARGEST <= value <= _LARGEST else None  # JSON has longer integers
 
 
 def find(summary: Table, key: str) -> object:

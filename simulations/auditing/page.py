@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.audit.commitment import verify_commitment
 from server.audit.verify import DOMAIN, SIGNATURE, digest_of, read_report, read_signature
-from shared.errors import ReportInvalid
+from shared.errors import AuditError, ReportInvalid
 from shared.files import write_text
-from simulations import auditfigures, auditrates, audittext, reporttext
+from simulations import auditfigures, auditrates, audittext, auditupdates, reporttext
 from simulations.auditing import pagetables
 from simulations.auditing.pagetables import Grid
 from simulations.audittext import FindingLine
@@ -57,6 +58,7 @@ class Canaries:
     coins: str
     salt: str
     committed: bool | None
+    opens: bool | None
 
 
 def write_page(folder: Path) -> Path:
@@ -188,7 +190,11 @@ def _groups(report: Table) -> list[Group]:
         _group(
             "updates",
             "Releases and single updates",
-            [auditrates.lean_picture(report), auditrates.span_picture(report)],
+            [
+                auditupdates.lean_picture(report),
+                auditupdates.span_picture(report),
+                auditupdates.inversion_picture(report),
+            ],
             pagetables.lean_grids(report),
         ),
         _group("queries", "Queries", [auditrates.redaction_picture(report)], []),
@@ -214,7 +220,18 @@ def _canaries(report: Table) -> Canaries:
         coins=text(found, "coins") or text(found, "opening", "coins"),
         salt=text(found, "salt") or text(found, "opening", "salt"),
         committed=committed if isinstance(committed, bool) else None,
+        opens=_opens(table(found, "opening"), text(found, "commitment")),
     )
+
+
+def _opens(opening: Table, commitment: str) -> bool | None:
+    """Tell whether what is revealed is what was committed to; None if nothing is revealed."""
+    if not opening:
+        return None
+    try:
+        return verify_commitment(opening, commitment)
+    except AuditError:
+        return False
 
 
 def _signed(folder: Path, report: Table) -> Signed:

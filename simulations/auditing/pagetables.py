@@ -45,8 +45,8 @@ def membership_grids(report: Table) -> list[Grid]:
     for name in sets:
         for score in table(sets, name, "scores"):
             part = table(sets, name, "scores", score)
-            if score == primary_score(report, name):
-                rates.append([name, *_rates(part)])
+            if score == primary_score(report, name) and any(_shown(part)):
+                rates.append([name, *_shown(part)])
             detected = {True: "yes", False: "no"}.get(part.get("detected") is True, NOTHING)
             scores.append(
                 [
@@ -64,8 +64,8 @@ def membership_grids(report: Table) -> list[Grid]:
                 caption="Members found while few others are accused",
                 head=("Set", "at 10 %#", "at 1 %#", "at 0.1 %#"),
                 rows=tuple(rates),
-                note="True positive rate of the score that was fixed beforehand; a dash where so "
-                "few non-members cannot show the rate.",
+                note="True positive rate of the score that was fixed beforehand; empty where "
+                "so few non-members cannot show the rate.",
             ),
             Grid(
                 caption="Every score on every set",
@@ -251,8 +251,8 @@ def between(found: tuple[float, float] | None) -> str:
     return NOTHING if found is None else f"[{figure(found[0], 3)}, {figure(found[1], 3)}]"
 
 
-def _rates(part: Table) -> list[str]:
-    """Return the true positive rates at each false positive rate."""
+def _shown(part: Table) -> list[str]:
+    """Return the true positive rates at each false positive rate; empty where there is none."""
     cells = {}
     for rate in tables(part, "tpr_at_fpr"):
         value, interval = number(rate, "value"), pair(rate, "interval")
@@ -261,7 +261,7 @@ def _rates(part: Table) -> list[str]:
                 "" if interval is None else f" [{percent(interval[0])}, {percent(interval[1])}]"
             )
             cells[number(rate, "fpr")] = f"{percent(value)}{around}"
-    return [cells.get(fpr, NOTHING) for fpr in (0.1, 0.01, 0.001)]
+    return [cells.get(fpr, "") for fpr in (0.1, 0.01, 0.001)]
 
 
 def _check(check: Table) -> Row:

@@ -10,9 +10,16 @@ import numpy as np
 
 from server.audit.canaries import PlantedCanaries
 from server.audit.protocol import AuditContext, Claim, Control, Finding, Terms
+from server.audit.queryprivacy import LabelledQueries
 from server.audit.report import AuditReport
 from server.audit.run import run_audits
-from tests.server.audit import oracles, test_extraction, test_pii, test_span
+from tests.server.audit import (
+    oracles,
+    test_extraction,
+    test_pii,
+    test_queryprivacy,
+    test_span,
+)
 from tests.server.audit.canaryruns import plan_of_run, released_run
 from tests.server.audit.mechanisms import GAUSSIAN, pure_noise, record
 from tests.server.audit.promptleak.test_audit import TwoFaced, asked_in_code, leaky
@@ -104,6 +111,7 @@ def _others() -> list[Finding]:
         "mechanism": (noise,),
         "span": (test_span.MadeUpProbe(tokens=40),),
         "prompt-leak": (TwoFaced(leaky, asked_in_code),),
+        "query-privacy": (_redactor(), _queries()),
         "ledger": (),
     }
     findings = [
@@ -114,6 +122,22 @@ def _others() -> list[Finding]:
         ).findings
     ]
     return [*findings, _extraction()]
+
+
+def _redactor() -> test_queryprivacy.ByList:
+    """A redactor that knows the names of some people."""
+    return test_queryprivacy.ByList(*((f"Ada{i}", "PERSON") for i in range(20)))
+
+
+def _queries() -> LabelledQueries:
+    """Queries with names and numbers, of which the redactor knows half of the names."""
+    queries = [
+        test_queryprivacy.labelled(
+            f"I am Ada{i}, id Q{i}7.", (f"Ada{i}", "PERSON"), (f"Q{i}7", "ID")
+        )
+        for i in range(40)
+    ]
+    return LabelledQueries(queries=tuple(queries), source="made up")
 
 
 def _extraction() -> Finding:

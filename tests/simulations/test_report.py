@@ -270,6 +270,8 @@ def test_traffic_is_the_cohorts_and_not_one_clients() -> None:
         (1e-5, "1·10⁻⁵"),
         (0.00050118, "5.012·10⁻⁴"),
         (math.nan, "\u2013"),
+        (-math.inf, "\u2013"),
+        (10**400, "\u2013"),
         (None, "\u2013"),
         (True, "\u2013"),
         ("7", "\u2013"),

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
+from server.audit.commitment import commitment_of, opening_of
 from server.audit.verify import SIGNATURE, sign_report
 from shared.crypto import SigningKey
 from shared.errors import ReportInvalid
+from simulations import auditrates, auditupdates
 from simulations.auditfigures import primary_score
 from simulations.auditing.page import write_page
 from tests.simulations import auditreports
@@ -36,6 +38,7 @@ SECTIONS = (
     "prompts",
     "conformance",
     "updates",
+    "queries",
     "words",
     "canaries",
     "limits",
@@ -96,7 +99,7 @@ def test_the_page_asks_nobody_for_anything(text: str, page: Page) -> None:
 def test_every_picture_has_words_and_a_name(page: Page) -> None:
     labels = [a.get("aria-label") or "" for _, a in page.tags if a.get("role") == "img"]
     figures = sum(tag == "figure" for tag, _ in page.tags)
-    assert len(labels) == figures == sum(tag == "figcaption" for tag, _ in page.tags) == 11
+    assert len(labels) == figures == sum(tag == "figcaption" for tag, _ in page.tags) == 12
     assert all(re.search(r"\d", label) for label in labels)
     tables = sum(tag == "table" for tag, _ in page.tags)
     assert sum(tag == "caption" for tag, _ in page.tags) == tables > 8
@@ -183,6 +186,44 @@ def test_coins_and_commitment_are_revealed(text: str) -> None:
     for shown in ("c0" * 32, "9f" * 30, "5e" * 32):
         assert shown in text
     assert "The ledger held the commitment to the coins before the first round." in text
+
+
+def test_what_is_revealed_is_held_against_the_commitment(tmp_path: Path) -> None:
+    opening = opening_of(
+        salt="ab" * 32,
+        repeats=4,
+        coins=[True, False],
+        kinds=["secret"] * 2,
+        digests=["cd" * 32] * 2,
+    )
+    report = auditreports.small(0.6, private=True)
+    report["findings"] = []
+    report["canaries"] |= {"opening": opening, "commitment": commitment_of(opening)}
+    assert "is what was committed to." in write(tmp_path, report)
+    report["canaries"]["opening"]["coins"] = "40"
+    assert "is not what was committed to." in write(tmp_path, report)
+    report["canaries"]["opening"]["coins"] = "no hex"
+    assert "is not what was committed to." in write(tmp_path, report)
+
+
+def test_text_recovered_from_updates_is_drawn_by_what_was_done_to_them() -> None:
+    arms = [("plain", 1, 0.9), ("noised", 1, 0.2), ("noised", 4, 0.1)]
+    results = [
+        {"arm": arm, "batch": batch, "rouge_1": rouge, "interval": [0.0, 1.0], "baseline": 0.15}
+        for arm, batch, rouge in arms
+    ]
+    finding = {"audit": "inversion", "evidence": {"derived": {"results": results}}}
+    drawn = auditupdates.inversion_picture({"findings": [finding]})
+    assert drawn is not None
+    assert "plain 0.900, noised 0.200, noised, 4 texts 0.100" in drawn.alt
+    assert drawn.svg.count("noised") >= 2
+    assert auditupdates.inversion_picture({"findings": []}) is None
+
+
+def test_the_kind_of_personal_data_that_is_hidden_least_is_named(report: Json) -> None:
+    drawn = auditrates.redaction_picture(report)
+    assert drawn is not None
+    assert "Of 2 protected kinds, id is hidden least: 0 %." in drawn.alt
 
 
 def test_a_commitment_that_came_late_is_said(tmp_path: Path) -> None:
