@@ -83,7 +83,7 @@ def write_page(folder: Path) -> Path:
 
 def _page(report: Table, *, signed: Signed, run_report: bool) -> str:
     """Fill the template."""
-    subject = table(report, "subject")
+    subject, claimed = table(report, "subject"), number(report, "epsilon_claimed")
     lines = audittext.finding_lines(report)
     means, means_not = audittext.meaning(report)
     ran, judged, caught = _controls(report)
@@ -94,10 +94,10 @@ def _page(report: Table, *, signed: Signed, run_report: bool) -> str:
         verdict_word=audittext.verdict_word(report.get("verdict")),
         means=means,
         means_not=means_not,
-        seeded=subject.get("noise_source") == "seeded-simulation",
+        seeded=claimed is not None and subject.get("noise_source") == "seeded-simulation",
         claim=audittext.claim_sentence(report),
         canary_claim=audittext.canary_claim(report),
-        epsilon=number(report, "epsilon_claimed"),
+        epsilon=claimed,
         applicable=number(report, "epsilon_applicable"),
         delta=number(report, "delta"),
         unit=str(report.get("unit") or "unit unknown"),

@@ -163,6 +163,14 @@ def test_each_verdict_has_its_own_words(tmp_path: Path, verdict: str, said: str)
     assert "perfect" not in written
 
 
+def test_seeded_noise_is_said_where_there_is_noise(tmp_path: Path) -> None:
+    told = "Whoever knows the seed can take the noise away"
+    for private in (True, False):
+        report = auditreports.small(0.6, private=private)
+        report["findings"] = []
+        assert (told in write(tmp_path, report)) == private
+
+
 def test_checks_of_the_mechanism_are_shown_corrected(page: Page, report: Json) -> None:
     checks = finding_of(report, "mechanism")["evidence"]["derived"]["checks"]
     rows = {(row[0], row[1]): row for row in page.rows if len(row) == 4}
