@@ -190,7 +190,9 @@ def run_tests(sets: Sequence[ScoredSet], terms: Terms) -> list[Tested]:
             blind={name: p for (at, name), p in blind_p_values.items() if at == place},
             allowed=_allowed(one, terms),
             interval=stats.auc_interval(*one.scores[one.primary_score], alpha=terms.alpha),
-            corrected=stats.auc_interval(*one.scores[one.primary_score], alpha=terms.alpha / len(sets)),
+            corrected=stats.auc_interval(
+                *one.scores[one.primary_score], alpha=terms.alpha / len(sets)
+            ),
         )
         for place, one in enumerate(sets)
     ]
