@@ -55,7 +55,7 @@ class ScoredKind:
 def measure_kind(target: Target, texts: CanaryTexts) -> dict[str, Any]:
     """Return the evidence of one kind: sorted scores, so that no place tells a canary.
 
-    The score is minus the loss under the adapter. Canaries of a kind are drawn from one generator, so
+    The score is minus the loss under the adapter. Canaries of a kind come from one generator, so
     they are comparable as they are; subtracting what the base thinks of each only adds noise.
     """
     scores = {

@@ -27,8 +27,10 @@ from shared.errors import AuditError, InvalidValue
 PRIMARY = "reference"
 """The score of natural texts that was chosen beforehand: the base is a well-matched reference."""
 PRIMARY_OF_CANARIES = "loss"
-"""The score of canaries that was chosen beforehand: drawn from one generator, they are comparable as
-they are, and what the base thinks of each only adds noise."""
+"""The score of canaries that was chosen beforehand.
+
+Drawn from one generator, they are comparable as they are; what the base thinks of each adds noise.
+"""
 SCORES = (PRIMARY, PRIMARY_OF_CANARIES, "zlib", "lowercase", "min-k", "min-k++", "rmia")
 """Every score of the membership audit."""
 
