@@ -26,7 +26,9 @@ from simulations.auditing.claims import claim_of
 from simulations.auditing.dossier import Dossier, read_json_of
 from simulations.auditing.facts import personal_facts
 from simulations.auditing.failureprobe import ClientAppProbe
+from simulations.auditing.inverter import RuntimeInverter
 from simulations.auditing.rehearsal import RehearsedSteps
+from simulations.auditing.shadows import TrainedShadows
 from simulations.auditing.target import ModelTarget
 from simulations.auditing.updateprobe import RuntimeProbe
 from simulations.canaries import planted
@@ -74,6 +76,8 @@ def context_of(dossier: Dossier, effort: Effort, *, extra: Sequence[object] = ()
         artefacts.append(facts)
     artefacts.append(assistant_for(model))
     artefacts += _probes(dossier)
+    if effort == "extended":
+        artefacts += _extended(dossier)
     return AuditContext(
         claim=claim_of(dossier.privacy, dossier.plan),
         seed=config.run.seed,
@@ -218,6 +222,16 @@ def _probes(dossier: Dossier) -> list[object]:
         return found
     found.append(probe)
     return found
+
+
+def _extended(dossier: Dossier) -> list[object]:
+    """Return what lets the costly audits train and search on this run's model."""
+    runtime, model = dossier.assembly.runtime, dossier.assembly.model
+    real = dossier.assembly.dataset.population - dossier.config.audit.client_canaries
+    return [
+        RuntimeInverter.of_run(runtime, released=dossier.released, population=real),
+        TrainedShadows(model, dossier.config),
+    ]
 
 
 def _passage(record: Record) -> Passage:
