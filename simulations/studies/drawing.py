@@ -22,11 +22,11 @@ def chance_bits(axes: Axes) -> None:
     axes.axhline(CHANCE_BITS, color=GREY, linestyle=(0, (4, 3)), linewidth=1.4)
     axes.annotate(
         "chance",
-        (1, CHANCE_BITS),
+        (0, CHANCE_BITS),
         xycoords=("axes fraction", "data"),
-        xytext=(-2, 3),
+        xytext=(3, -3),
         textcoords="offset points",
-        ha="right",
+        va="top",
         fontsize=9,
         color=GREY,
     )

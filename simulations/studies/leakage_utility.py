@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from simulations.studies import tables
 from simulations.studies.drawing import SIZE, chance_bits, explain, name_points, points, present
 from simulations.studies.protocol import Arm, Column, Row, Run, Study
@@ -55,7 +57,8 @@ def draw(rows: Sequence[Row], runs: Sequence[Run]) -> Mapping[str, str]:
         points(axes, kept, x, "epsilon_ceiling", colour=VERMILLION, marker="_", label="its ceiling")
         # The claims soon leave what any audit of so few canaries could certify far below them.
         top = 1.3 * max(row.mean("epsilon_ceiling") or 1.0 for row in kept)
-        allowed = [0.01 * top, top]
+        # Equality is a curve where one axis is logarithmic, so it takes more than its two ends.
+        allowed = np.geomspace(0.01 * top, top)
         axes.plot(allowed, allowed, color=GREY, linestyle=(0, (4, 3)), label="allowed")
         axes.set_xscale("log")
         plain_numbers(axes)

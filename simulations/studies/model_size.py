@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from simulations.studies import tables
 from simulations.studies.drawing import SIZE, chance_bits, explain, name_points, points
 from simulations.studies.protocol import Arm, Column, Row, Run, Shape, Study
-from simulations.svg import BLUE, VERMILLION, plain_numbers, render
+from simulations.svg import VERMILLION, plain_numbers, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,9 +70,21 @@ def draw(rows: Sequence[Row], runs: Sequence[Run]) -> Mapping[str, str]:
         axes.set_ylabel("held-out loss, nats a token")
 
     def both(axes: Axes) -> None:
-        points(axes, siblings, "loss_after", "secret_bits", colour=BLUE, line=True)
-        points(axes, demo, "loss_after", "secret_bits", colour=VERMILLION, marker="s")
-        name_points(axes, rows, "loss_after", "secret_bits")
+        points(
+            axes, siblings, "loss_after", "secret_bits", label="width of those pre-trained alike"
+        )
+        points(
+            axes,
+            demo,
+            "loss_after",
+            "secret_bits",
+            colour=VERMILLION,
+            marker="s",
+            label="demo model",
+        )
+        short = {row.name: row.name.removeprefix("h") for row in siblings}
+        name_points(axes, siblings, "loss_after", "secret_bits", text=lambda row: short[row.name])
+        explain(axes)
         chance_bits(axes)
         axes.margins(x=0.2, y=0.15)
         axes.set_xlabel("held-out loss, nats a token")
