@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,13 +55,12 @@ def audit(request: Request, *, progress: AuditProgress, base_dir: Path | None = 
     """
     names = chosen(request.profile, request.only)
     key = SigningKey.load_or_create(request.key or audit_key())
-    began = time.monotonic()
     home = base_dir or Path.cwd()
     if request.run_dir is None:
         report, folder = _external(request, names, progress)
     else:
         report, folder = _run(request, names, progress, home)
-    return write_audit(report, folder, key=key, seconds=time.monotonic() - began)
+    return write_audit(report, folder, key=key)
 
 
 def _run(

@@ -118,7 +118,6 @@ def _audit(outcome: Outcome, privacy: Mapping[str, Any]) -> dict[str, Any]:
     from simulations.auditing.show import Noted
     from simulations.auditing.suite import audit_dossier, audit_key, leak_control, write_audit
 
-    began = time.monotonic()
     config = outcome.assembly.runtime.config
     profile = config.audit.profile
     if profile == "none":
@@ -145,7 +144,7 @@ def _audit(outcome: Outcome, privacy: Mapping[str, Any]) -> dict[str, Any]:
         )
     key = SigningKey.load_or_create(audit_key())
     folder = outcome.folder.path
-    return write_audit(report, folder, key=key, seconds=time.monotonic() - began).report
+    return write_audit(report, folder, key=key).report
 
 
 def _summary(

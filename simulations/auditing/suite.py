@@ -102,8 +102,8 @@ def audit_dossier(
     )
 
 
-def write_audit(report: AuditReport, folder: Path, *, key: SigningKey, seconds: float) -> Audited:
-    """Write report, signature and page.
+def write_audit(report: AuditReport, folder: Path, *, key: SigningKey) -> Audited:
+    """Write report, signature and page; the same findings give the same bytes.
 
     Raises:
         OutOfDisk: if there is no space; an older report stays whole.
@@ -113,7 +113,6 @@ def write_audit(report: AuditReport, folder: Path, *, key: SigningKey, seconds: 
     from simulations.runfolder import SUMMARY
 
     found = report.to_dict()
-    found["subject"] = {**found["subject"], "seconds": round(seconds, 1)}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / AUDIT, found)
     write_json(folder / SIGNATURE, sign_report(found, key).to_dict())

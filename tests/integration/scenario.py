@@ -15,7 +15,7 @@ TABLES: dict[str, dict[str, object]] = {
     "run": {"name": "small", "rounds": 3, "seed": 5},
     "model": {"base": "demo"},
     "lora": {"r": 2},
-    "data": {"path": "builtin:clinics", "records": 6, "max_length": 48},
+    "data": {"path": "builtin:clinics", "records": 6, "max_length": 64},
     "clients": {
         "population": 12,
         "cohort": 6.0,

@@ -156,7 +156,7 @@ def test_peft_loads_the_adapter_to_the_same_logits(finished: Result) -> None:
         base = theirs.get_base_model()
         with theirs.disable_adapter():
             plain = base(input_ids=ids).logits
-    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(found, expected, atol=1e-4)
     assert not torch.allclose(plain, expected, atol=1e-3)
 
 
