@@ -6,7 +6,7 @@ likelier (Carlini et al., "Membership Inference Attacks From First Principles", 
 itself stands behind an interface (:mod:`server.audit.shadowscores`); here scores are judged.
 
 With few shadow adapters a spread of its own for each text would be noise, so one spread is shared
-by all texts on a side, as the authors advise below 64 shadows.
+by all texts of a set on a side, as the authors advise below 64 shadows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from server.audit.membershiptests import (
 )
 from server.audit.permutation import permutation_p_values
 from server.audit.protocol import AuditContext, Control, Evidence, Finding, Floats, Terms, Verdict
-from server.audit.shadowscores import Shadows, confidences, halves_of, lira_scores
+from server.audit.shadowscores import Mask, Shadows, confidences, halves_of, lira_scores
 from server.audit.target import Target
 from server.audit.verdict import bound_for, judge
 from shared.errors import AuditError, TooFewCanaries
@@ -95,32 +95,20 @@ class ShadowMembership:
         texts = [p for one in sets for p in (*one.members, *one.nonmembers)]
         copies = [one.repeats for one in sets for _ in (*one.members, *one.nonmembers)]
         count = SHADOWS[context.effort]
-        halves = halves_of(len(texts), count, context.seed)
+        sizes = [len(one.members) + len(one.nonmembers) for one in sets]
+        halves = np.array(halves_of(sizes, count, context.seed))
         rows = []
         for number, half in enumerate(halves):
             chosen = [texts[i] for i in np.flatnonzero(half) for _ in range(copies[i])]
             rows.append(confidences(shadows.read(chosen, texts, number=number), len(texts)))
         known = np.array(rows)
         own = confidences(target.read(texts, adapter=True), len(texts))
-        scores = lira_scores(own, known[:-1], halves[:-1])
-        control = lira_scores(known[-1], known[:-1], halves[:-1])
         entries, start = [], 0
-        for one in sets:
-            middle, end = start + len(one.members), start + len(one.members) + len(one.nonmembers)
-            inside = halves[-1][start:end]
-            entries.append(
-                {
-                    **measure_sides(one, target, context.seed),
-                    "shadow": {
-                        name: _pair(scores[name][start:middle], scores[name][middle:end])
-                        for name in SCORES
-                    },
-                    "control": _pair(
-                        control["online"][start:end][inside], control["online"][start:end][~inside]
-                    ),
-                }
-            )
-            start = end
+        for one, size in zip(sets, sizes, strict=True):
+            cut = np.s_[..., start : start + size]
+            scored = _scored(own[cut], known[cut], halves[cut], members=len(one.members))
+            entries.append({**measure_sides(one, target, context.seed), **scored})
+            start += size
         return {"shadows": count, "recipe": shadows.recipe, "sets": entries}
 
     def conclude(self, evidence: Evidence, terms: Terms) -> Finding:
@@ -299,6 +287,25 @@ def _explain(main: _Result, results: Sequence[_Result], count: int, terms: Terms
         "Shadow adapters are trained on pooled texts in plain steps, not by federated rounds, so "
         "they imitate the audited adapter only roughly."
     )
+
+
+def _scored(own: Floats, known: Floats, halves: Mask, *, members: int) -> dict[str, Any]:
+    """Return the scores of one set under the audited adapter, and under the control.
+
+    Each set has its own shift and spread: canaries move further than natural texts.
+
+    Args:
+        own: confidences under the audited adapter, members first, shape ``(n,)``.
+        known: the same under the shadows, the control last, shape ``(k + 1, n)``.
+        halves: what they were trained on, of the same shape.
+        members: number of members.
+    """
+    scores = lira_scores(own, known[:-1], halves[:-1])
+    control = lira_scores(known[-1], known[:-1], halves[:-1])["online"]
+    return {
+        "shadow": {name: _pair(scores[name][:members], scores[name][members:]) for name in SCORES},
+        "control": _pair(control[halves[-1]], control[~halves[-1]]),
+    }
 
 
 def _found(context: AuditContext) -> list[Sides]:

@@ -45,8 +45,8 @@ class Shadows(ABC):
         """Return how an adapter is trained, in words that quote no text."""
 
 
-def lira_scores(own: Floats, shadows: Floats, halves: Sequence[Mask]) -> dict[str, Floats]:
-    """Return both LiRA scores of every text, with one spread for each side.
+def lira_scores(own: Floats, shadows: Floats, halves: Mask) -> dict[str, Floats]:
+    """Return both LiRA scores of every text of a set, with one spread for each side.
 
     The audited adapter was trained otherwise than the shadows, which shifts all its confidences
     alike; so they are centred on the shadows' first. That needs no membership.
@@ -54,11 +54,10 @@ def lira_scores(own: Floats, shadows: Floats, halves: Sequence[Mask]) -> dict[st
     Args:
         own: confidences under the audited adapter, shape ``(n,)``.
         shadows: the same under shadow adapters, shape ``(k, n)``.
-        halves: what each shadow was trained on, k masks of shape ``(n,)``.
+        halves: what each shadow was trained on, shape ``(k, n)``.
     """
-    inside = np.array(halves)
     own = own - float(np.median(own - shadows.mean(axis=0)))
-    with_it, without_it = _pooled(shadows, inside), _pooled(shadows, ~inside)
+    with_it, without_it = _pooled(shadows, halves), _pooled(shadows, ~halves)
     return {"online": lira(own, with_it, without_it), "offline": lira_offline(own, without_it)}
 
 
@@ -74,14 +73,27 @@ def _pooled(shadows: Floats, chosen: Mask) -> Floats:
     return np.stack([mean - spread, mean + spread])
 
 
-def halves_of(texts: int, count: int, seed: int) -> list[Mask]:
-    """Draw halves, each followed by its complement, and one more for the control."""
+def halves_of(sizes: Sequence[int], count: int, seed: int) -> list[Mask]:
+    """Draw halves of every set, each followed by its complement, and one more for the control.
+
+    Args:
+        sizes: texts of each set, one set after another.
+        count: shadow models, an even number.
+        seed: of the draws.
+
+    Returns:
+        ``count + 1`` masks over all texts.
+    """
     rng = data_rng(seed, "shadow-halves")
+
+    def half() -> Mask:
+        return np.concatenate([rng.permutation(size) < size // 2 for size in sizes])
+
     found: list[Mask] = []
     for _ in range(count // 2):
-        half = rng.permutation(texts) < texts // 2
-        found += [half, ~half]
-    return [*found, rng.permutation(texts) < texts // 2]
+        drawn = half()
+        found += [drawn, ~drawn]
+    return [*found, half()]
 
 
 def confidences(readings: Sequence[Reading], count: int) -> Floats:

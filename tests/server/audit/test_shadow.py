@@ -150,20 +150,21 @@ def test_each_text_is_in_half_of_the_shadows_as_often_as_in_training() -> None:
 
 
 def test_halves_are_drawn_by_the_seed() -> None:
-    halves = halves_of(11, 4, 1)
+    halves = halves_of([11], 4, 1)
     assert [half.sum() for half in halves] == [5, 6, 5, 6, 5]
     assert (halves[0] == ~halves[1]).all()
-    assert all((a == b).all() for a, b in zip(halves, halves_of(11, 4, 1), strict=True))
-    assert any((a != b).any() for a, b in zip(halves, halves_of(11, 4, 2), strict=True))
+    assert all(half[:6].sum() == 3 and half[6:].sum() == 2 for half in halves_of([6, 4], 4, 1))
+    assert all((a == b).all() for a, b in zip(halves, halves_of([11], 4, 1), strict=True))
+    assert any((a != b).any() for a, b in zip(halves, halves_of([11], 4, 2), strict=True))
 
 
 def test_scores_are_the_gaussians_written_out() -> None:
     """Oracle: a loop over texts with scipy's densities and one spread for each side."""
     rng = np.random.default_rng(0)
-    halves = halves_of(9, 6, 5)[:6]
+    halves = np.array(halves_of([9], 6, 5)[:6])
     shadows, own = rng.standard_normal((6, 9)), rng.standard_normal(9)
     found = lira_scores(own, shadows, halves)
-    inside = np.array(halves)
+    inside = halves
     own = own - np.median(own - shadows.mean(axis=0))
     means, spreads = {}, {}
     for side, mask in (("in", inside), ("out", ~inside)):
