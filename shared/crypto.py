@@ -19,7 +19,7 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from shared.errors import InvalidValue, RunFolderError
+from shared.errors import FedSLMError, InvalidValue, RunFolderError
 
 KEY_BYTES = 32
 ALGORITHM = "ed25519"
@@ -43,12 +43,7 @@ class Signature:
 
     def holds(self) -> bool:
         """Tell whether the named key made this signature."""
-        try:
-            key = Ed25519PublicKey.from_public_bytes(_unhex(self.public_key, 64))
-            key.verify(_unhex(self.signature, 128), _message(self.domain, self.sha256))
-        except (InvalidSignature, ValueError):
-            return False
-        return True
+        return signature_holds(self.public_key, self.signature, _message(self.domain, self.sha256))
 
     def to_dict(self) -> dict[str, str]:
         """Return the JSON form."""
@@ -103,20 +98,9 @@ class SigningKey:
             RunFolderError: if the file cannot be read or created, or may be read by others.
             InvalidValue: if it is not a key.
         """
-        try:
-            if not path.exists():
-                _create(path)
-            with path.open("rb") as stream:
-                mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
-                secret = stream.read(KEY_BYTES + 1)
-        except OSError as error:
-            msg = f"the signing key {path.name} cannot be read or created ({error.strerror})."
-            raise RunFolderError(msg, hint="Give another file with --key.") from error
-        if mode & 0o077:
-            msg = f"the signing key {path.name} has mode {mode:03o}, expected 600."
-            raise RunFolderError(
-                msg, hint="Others may have read it: make a new key, or run chmod 600."
-            )
+        secret = read_or_create_secret(
+            path, error=RunFolderError, hint="Give another file with --key.", make_folder=True
+        )
         return cls(secret)
 
     @property
@@ -128,6 +112,55 @@ class SigningKey:
         """Sign a document's digest for one purpose."""
         signed = self._key.sign(_message(domain, sha256)).hex()
         return Signature(domain=domain, sha256=sha256, public_key=self.public_key, signature=signed)
+
+
+def read_or_create_secret(
+    path: Path, *, error: type[FedSLMError], hint: str, make_folder: bool = False
+) -> bytes:
+    """Read the secret of a key file, or make one that only its owner can read.
+
+    Several processes may do this at once; all of them get the same secret.
+
+    Args:
+        path: mode 600.
+        error: raised when the file cannot be read or created, or may be read by others.
+        hint: what to do when it cannot be read or created.
+        make_folder: whether a missing folder is made.
+
+    Returns:
+        The file's bytes, at most one more than :data:`KEY_BYTES`; a good key has exactly that many.
+    """
+    try:
+        if not path.exists():
+            if make_folder:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _create(path)
+        with path.open("rb") as stream:
+            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+            secret = stream.read(KEY_BYTES + 1)
+    except OSError as found:
+        msg = f"the signing key {path.name} cannot be read or created: {found.strerror}."
+        raise error(msg, hint=hint) from found
+    if mode & 0o077:
+        msg = f"the signing key {path.name} has mode {mode:03o}, expected 600."
+        raise error(msg, hint="Others may have read it: make a new key, or run chmod 600.")
+    return secret
+
+
+def signature_holds(public_key: str, signature: str, message: bytes) -> bool:
+    """Tell whether a key made an Ed25519 signature of a message.
+
+    Args:
+        public_key: 64 lower-case hexadecimal digits; anything else has signed nothing.
+        signature: 128 such digits.
+        message: what was signed, with the domain of its purpose in front.
+    """
+    try:
+        key = Ed25519PublicKey.from_public_bytes(_unhex(public_key, 64))
+        key.verify(_unhex(signature, 128), message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def user_key(name: str) -> Path:
@@ -155,7 +188,6 @@ def _unhex(text: str, digits: int) -> bytes:
 
 def _create(path: Path) -> None:
     """Write a new key durably, unless another process was first."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
@@ -167,3 +199,8 @@ def _create(path: Path) -> None:
             os.link(temporary, path)
     finally:
         temporary.unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

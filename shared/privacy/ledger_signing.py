@@ -10,22 +10,16 @@ Ed25519 (RFC 8032) by the ``cryptography`` package. What is signed is the text
 
 from __future__ import annotations
 
-import os
-import re
-import secrets
-import stat
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from shared.crypto import KEY_BYTES, read_or_create_secret, signature_holds
 from shared.errors import LedgerError, LedgerTampered
 from shared.privacy.ledger_store import Head
 
 DOMAIN = "fedslm-ledger-head-v1"
-KEY_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +58,9 @@ def verify_head(head: SignedHead, *, trusted: str | None = None) -> None:
     if trusted is not None and head.public_key != trusted:
         msg = f"head {head.seq} is signed by key {head.public_key[:12]}, expected {trusted[:12]}."
         raise LedgerTampered(msg, hint="Ask the ledger's holder why the key changed.")
-    try:
-        key = Ed25519PublicKey.from_public_bytes(_unhex(head.public_key, 64))
-        key.verify(_unhex(head.signature, 128), _message(head.seq, head.hash))
-    except (InvalidSignature, ValueError) as error:
+    if not signature_holds(head.public_key, head.signature, _message(head.seq, head.hash)):
         msg = f"head {head.seq} does not have a valid signature of key {head.public_key[:12]}."
-        raise LedgerTampered(msg, hint="Do not rely on this head or its ledger.") from error
+        raise LedgerTampered(msg, hint="Do not rely on this head or its ledger.")
 
 
 class LedgerSigner:
@@ -102,24 +93,13 @@ class LedgerSigner:
             LedgerError: if the file cannot be read or created, is not a key, or may be read by
                 others than its owner.
         """
-        file = Path(path)
-        try:
-            if not file.exists():
-                _create(file)
-            with file.open("rb") as stream:
-                mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
-                secret = stream.read(KEY_BYTES + 1)
-        except OSError as error:
-            msg = f"the signing key {file.name} cannot be read or created: {error.strerror}."
-            raise LedgerError(
-                msg, hint="Check that its folder exists and can be written."
-            ) from error
-        if mode & 0o077:
-            msg = f"the signing key {file.name} has mode {mode:03o}, expected 600."
-            raise LedgerError(
-                msg, hint="Others may have read it: make a new key, or run chmod 600."
+        return cls(
+            read_or_create_secret(
+                Path(path),
+                error=LedgerError,
+                hint="Check that its folder exists and can be written.",
             )
-        return cls(secret)
+        )
 
     @property
     def public_key(self) -> str:
@@ -137,35 +117,3 @@ class LedgerSigner:
 def _message(seq: int, digest: str) -> bytes:
     """Return what is signed."""
     return f"{DOMAIN}|{seq}|{digest}".encode()
-
-
-def _unhex(text: str, digits: int) -> bytes:
-    """Read lower-case hexadecimal digits of one length, and nothing else.
-
-    Raises:
-        ValueError: for any other text.
-    """
-    if re.fullmatch(rf"[0-9a-f]{{{digits}}}", text) is None:
-        msg = f"expected {digits} hexadecimal digits"
-        raise ValueError(msg)
-    return bytes.fromhex(text)
-
-
-def _create(path: Path) -> None:
-    """Write a new key durably, unless another process was first."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(secrets.token_bytes(KEY_BYTES))
-            stream.flush()
-            os.fsync(stream.fileno())
-        with suppress(FileExistsError):
-            os.link(temporary, path)
-    finally:
-        temporary.unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
