@@ -21,17 +21,38 @@ def adapter_release(
     public_key: Annotated[
         str | None, typer.Option(metavar="HEX", help="The key that must have signed the report.")
     ] = None,
+    ledger: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FEDSLM_LEDGER",
+            help="The shared ledger that the run charged; default the run folder's own.",
+        ),
+    ] = None,
+    ledger_key: Annotated[
+        Path | None,
+        typer.Option(envvar="FEDSLM_LEDGER_KEY", help="The key that signs that ledger."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON on stdout.")
     ] = False,
 ) -> None:
-    """Release an adapter with its audit report, unless the report stands against it."""
+    """Release an adapter with its audit report, unless the report stands against it.
+
+    The ledger of a run folder gets a note that names the report, before anything is copied.
+    """
     from server.audit.gate import release_adapter
     from simulations.budget_common import read_key
+    from simulations.releasenote import ledger_note
     from simulations.runfolder import ADAPTER, AUDIT
 
     adapter = run_dir / ADAPTER if (run_dir / ADAPTER).is_dir() else run_dir
-    found = release_adapter(adapter, report or run_dir / AUDIT, to, trusted=read_key(public_key))
+    found = release_adapter(
+        adapter,
+        report or run_dir / AUDIT,
+        to,
+        trusted=read_key(public_key),
+        note=ledger_note(run_dir, ledger=ledger, key=ledger_key, base_dir=Path.cwd()),
+    )
     if as_json:
         result = {"folder": str(found.folder), "warnings": list(found.warnings), **found.record}
         typer.echo(json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False))
@@ -39,3 +60,6 @@ def adapter_release(
     for warning in found.warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"released  {found.folder} (audit verdict: {found.verdict})")
+    place = found.record["ledger_note"]
+    if place is not None:
+        typer.echo(f"ledger    entry {place['seq']} of run {place['run_id']} names the report")

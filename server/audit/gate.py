@@ -2,7 +2,8 @@
 
 The gate reads and never attacks. It refuses an adapter without a report, one whose report belongs
 to other weights or does not follow from its own evidence, and one with a violation. An
-inconclusive report is let through with a warning, and what was seen is recorded beside the weights.
+inconclusive report is let through with a warning. What was seen is recorded beside the weights and,
+where the run's ledger is at hand, in the ledger's chain.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,12 @@ class Released:
 
 
 def release_adapter(
-    adapter: Path, report: Path, to: Path, *, trusted: str | None = None
+    adapter: Path,
+    report: Path,
+    to: Path,
+    *,
+    trusted: str | None = None,
+    note: Callable[[str], Mapping[str, Any]] | None = None,
 ) -> Released:
     """Let an adapter through the gate.
 
@@ -58,6 +64,8 @@ def release_adapter(
         report: the audit report of exactly these weights.
         to: where the released adapter goes; must not hold another one.
         trusted: the public key that must have signed the report.
+        note: writes the report's digest into the run's ledger, before anything is copied, and
+            returns where it stands; whatever it raises stops the release.
 
     Returns:
         What was released.
@@ -74,6 +82,7 @@ def release_adapter(
         found, signature=read_signature(report.with_name(SIGNATURE)), trusted=trusted
     )
     _refuse(found, verification, weights)
+    _require_free(to, weights)
     record = {
         "schema": SCHEMA,
         "weights_sha256": weights,
@@ -86,13 +95,14 @@ def release_adapter(
         "unit": found.get("unit"),
         "neighboring_relation": found.get("neighboring_relation"),
         "mode": found.get("mode"),
+        "ledger_note": None if note is None else dict(note(verification.sha256)),
     }
     _copy(adapter, report, to, record)
     return Released(
         folder=to,
         verdict=verification.verdict,
         record=record,
-        warnings=_warnings(found, verification),
+        warnings=_warnings(found, verification, noted=note is not None),
     )
 
 
@@ -112,7 +122,9 @@ def _refuse(report: Mapping[str, Any], verification: Verification, weights: str)
         raise ReleaseRefused(msg, hint="The report's findings say what is broken; do not ship it.")
 
 
-def _warnings(report: Mapping[str, Any], verification: Verification) -> tuple[str, ...]:
+def _warnings(
+    report: Mapping[str, Any], verification: Verification, *, noted: bool
+) -> tuple[str, ...]:
     """Return what should be known before the adapter goes out."""
     found = []
     if verification.verdict == "inconclusive":
@@ -125,6 +137,8 @@ def _warnings(report: Mapping[str, Any], verification: Verification) -> tuple[st
         found.append("The run claims no epsilon: nothing bounds what the adapter reveals.")
     if verification.signed_by is None:
         found.append("The report is not signed.")
+    if not noted:
+        found.append("No ledger was at hand: release.json alone says which report was seen.")
     return tuple(found)
 
 
@@ -142,13 +156,21 @@ def _weights_digest(adapter: Path) -> str:
     return digest
 
 
+def _require_free(to: Path, weights: str) -> None:
+    """Refuse a folder that holds another adapter, or a record that cannot be read."""
+    if not (to / RELEASE).exists():
+        return
+    try:
+        known = json.loads((to / RELEASE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = None
+    if not isinstance(known, dict) or known.get("weights_sha256") != weights:
+        msg = f"{to.name} holds another released adapter."
+        raise ReleaseRefused(msg, hint="Choose another --to.")
+
+
 def _copy(adapter: Path, report: Path, to: Path, record: Mapping[str, Any]) -> None:
     """Copy adapter and report, the record last: without it a folder was not let through."""
-    if (to / RELEASE).exists():
-        known = json.loads((to / RELEASE).read_text(encoding="utf-8"))
-        if known.get("weights_sha256") != record["weights_sha256"]:
-            msg = f"{to.name} holds another released adapter."
-            raise ReleaseRefused(msg, hint="Choose another --to.")
     with disk_errors(to):
         to.mkdir(parents=True, exist_ok=True)
         for name in (WEIGHTS, PEFT_CONFIG, MANIFEST):

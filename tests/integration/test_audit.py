@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from shared.errors import ReleaseRefused, ReportInvalid
+from shared.errors import ReleaseRefused, ReportInvalid, UsageError
+from shared.privacy.ledger_notes import AUDIT_REPORT
+from simulations.budget_common import open_ledger
 from simulations.cli import run as fedslm
 from tests.integration.scenario import run_small
 
@@ -121,9 +123,10 @@ def test_no_canary_and_no_record_is_in_the_report(report_dir: Path) -> None:
 def test_the_gate_releases_what_was_audited(
     report_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    folder = Path(shutil.copytree(report_dir, tmp_path / "run"))
     capsys.readouterr()
     to = tmp_path / "released"
-    assert fedslm(["adapter", "release", str(report_dir), "--to", str(to), "--json"]) == 0
+    assert fedslm(["adapter", "release", str(folder), "--to", str(to), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     record = json.loads((to / "release.json").read_text())
     report = audited(report_dir)
@@ -134,6 +137,26 @@ def test_the_gate_releases_what_was_audited(
     if report["verdict"] == "inconclusive":
         assert any("inconclusive" in warning for warning in printed["warnings"])
     assert (to / "adapter_model.safetensors").is_file()
+    with open_ledger(str(folder)) as ledger:
+        notes = ledger.notes(printed["ledger_note"]["run_id"])
+    (note,) = (note for note in notes if note.name == AUDIT_REPORT)
+    assert (note.digest, note.seq) == (record["audit_sha256"], record["ledger_note"]["seq"])
+    assert fedslm(["budget", "verify", str(folder)]) == 0
+    assert fedslm(["audit", "run", str(folder), "--only", "ledger"]) == 0
+
+
+def test_an_adapter_without_its_ledger_is_released_with_a_warning(
+    report_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, to = str(report_dir / "audit.json"), str(tmp_path / "released")
+    arguments = [str(report_dir / "adapter"), "--report", report, "--to", to]
+    capsys.readouterr()
+    assert fedslm(["adapter", "release", *arguments, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["ledger_note"] is None
+    assert any("No ledger" in warning for warning in printed["warnings"])
+    there = ["--ledger", str(report_dir / "ledger.sqlite")]
+    assert fedslm(["adapter", "release", *arguments, *there]) == UsageError.exit_code
 
 
 def test_the_gate_refuses_other_weights_and_changed_reports(
