@@ -75,6 +75,19 @@ def audit_run(
     quantization: Annotated[
         str, typer.Option(help="How the base is stored, with --adapter.")
     ] = "none",
+    revision: Annotated[
+        str | None, typer.Option(help="Commit of a base on the hub, with --adapter.")
+    ] = None,
+    device: Annotated[str, typer.Option(help='"cpu" or "cuda", with --adapter.')] = "cpu",
+    text: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column with the texts, with --members.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column with prompts, with --response.")
+    ] = None,
+    response: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column with responses, with --prompt.")
+    ] = None,
     queries: Annotated[
         Path | None,
         typer.Option(help="Labelled queries for query-privacy (presidio-research JSON)."),
@@ -111,6 +124,9 @@ def audit_run(
         max_length=max_length,
         template=template,
         quantization=quantization,
+        revision=revision,
+        device=device,
+        columns=(text, prompt, response),
         queries=queries,
         prompts=prompts,
         attacks=attacks,

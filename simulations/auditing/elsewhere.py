@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from client.data import Columns
 from server.audit.protocol import AuditContext, Claim, Effort
 from shared.errors import UsageError
 from simulations.auditing.assistant import assistant_for
@@ -35,6 +36,8 @@ def context_of_external(
     if request.adapter is None or request.base is None:
         msg = "Give --adapter and --base."
         raise UsageError(msg)
+    text, prompt, response = request.columns
+    named = Columns(text=text, prompt=prompt, response=response)
     external = open_external(
         request.adapter,
         request.base,
@@ -43,6 +46,9 @@ def context_of_external(
         max_length=request.max_length,
         template=request.template,
         quantization=request.quantization,
+        revision=request.revision,
+        device=request.device,
+        columns=named if any(request.columns) else None,
         seed=SEED,
     )
     context = AuditContext(

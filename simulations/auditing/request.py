@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shared.errors import UsageError
 
+DEVICES = ("cpu", "cuda")
 CONTROLS = ("none", "leak", "twin")
 
 
@@ -27,6 +28,10 @@ class Request:
         max_length: most tokens of one of these texts, as in training.
         template: how prompt and response were joined in training.
         quantization: how the base of an adapter from elsewhere is stored.
+        revision: commit of a base on the hub.
+        device: where the base of an adapter from elsewhere lives.
+        columns: which columns of its files hold text, prompt and response; by default ``text``, or
+            ``prompt`` with ``response``.
         queries: labelled queries for query-privacy.
         prompts: system prompts to protect.
         attacks: more prompt-extraction attacks.
@@ -46,6 +51,9 @@ class Request:
     max_length: int = 128
     template: str = "plain"
     quantization: str = "none"
+    revision: str | None = None
+    device: str = "cpu"
+    columns: tuple[str | None, str | None, str | None] = (None, None, None)
     queries: Path | None = None
     prompts: Path | None = None
     attacks: Path | None = None
@@ -72,6 +80,12 @@ class Request:
         if self.adapter is None and (self.base is not None or self.members is not None):
             msg = "--base, --members and --nonmembers belong to --adapter."
             raise UsageError(msg, hint="A run folder knows its own base and data.")
+        if self.members is None and any(self.columns):
+            msg = "--text, --prompt and --response name columns of --members and --nonmembers."
+            raise UsageError(msg, hint="Give both files, or leave the columns out.")
+        if self.device not in DEVICES:
+            msg = f"--device {self.device!r}, expected one of {', '.join(DEVICES)}."
+            raise UsageError(msg, hint="The scenario of a run says where it was trained.")
         if self.adapter is not None and self.control in {"leak", "twin"}:
             msg = f"--control {self.control} needs the canaries of a run."
             raise UsageError(msg, hint="Leave it out for an adapter from elsewhere.")
