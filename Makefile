@@ -44,7 +44,8 @@ test: $(TEST_STAMP) ## install what tests need, then lint, types, import rules a
 	@$(MAKE) --no-print-directory check
 
 check: lint ## the same without installing
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --doctest-modules --cov \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=40 \
+		--doctest-modules --cov \
 		--cov-report=term tests $(PACKAGES)
 
 lint:

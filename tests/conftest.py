@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,7 +99,7 @@ def no_network(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine cannot run, with the reason."""
+    """Skip what this machine cannot run, with the reason; begin with what takes longest."""
     if os.environ.get("FEDSLM_NETWORK_TESTS") != "1":
         _skip(items, "network", "leaves this host; set FEDSLM_NETWORK_TESTS=1 to run it")
     if any(item.get_closest_marker("gpu") for item in items):
@@ -106,9 +107,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
         if not torch.cuda.is_available():
             _skip(items, "gpu", "no CUDA device here")
+    _longest_first(items)
 
 
 def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
     for item in items:
         if item.get_closest_marker(marker):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _longest_first(items: list[pytest.Item]) -> None:
+    """Sort files by the time that their longest test may take, so that no worker ends alone."""
+    longest: dict[Path, float] = {}
+    for item in items:
+        allowed = item.get_closest_marker("timeout")
+        slow = item.get_closest_marker("slow") or item.get_closest_marker("statistical")
+        seconds = float(allowed.args[0]) if allowed else float(slow is not None)
+        longest[item.path] = max(longest.get(item.path, 0.0), seconds)
+    items.sort(key=lambda item: -longest[item.path])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,9 @@ def test_devices_remember_the_server_and_notice_that_it_forgot(
             [head] = state.heads()
         assert head.seq > 0
     for path in (tmp_path / "server").glob("*"):
-        if path.name != "ledger.key":
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "ledger.key":
             path.unlink()
     with caplog.at_level(logging.WARNING), pytest.raises(QuorumNotReached):
         serve(tmp_path / "server", config_of("example", clients=2, rounds=2, seed=6), members)
