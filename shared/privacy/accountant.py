@@ -39,6 +39,9 @@ AccountantName = Literal["pld", "rdp"]
 ONLINE = 1e-3
 REPORT = 1e-4
 _MAX_GRID_POINTS = 1_500_000
+# exp of a wider cell is no double any more. Such a history has an epsilon of millions: none.
+_WIDEST_INTERVAL = 512.0
+_LARGEST_SCALE = 1e100
 
 
 class PrivacyAccountant(Protocol):
@@ -110,7 +113,7 @@ class PldAccountant:
     def epsilon(self, delta: float) -> float:
         """Return epsilon at ``delta`` (see :class:`PrivacyAccountant`)."""
         validate.open_unit(delta=delta)
-        if not self._seen.private:
+        if not self._countable():
             return math.inf
         composed = self._current()
         if composed is None:
@@ -128,7 +131,7 @@ class PldAccountant:
             InvalidValue: if ``epsilon`` is not finite and at least 0.
         """
         validate.non_negative(epsilon=epsilon)
-        if not self._seen.private:
+        if not self._countable():
             return 1.0
         composed = self._current()
         if composed is None:
@@ -136,6 +139,13 @@ class PldAccountant:
         slack = likeness.slack(self._seen)
         twin = float(composed.get_delta_for_epsilon(max(0.0, epsilon - slack)))
         return likeness.delta_from_twin(twin, epsilon, slack)
+
+    def _countable(self) -> bool:
+        """Tell whether there is a bound: noise everywhere, and not next to none."""
+        if not self._seen.private:
+            return False
+        twin = likeness.gaussian_twin(self._seen)
+        return _interval(twin, self._relation, self._base_interval) <= _WIDEST_INTERVAL
 
     def _current(self) -> PrivacyLossDistribution | None:
         """Bring the kept distribution up to date and return it; ``None`` if nothing happened."""
@@ -343,6 +353,8 @@ def _interval(composition: Composition, relation: NeighboringRelation, base: flo
     widest, mean = 0.0, 0.0
     for q, z, n in composition.pairs:
         scale = shift / (z / math.sqrt(n) if q == 1.0 else z)
+        if not scale < _LARGEST_SCALE:
+            return math.inf
         widest = max(widest, scale * (scale / 2.0 + 10.0))
         chi_square = math.log1p(q * q * math.expm1(scale**2)) if scale < 20.0 else math.inf
         mean += (1 if q == 1.0 else n) * min(q * scale**2 / 2.0, chi_square)

@@ -393,3 +393,16 @@ def test_a_query_every_round_stays_quick(of: Callable[[float, float, int], Priva
         accountant.compose(of(*pairs[i % 4], 1))
         accountant.epsilon(1e-5)
     assert (time.process_time() - start) / 20 < 0.3
+
+
+@pytest.mark.parametrize("noise", [1e-300, 1e-6, 1e-4])
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_next_to_no_noise_has_no_bound_and_no_crash(
+    noise: float, relation: NeighboringRelation
+) -> None:
+    accountant = PldAccountant(relation)
+    accountant.compose(event(0.1, noise, 50))
+    # Whoever is drawn once in fifty tries at a tenth is seen almost for certain.
+    drawn = 1 - 0.9**50
+    assert accountant.epsilon(1e-4) > 1e6
+    assert accountant.delta(1e3) >= drawn - 1e-6
