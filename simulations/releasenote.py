@@ -12,6 +12,7 @@ from shared.configfile import parse_json
 from shared.errors import RunFolderError, UsageError
 from shared.privacy.ledger_notes import AUDIT_REPORT
 from simulations.auditing.dossier import read_json_of
+from simulations.budget_common import open_ledger as open_to_read
 from simulations.runfolder import RunFolder
 from simulations.scope import shared_scope
 
@@ -31,7 +32,8 @@ def ledger_note(
         Writes a report's digest and tells where it stands; None for an adapter without a run.
 
     Raises:
-        UsageError: for a ledger without a run to note it about.
+        UsageError: for a ledger without a run to note it about, or that the run never charged.
+        LedgerError: if there is no such ledger; none is made.
         RunFolderError: if the run folder does not say which run it is.
     """
     if not RunFolder(run_dir).ledger.is_file() and ledger is None:
@@ -39,17 +41,21 @@ def ledger_note(
     if not (run_dir / IDENTITY).is_file():
         msg = f"--ledger with {run_dir.name}, which is no run folder."
         raise UsageError(msg, hint="Give the folder of the run that charged this ledger.")
-
     try:
         config = parse_json(json.dumps(read_json_of(RunFolder(run_dir), IDENTITY)["config"]))
     except KeyError as error:
         msg = f"{run_dir.name}/{IDENTITY} lacks a scenario."
         raise RunFolderError(msg, hint="Copy the whole run folder again.") from error
     scope = config.data.path if ledger is None else shared_scope(config.data.path, base_dir)
+    run_id = run_name(config)
+    with open_to_read(ledger or str(run_dir)) as known:
+        if not known.notes(run_id) and known.first_charge(run_id) is None:
+            msg = f"the ledger does not know run {run_id}."
+            raise UsageError(msg, hint="Name the ledger that it charged, or leave --ledger out.")
 
     def write(digest: str) -> Mapping[str, Any]:
         with open_ledger(run_dir, where=ledger, key=key) as opened:
-            said = opened.note(run_name(config), scope, AUDIT_REPORT, digest)
+            said = opened.note(run_id, scope, AUDIT_REPORT, digest)
         return {"run_id": said.run_id, "seq": said.seq, "time": said.time}
 
     return write

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from shared.errors import ReleaseRefused, ReportInvalid, UsageError
+from shared.errors import LedgerError, ReleaseRefused, ReportInvalid, UsageError
+from shared.privacy.ledger import Ledger
 from shared.privacy.ledger_notes import AUDIT_REPORT
 from simulations.budget_common import open_ledger
 from simulations.cli import run as fedslm
@@ -157,6 +158,17 @@ def test_an_adapter_without_its_ledger_is_released_with_a_warning(
     assert any("No ledger" in warning for warning in printed["warnings"])
     there = ["--ledger", str(report_dir / "ledger.sqlite")]
     assert fedslm(["adapter", "release", *arguments, *there]) == UsageError.exit_code
+
+
+def test_a_ledger_that_the_run_never_charged_gets_no_note(report_dir: Path, tmp_path: Path) -> None:
+    to, other = tmp_path / "released", tmp_path / "other.sqlite"
+    arguments = ["adapter", "release", str(report_dir), "--to", str(to), "--ledger", str(other)]
+    assert fedslm(arguments) == LedgerError.exit_code
+    assert not other.exists()
+    with Ledger(other) as ledger:
+        assert fedslm(arguments) == UsageError.exit_code
+        assert ledger.notes() == ()
+    assert not to.exists()
 
 
 def test_the_gate_refuses_other_weights_and_changed_reports(
