@@ -51,6 +51,6 @@ def test_the_quickstart_keeps_its_promises(tmp_path: Path) -> None:
     possible = twin["loss_before"] - twin["loss_after"]
     assert gained >= 0.75 * possible
     assert abs(private["loss_after"] - QUICKSTART) <= NOISE_OF_ONE_RUN
-    assert used <= 400
+    assert used <= 300
     assert private["peak_rss_bytes"] <= 3 * 2**30
     planted_secrets_are_found_without_privacy_and_not_with_it(private, twin)
