@@ -27,7 +27,8 @@ The tree::
     │   └── SecureAggregationError   34
     ├── AdapterError                 40
     │   ├── AdapterIncompatible      41
-    │   └── AdapterCorrupt           42
+    │   ├── AdapterCorrupt           42
+    │   └── AdapterUntrusted         43
     ├── AuditError                   50
     │   ├── TooFewCanaries           51
     │   ├── MissingArtefact          52
@@ -42,10 +43,16 @@ The tree::
     │   ├── TokenizerMissing         72
     │   ├── UnsupportedModel         73
     │   └── BaseModelMismatch        74
-    └── RunFolderError               80
-        ├── OutOfDisk                81
-        ├── RunFolderExists          82
-        └── NotResumable             83
+    ├── RunFolderError               80
+    │   ├── OutOfDisk                81
+    │   ├── RunFolderExists          82
+    │   └── NotResumable             83
+    └── FleetError                   90
+        ├── EnrolmentRefused         91
+        ├── AccessDenied             92
+        ├── CertificateInvalid       93
+        ├── ServerUnreachable        94
+        └── AlreadyRunning           95
 
 A message says what was found (``name=value``) and what was expected; the hint says what to do.
 Messages never hold training text, prompts or tensor values. Across the trust boundary only
@@ -298,6 +305,13 @@ class AdapterCorrupt(AdapterError):
     exit_code = 42
 
 
+class AdapterUntrusted(AdapterError):
+    """Raised when signature, base model or audit verdict of an adapter is not what it must be."""
+
+    code = "adapter-untrusted"
+    exit_code = 43
+
+
 class AuditError(FedSLMError):
     """An audit cannot be run or its data are unusable."""
 
@@ -422,6 +436,48 @@ class NotResumable(RunFolderError):
 
     code = "not-resumable"
     exit_code = 83
+
+
+class FleetError(FedSLMError):
+    """Raised when a server's or a device's folder, process or connection is not as it must be."""
+
+    code = "fleet"
+    exit_code = 90
+
+
+class EnrolmentRefused(FleetError):
+    """Raised for an enrolment token that is unknown, expired, used up or not for this server."""
+
+    code = "enrolment-refused"
+    exit_code = 91
+
+
+class AccessDenied(FleetError):
+    """Raised when a node or a person is not enrolled, was revoked, or may not do this."""
+
+    code = "access-denied"
+    exit_code = 92
+
+
+class CertificateInvalid(FleetError):
+    """Raised for a key, request or certificate that is damaged, expired or not of this authority."""
+
+    code = "certificate-invalid"
+    exit_code = 93
+
+
+class ServerUnreachable(FleetError):
+    """Raised when the server does not answer, or something else answers in its place."""
+
+    code = "server-unreachable"
+    exit_code = 94
+
+
+class AlreadyRunning(FleetError):
+    """Raised when another process runs from the same folder or holds the same address."""
+
+    code = "already-running"
+    exit_code = 95
 
 
 def all_errors() -> Iterator[type[FedSLMError]]:
