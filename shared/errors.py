@@ -460,7 +460,7 @@ class AccessDenied(FleetError):
 
 
 class CertificateInvalid(FleetError):
-    """Raised for a key, request or certificate that is damaged, expired or not of this authority."""
+    """Raised for a key, request or certificate that is damaged, expired or of another authority."""
 
     code = "certificate-invalid"
     exit_code = 93
