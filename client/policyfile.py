@@ -6,11 +6,13 @@ owner must decide about is missing until it is there. All problems are reported 
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError
+from pydantic_core import PydanticCustomError
 
 from shared.config import (
     NonNegativeInt,
@@ -29,6 +31,21 @@ Mode = Literal["none", "example", "client-central", "client-distributed"]
 Relation = Literal["add-or-remove-one", "replace-one"]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Cohort = Annotated[PositiveInt, Field(ge=MIN_COHORT)]
+Switch = Annotated[bool, Field(strict=True)]
+_CLOCK = r"([01]\d|2[0-3]):[0-5]\d"
+_WINDOW = re.compile(rf"{_CLOCK}-({_CLOCK}|24:00)")
+
+
+def _window(text: str) -> str:
+    """Return a window of the day as it was written, if it is one."""
+    start, _, end = text.partition("-")
+    if not _WINDOW.fullmatch(text) or start == end:
+        msg = 'two different times, "HH:MM-HH:MM"'
+        raise PydanticCustomError("window", msg)
+    return text
+
+
+Window = Annotated[str, AfterValidator(_window)]
 
 TEMPLATE = """\
 # What this device allows, whatever a server asks for. docs/device-policy.md explains each key.
@@ -64,6 +81,16 @@ max_repeats = 0   # further answers to one round, after a crash of the server; e
 # roster = "roster.json"  # who may be in a cohort; beside this file
 # min_cohort = 20
 # honest_fraction = 0.7   # share of any cohort that you trust not to help the server
+
+# What must be the case while this device works; all keys that are given must hold at once.
+# What the system does not tell counts as not met; see docs/deploy/device.md.
+# [conditions]
+# hours = ["22:00-06:00"]       # by this device's own clock and time zone
+# mains_power = true            # not on battery
+# networks = ["wired", "wifi"]  # "wired", "wifi", "mobile"
+# max_load = 0.5                # of other programs, for each core, over the last minute
+# min_free_memory_mb = 2000     # what other programs leave free
+# pause_when_busy = true        # stop as soon as other programs need the processor
 """
 
 
@@ -91,6 +118,27 @@ class SecureAggregationSection(Section):
     honest_fraction: Probability = Field(description="share that does not help the server")
 
 
+class ConditionsSection(Section):
+    """When the device may work; a key that is missing asks for nothing."""
+
+    hours: tuple[Window, ...] | None = Field(
+        default=None, min_length=1, description="times of day, by the device's own clock"
+    )
+    mains_power: Switch = Field(default=False, description="only while not on battery")
+    networks: tuple[Literal["wired", "wifi", "mobile"], ...] | None = Field(
+        default=None, min_length=1, description="kinds of network"
+    )
+    max_load: PositiveReal | None = Field(
+        default=None, description="of other programs, for each core, over the last minute"
+    )
+    min_free_memory_mb: PositiveInt | None = Field(
+        default=None, description="what other programs leave free, in MiB"
+    )
+    pause_when_busy: Switch = Field(
+        default=False, description="stop as soon as other programs need the processor"
+    )
+
+
 class PolicyFile(Section):
     """A whole policy file."""
 
@@ -104,12 +152,11 @@ class PolicyFile(Section):
     max_rounds: PositiveInt = Field(description="most rounds of one run")
     max_repeats: NonNegativeInt = Field(default=0, description="further answers to one round")
     server_key: Digest | None = Field(default=None, description="public key of its ledger")
-    seeded_noise: Annotated[bool, Field(strict=True)] = Field(
-        default=False, description="accept noise that the server knows"
-    )
+    seeded_noise: Switch = Field(default=False, description="accept noise that the server knows")
     example: ExampleSection | None = None
     client: BudgetSection | None = None
     secure_aggregation: SecureAggregationSection | None = None
+    conditions: ConditionsSection | None = None
 
 
 def read_policy_file(path: Path) -> PolicyFile:
@@ -200,6 +247,7 @@ def _keys(section: list[str]) -> list[str]:
         "example": ExampleSection,
         "client": BudgetSection,
         "secure_aggregation": SecureAggregationSection,
+        "conditions": ConditionsSection,
     }
     model = models.get(section[0] if section else "", PolicyFile)
     return [field.alias or name for name, field in model.model_fields.items()]

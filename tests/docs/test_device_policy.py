@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from client.policy import ClientPolicy
-from client.policyfile import BudgetSection, ExampleSection, PolicyFile, SecureAggregationSection
+from client.policyfile import (
+    BudgetSection,
+    ConditionsSection,
+    ExampleSection,
+    PolicyFile,
+    SecureAggregationSection,
+)
 from shared.errors import all_errors
 from simulations.cli import run
 from tests.client.device import scenario
@@ -61,6 +67,7 @@ def test_the_example_is_a_policy_and_every_command_runs(
         ("No key that could allow something has a default.", PolicyFile),
         ("has these keys:", ExampleSection),
         ("And `[secure_aggregation]`:", SecureAggregationSection),
+        ("And `[conditions]`", ConditionsSection),
     ],
 )
 def test_every_key_is_explained(heading: str, model: type) -> None:
