@@ -33,7 +33,7 @@ from shared.errors import AccessDenied, EnrolmentRefused, InvalidValue
 
 __all__ = ["Event", "Flag", "FleetDatabase", "NodeEntry", "Redeemed"]
 
-MAX_VALID_SECONDS: Final = 90 * 24 * 3600.0
+MAX_VALID_SECONDS: Final = 365 * 24 * 3600.0
 MAX_KEY_BYTES: Final = 1024
 MAX_REASON: Final = 200
 _SEEN_EVERY = 10.0
@@ -66,7 +66,7 @@ class FleetDatabase:
 
         Args:
             name: of the device or person.
-            valid_seconds: in (0, 90 days].
+            valid_seconds: in (0, 365 days].
             role: what the holder may do.
             now: Unix seconds; default the clock.
             actor: who did it, for the log.
@@ -81,7 +81,7 @@ class FleetDatabase:
         require_name(name)
         require_role(role)
         if not (_number(valid_seconds) and 0 < valid_seconds <= MAX_VALID_SECONDS):
-            msg = f"valid_seconds={valid_seconds!r}, expected more than 0, at most 90 days."
+            msg = f"valid_seconds={valid_seconds!r}, expected more than 0, at most 365 days."
             raise InvalidValue(msg)
         moment = _moment(now)
         with self._file.transaction() as db:
