@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from server.home import ServerHome
-from shared.errors import AccessDenied, FleetError, ServerUnreachable
+from shared.errors import AccessDenied, FleetError, ProtocolError, ServerUnreachable
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -389,7 +389,6 @@ class SuperLinkClient:
             FleetError: if it refuses.
         """
         import httpx
-        from google.protobuf.message import DecodeError
 
         try:
             reply = self._http.post(f"/v1/control/{name}", content=request.SerializeToString())
@@ -402,11 +401,10 @@ class SuperLinkClient:
         if reply.status_code != httpx.codes.OK:
             raise _RefusedByFlower(name, reply.status_code, _code(reply))
         try:
-            answer.ParseFromString(reply.content)
-        except DecodeError as error:
+            return _parsed(answer, reply.content)
+        except ProtocolError as error:
             msg = f"The SuperLink's answer to {name} cannot be read."
             raise ServerUnreachable(msg, hint="Is another Flower installed?") from error
-        return answer
 
 
 class _RefusedByFlower(FleetError):
@@ -424,6 +422,57 @@ def _code(reply: Any) -> int:  # noqa: ANN401 - httpx is imported late
         return int(reply.json()["code"])
     except (ValueError, KeyError, TypeError):
         return 0
+
+
+def activated_node(answer: bytes) -> int:
+    """Return Flower's number for a node from the SuperLink's answer to its activation.
+
+    Raises:
+        ProtocolError: if it cannot be read.
+    """
+    from flwr.proto.fleet_pb2 import ActivateNodeResponse
+
+    return _parsed(ActivateNodeResponse(), answer).node_id
+
+
+def beating_node(request: bytes) -> int:
+    """Return which node a heartbeat is for; the SuperLink checks it against the key.
+
+    Raises:
+        ProtocolError: if it cannot be read.
+    """
+    from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+
+    return _parsed(SendNodeHeartbeatRequest(), request).node.node_id
+
+
+def speaks_for_itself(request: bytes) -> bool:
+    """Tell whether all messages that a node pushes are its own, which Flower does not check.
+
+    Raises:
+        ProtocolError: if it cannot be read.
+    """
+    from flwr.proto.fleet_pb2 import PushMessagesRequest
+
+    pushed = _parsed(PushMessagesRequest(), request)
+    sources = {message.metadata.src_node_id for message in pushed.messages_list}
+    return sources == {pushed.node.node_id}
+
+
+def _parsed(into: Answer, data: bytes) -> Answer:
+    """Parse a protobuf message.
+
+    Raises:
+        ProtocolError: if it cannot be read.
+    """
+    from google.protobuf.message import DecodeError
+
+    try:
+        into.ParseFromString(data)
+    except DecodeError as error:
+        msg = f"A message is no {type(into).__name__}."
+        raise ProtocolError(msg) from error
+    return into
 
 
 def pem_of(public_key: bytes) -> bytes:
