@@ -40,6 +40,7 @@ from shared.pkiread import (
     public_bytes,
     read_certificate,
     read_request,
+    request_key,
     require_clock,
     verify_certificate,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "openssh_form",
     "public_bytes",
     "read_certificate",
+    "request_key",
     "require_clock",
     "verify_certificate",
 ]

@@ -172,6 +172,15 @@ def read_request(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
     return key
 
 
+def request_key(csr_pem: bytes) -> bytes:
+    """Return what identifies the key of a request, as :func:`public_bytes` does.
+
+    Raises:
+        CertificateInvalid: as :func:`read_request`.
+    """
+    return _spki(read_request(csr_pem))
+
+
 def certificate_of(data: bytes) -> x509.Certificate:
     """Parse a certificate, PEM (the first one) or DER.
 
