@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +89,17 @@ class NodeConfig(Section):
         except tomllib.TOMLDecodeError as error:
             msg = f"{NODE_FILE} is not valid TOML: {error}."
             raise InvalidValue(msg, hint="Fix the line it names.") from error
+        return cls.of(tables)
+
+    @classmethod
+    def of(cls, fields: Mapping[str, object]) -> NodeConfig:
+        """Check settings.
+
+        Raises:
+            InvalidValue: with every problem; UnknownKey if a key is not known.
+        """
         try:
-            return cls.model_validate(tables)
+            return cls.model_validate(fields)
         except ValidationError as error:
             raise _error(error) from None
 
