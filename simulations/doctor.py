@@ -1,8 +1,8 @@
 """What ``fedslm doctor`` looks at: the installation, the machine, and what they mean for a run.
 
 Each check is a small function that returns a :class:`Check`; none changes anything but one
-temporary file, and none leaves this machine. A check whose subject is broken says so and does not
-stop the others.
+temporary file, and none leaves this machine, but that the check of a device's folder asks its own
+server. A check whose subject is broken says so and does not stop the others.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from simulations.doctor_home import check_home
 from simulations.doctor_machine import (
     Check,
     Status,
@@ -24,8 +25,10 @@ from simulations.doctor_machine import (
     cores,
     disk,
     memory,
+    memory_group,
     processor,
     quantization,
+    randomness,
     telemetry,
     torch_build,
     write_access,
@@ -38,16 +41,17 @@ CHECKSUMS = "SHA256SUMS"
 _ROOT = Path(__file__).parents[1]
 
 
-def run_checks(folder: Path | None = None) -> list[Check]:
+def run_checks(folder: Path | None = None, *, home: Path | None = None) -> list[Check]:
     """Look at this installation and this machine.
 
     Args:
-        folder: where runs will be written; the working directory when None.
+        folder: where runs will be written; ``home``, or the working directory, when None.
+        home: the folder of a server or of a device, to look at too.
 
     Returns:
         One result per check, in a fixed order.
     """
-    where = folder if folder is not None else Path.cwd()
+    where = folder or (home if home is not None and home.is_dir() else Path.cwd())
     return [
         check_python(sys.version_info[:3]),
         check_requirements(_requirements(), _installed()),
@@ -59,6 +63,7 @@ def run_checks(folder: Path | None = None) -> list[Check]:
         quantization(),
         check_demo_model(ASSETS),
         *_machine(where),
+        *(() if home is None else check_home(home)),
     ]
 
 
@@ -195,8 +200,10 @@ def _machine(where: Path) -> tuple[Check, ...]:
         disk(where),
         write_access(where),
         memory(),
+        memory_group(),
         cores(),
         processor(),
+        randomness(),
         clock(newest),
         telemetry(),
     )

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from client.machine import available_memory, memory_limit, own_group
+
 _GIB = 1024**3
 _DAY_SECONDS = 86_400
 
@@ -64,7 +66,7 @@ def write_access(folder: Path) -> Check:
 def memory() -> Check:
     """Look at the memory that a new process can have."""
     expected = "at least 3 GiB, the bound of the quickstart"
-    available = available_memory()
+    available = available_memory(group=own_group())
     if available is None:
         return Check("memory", "warning", "not known on this system", expected)
     if available >= 3 * _GIB:
@@ -74,26 +76,51 @@ def memory() -> Check:
     return Check("memory", status, _gib(available), expected, hint)
 
 
-def available_memory(
-    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
-) -> int | None:
-    """Return the bytes available to this process, or None where the system does not tell.
+def memory_group(
+    cgroup: Path = Path("/sys/fs/cgroup"), table: Path = Path("/proc/self/cgroup")
+) -> Check:
+    """Tell the limit that a service or a container is held to, and whether the kernel has one.
 
     Args:
-        meminfo: Linux's memory table.
-        cgroup: root of the control group, whose limit a container has.
+        cgroup: root of the control groups.
+        table: the control groups of this process.
     """
+    expected = "no limit, or at least 1 GiB to train in"
     try:
-        lines = meminfo.read_text(encoding="ascii").splitlines()
-        kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return None
+        controllers = (cgroup / "cgroup.controllers").read_text(encoding="ascii").split()
+    except OSError:
+        return Check("memory-limit", "ok", "control groups of version 2 are not mounted", expected)
+    if "memory" not in controllers:
+        hint = "Boot with cgroup_enable=memory where MemoryMax of a service shall count."
+        return Check("memory-limit", "warning", "the kernel does not limit memory", expected, hint)
+    limit = memory_limit(cgroup, own_group(table))
+    if limit is None:
+        return Check("memory-limit", "ok", "none", expected)
+    if limit >= _GIB:
+        return Check("memory-limit", "ok", _gib(limit), expected)
+    hint = "Raise MemoryMax of the service, or the limit of the container."
+    return Check("memory-limit", "warning", _gib(limit), expected, hint)
+
+
+def randomness(device: Path = Path("/dev/urandom")) -> Check:
+    """Tell whether the system's generator of randomness, from which all noise comes, is ready."""
+    expected = "the system's generator is ready"
     try:
-        limit = int((cgroup / "memory.max").read_text(encoding="ascii"))
-        used = int((cgroup / "memory.current").read_text(encoding="ascii"))
-    except (OSError, ValueError):  # no control group, or "max": no limit
-        return kibibytes * 1024
-    return min(kibibytes * 1024, max(0, limit - used))
+        with device.open("rb", buffering=0) as stream:
+            whole = len(stream.read(32)) == 32
+        if hasattr(os, "getrandom"):
+            os.getrandom(1, os.GRND_NONBLOCK)
+    except BlockingIOError:
+        hint = "Wait: it is ready some seconds after booting; a virtual machine needs virtio-rng."
+        return Check("randomness", "failed", "not seeded yet", expected, hint)
+    except OSError as error:
+        hint = "A container must have /dev/urandom."
+        found = f"cannot be read ({error.strerror})"
+        return Check("randomness", "failed", found, expected, hint)
+    if not whole:
+        hint = "Something else lies in the place of /dev/urandom."
+        return Check("randomness", "failed", "ends after a few bytes", expected, hint)
+    return Check("randomness", "ok", "ready", expected)
 
 
 def cores() -> Check:
