@@ -8,7 +8,6 @@ other file, and holds a secret that works once.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import re
@@ -232,7 +231,7 @@ def decode_bytes(text: str) -> bytes:
     """
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         msg = "not base64url"
         raise ValueError(msg) from error
     if encode_bytes(data) != text:
