@@ -12,6 +12,7 @@ from server.prepared import open_prepared
 from shared.errors import SchemaMismatch
 
 RUN_FOLDER = "run-folder"
+FLEET = "fleet"
 
 
 def make_server_app(main: Callable[[Grid, Context], None]) -> ServerApp:
@@ -33,21 +34,26 @@ def run_prepared(grid: Grid, context: Context) -> None:
     """Run the rounds of the folder that the run configuration names.
 
     ``ledger`` and ``ledger-key`` name a ledger that several runs share, and the file of its key.
+    ``fleet`` names the database of a fleet, which then says which client each node speaks for.
 
     Raises:
         SchemaMismatch: if the run configuration names no folder.
         NotResumable: if the folder holds no prepared run.
     """
-    folder = context.run_config.get(RUN_FOLDER)
+    config = context.run_config
+    folder = config.get(RUN_FOLDER)
     if not isinstance(folder, str) or not folder:
         msg = f"run_config has no {RUN_FOLDER!r}."
         raise SchemaMismatch(msg, hint="Prepare a run folder and name it.")
-    ledger, key = (context.run_config.get(name) for name in ("ledger", "ledger-key"))
-    with open_prepared(
-        Path(folder),
-        ledger=None if ledger is None else str(ledger),
-        ledger_key=None if key is None else Path(str(key)),
-    ) as run:
+    ledger, key, fleet = (str(config.get(name) or "") for name in ("ledger", "ledger-key", FLEET))
+    where, signed_with = ledger or None, Path(key) if key else None
+    if fleet:
+        from server.fleetapp import run_in_fleet
+
+        database = Path(fleet)
+        run_in_fleet(grid, Path(folder), fleet=database, ledger=where, ledger_key=signed_with)
+        return
+    with open_prepared(Path(folder), ledger=where, ledger_key=signed_with) as run:
         run.train(run.connect(grid))
 
 

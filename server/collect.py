@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+
 from server.aggregation import STAGE_OF_MODE, Aggregator
 from server.messenger import TRAIN, Messenger
 from shared.errors import ConflictingSettings, ProtocolError
@@ -46,6 +48,18 @@ _READ: dict[Phase, Callable[[bytes], Upload]] = {
 }
 
 
+class OnRefused(Protocol):
+    """Is told that what a client sent was refused."""
+
+    def __call__(self, client: int, code: str) -> None:
+        """Take note; ``code`` is that of the error."""
+
+
+def tell_nobody(client: int, code: str) -> None:
+    """Take no note of what was refused."""
+    del client, code
+
+
 class OnAnswer(Protocol):
     """Is told that one more client finished its part of the round."""
 
@@ -78,6 +92,7 @@ def collect_updates(
     aggregator: Aggregator,
     plan: PrivacyPlan,
     on_answer: OnAnswer,
+    on_refused: OnRefused = tell_nobody,
 ) -> tuple[int, Traffic]:
     """Send a round and hand each update to the aggregator as it comes.
 
@@ -88,6 +103,7 @@ def collect_updates(
         aggregator: takes the updates.
         plan: says what stage an update must have.
         on_answer: is told after each.
+        on_refused: is told of an update that breaks the protocol.
 
     Returns:
         How many answered, and the traffic.
@@ -108,7 +124,11 @@ def collect_updates(
             )
         except ProtocolError as error:
             logger.warning("round %s, node %d: %s", group, node, error.message)
+            on_refused(nodes[node], error.code)
             continue
+        if not np.isfinite(update.vector).all():
+            # Counted as the zero update like any other; that it came is worth knowing.
+            on_refused(nodes[node], "update-not-finite")
         aggregator.add(update.vector)
         answered += 1
         up = max(up, payload_bytes(reply))
@@ -149,6 +169,7 @@ class SecureRound:
         roster: identity keys, to tell bad signatures early.
         instruction: what clients are told to train from.
         padding: clients that only fill the cohort up and take part with an empty update.
+        on_refused: is told of a message that breaks the protocol.
     """
 
     def __init__(
@@ -160,8 +181,10 @@ class SecureRound:
         roster: Roster,
         instruction: Instruction,
         padding: frozenset[int],
+        on_refused: OnRefused = tell_nobody,
     ) -> None:
         self._messenger = messenger
+        self._on_refused = on_refused
         self._clients = dict(nodes)
         self._nodes = {client: node for node, client in nodes.items()}
         self._instruction = instruction
@@ -223,6 +246,7 @@ class SecureRound:
                 self._coordinator.accept(self._clients[node], _READ[phase](payload))
             except ProtocolError as error:
                 logger.warning("round %s, node %d: %s", group, node, error.message)
+                self._on_refused(self._clients[node], error.code)
                 continue
             answered += 1
             up = max(up, payload_bytes(reply))

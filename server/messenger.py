@@ -56,22 +56,29 @@ class Messenger:
 
         Yields:
             Node id and content; None where Flower reports an error for the node. A node that does
-            not answer before the deadline is not yielded.
+            not answer before the deadline is not yielded, and none is yielded twice. Whose reply
+            it is follows from the message it answers, not from what the reply says.
         """
-        waiting = set(
-            self._grid.push_messages(
-                Message(content, node, kind, ttl=self._deadline, group_id=group)
-                for node, content in contents.items()
-            )
-        )
+        # A list: Flower's own grid walks through the messages twice.
+        messages = [
+            Message(content, node, kind, ttl=self._deadline, group_id=group)
+            for node, content in contents.items()
+        ]
+        taken = set(self._grid.push_messages(messages))
+        # A grid names each message as it takes it.
+        waiting = {
+            message.metadata.message_id: message.metadata.dst_node_id
+            for message in messages
+            if message.metadata.message_id in taken
+        }
         end = time.monotonic() + self._deadline
         pause = _SHORTEST_PAUSE
         while waiting and time.monotonic() < end:
-            replies = list(self._grid.pull_messages(waiting))
+            replies = list(self._grid.pull_messages(list(waiting)))
             pause = _SHORTEST_PAUSE if replies else min(pause * 1.5, _LONGEST_PAUSE)
             for reply in replies:
-                waiting.discard(reply.metadata.reply_to_message_id)
-                content = reply.content if reply.has_content() else None
-                yield reply.metadata.src_node_id, content
+                node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None:
+                    yield node, reply.content if reply.has_content() else None
             if not replies:
                 time.sleep(pause)

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from server.budget import RunBudget
-from server.setup import RunSetup
+from server.setup import NodeDirectory, RunSetup
 from server.strategy import FederatedRun
 from shared.config import RunConfig
 from shared.configfile import parse_json
 from shared.errors import NotResumable, UsageError
-from shared.files import append_line
+from shared.files import append_line, write_text
 from shared.lora import AdapterSpec
 from shared.privacy.ledger import Ledger
 from shared.privacy.ledger_signing import LedgerSigner
@@ -95,6 +95,34 @@ def _roster(folder: Path) -> Roster:
         raise NotResumable(msg, hint="Collect them with: fedslm client identity.") from error
 
 
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the finished rounds of a run folder; a torn last line is left out."""
+    try:
+        text = (folder / METRICS).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in text.splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def settle_metrics(folder: Path, finished_rounds: int, last_record: Mapping[str, Any]) -> None:
+    """Make the metrics agree with the checkpoint after a crash.
+
+    Rounds after the checkpoint are dropped; the checkpoint's own round is added if the process
+    died between the two writes.
+    """
+    records = [r for r in read_metrics(folder) if int(r["round"]) <= finished_rounds]
+    if finished_rounds > 0 and (not records or records[-1]["round"] != finished_rounds):
+        records.append(dict(last_record))
+    text = "".join(json.dumps(r, sort_keys=True) + "\n" for r in records)
+    write_text(folder / METRICS, text)
+
+
 class FolderObserver:
     """Writes a metrics line a round and logs it."""
 
@@ -146,7 +174,11 @@ def key_of_ledger(where: str | None, key: Path | None) -> Path | None:
 
 @contextmanager
 def open_prepared(
-    folder: Path, *, ledger: str | None = None, ledger_key: Path | None = None
+    folder: Path,
+    *,
+    ledger: str | None = None,
+    ledger_key: Path | None = None,
+    directory: NodeDirectory | None = None,
 ) -> Iterator[FederatedRun]:
     """Open the run of a folder with its ledger, at its checkpoint.
 
@@ -154,6 +186,7 @@ def open_prepared(
         folder: the run folder; in mode client-distributed with the clients' ``roster.json``.
         ledger: a ledger that several runs share; the folder's own if not given.
         ledger_key: the file of its key.
+        directory: of a fleet, where enrolment says which client a node speaks for.
 
     Raises:
         NotResumable: if the folder holds no prepared run.
@@ -163,6 +196,8 @@ def open_prepared(
     with open_ledger(folder, where=ledger, key=ledger_key) as opened:
         scope = setup.config.data.path
         budget = RunBudget(opened, plan=setup.plan, run_id=setup.run_id, scope=scope)
-        run = FederatedRun(setup, budget=budget, observer=FolderObserver(folder))
-        run.restore()
+        observer = FolderObserver(folder)
+        run = FederatedRun(setup, budget=budget, observer=observer, directory=directory)
+        if run.restore():
+            settle_metrics(folder, run.finished_rounds, run.last_record)
         yield run

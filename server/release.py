@@ -9,7 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from server.aggregation import Aggregate, correlated_noise, make_aggregator
-from server.collect import OnAnswer, SecureRound, Traffic, collect_updates
+from server.collect import (
+    OnAnswer,
+    OnRefused,
+    SecureRound,
+    Traffic,
+    collect_updates,
+    tell_nobody,
+)
 from server.messenger import Messenger
 from server.setup import RoundObserver, RunSetup
 from shared.errors import QuorumNotReached, SecureAggregationError
@@ -46,9 +53,18 @@ class Releaser:
         setup: what the run is.
         observer: is told about each answer.
         nodes_of: returns client by node for some clients.
+        on_refused: is told of a message that breaks the protocol.
     """
 
-    def __init__(self, setup: RunSetup, *, observer: RoundObserver, nodes_of: NodesOf) -> None:
+    def __init__(
+        self,
+        setup: RunSetup,
+        *,
+        observer: RoundObserver,
+        nodes_of: NodesOf,
+        on_refused: OnRefused = tell_nobody,
+    ) -> None:
+        self._on_refused = on_refused
         self._setup = setup
         self._observer = observer
         self._nodes_of = nodes_of
@@ -105,6 +121,7 @@ class Releaser:
             aggregator=aggregator,
             plan=plan,
             on_answer=self._teller(server_round, len(cohort)),
+            on_refused=self._on_refused,
         )
         self._check_quorum(answered, len(cohort), server_round)
         aggregate = aggregator.release()
@@ -133,6 +150,7 @@ class Releaser:
             roster=setup.roster,
             instruction=instruction,
             padding=frozenset(padding),
+            on_refused=self._on_refused,
         ).run(self._teller(server_round, len(cohort) + len(padding)))
         if outcome.result is None:
             return Release(

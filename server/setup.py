@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +34,16 @@ class RunSetup:
     population: int
     folder: Path
     roster: Roster | None = None
+
+
+class NodeDirectory(Protocol):
+    """Knows which client each node speaks for, without asking the node."""
+
+    def clients_of(self, nodes: Sequence[int]) -> Mapping[int, int]:
+        """Return client by node, of the nodes that are enrolled and not shut out."""
+
+    def flag(self, client: int, code: str) -> None:
+        """Note that a client sent something it should not have; ``code`` is an error's code."""
 
 
 class RoundObserver(Protocol):

@@ -30,7 +30,7 @@ from server.messenger import INTRODUCE, MEASURE, Messenger
 from server.optimizer import ServerOptimizer
 from server.release import Release, Releaser
 from server.releases import ReleaseRecorder
-from server.setup import RoundObserver, RunSetup
+from server.setup import NodeDirectory, RoundObserver, RunSetup
 from shared.errors import ProtocolError, QuorumNotReached
 from shared.lora import Vector, initial_factors
 from shared.seeding import data_rng
@@ -46,6 +46,7 @@ from shared.wire import (
 logger = logging.getLogger("fedslm.server")
 
 _MOST_ABORTED = 3
+_PRESENCE_SECONDS = 1.0
 
 Losses = dict[int, float]
 Record = dict[str, Any]
@@ -58,10 +59,20 @@ class FederatedRun:
         setup: what the run is.
         budget: charges the ledger.
         observer: is told about progress.
+        directory: of a fleet, where enrolment says which client a node speaks for; without one
+            each node is asked.
     """
 
-    def __init__(self, setup: RunSetup, *, budget: RunBudget, observer: RoundObserver) -> None:
+    def __init__(
+        self,
+        setup: RunSetup,
+        *,
+        budget: RunBudget,
+        observer: RoundObserver,
+        directory: NodeDirectory | None = None,
+    ) -> None:
         self._setup = setup
+        self._directory = directory
         self._config = setup.config
         self._budget = budget
         self._observer = observer
@@ -80,8 +91,21 @@ class FederatedRun:
         self.last_record: Record = {}
         self._population: Population | None = None
         self._aborted = 0
-        self._releaser = Releaser(setup, observer=observer, nodes_of=self._by_node)
+        self._messenger: Messenger | None = None
+        self._releaser = Releaser(
+            setup, observer=observer, nodes_of=self._by_node, on_refused=self._flag
+        )
         self._recorder = ReleaseRecorder(setup)
+
+    @property
+    def setup(self) -> RunSetup:
+        """What the run is."""
+        return self._setup
+
+    @property
+    def ledger_head(self) -> str:
+        """The hash at the end of the ledger's chain."""
+        return self._budget.head()
 
     @property
     def released(self) -> Vector:
@@ -112,12 +136,17 @@ class FederatedRun:
     def connect(self, grid: Grid) -> Messenger:
         """Learn which node speaks for which client.
 
-        Our own grid numbers nodes by client; on any other, each node is asked once.
+        Our own grid numbers nodes by client. In a fleet, enrolment knows, and who is there is
+        looked up again before every message. On any other grid each node is asked once.
 
         Raises:
             QuorumNotReached: if no node introduces itself.
         """
         messenger = Messenger(grid, deadline_seconds=self._config.server.deadline_seconds)
+        if self._directory is not None:
+            self._messenger = messenger
+            self._population = Population(size=self._setup.population, nodes={})
+            return messenger
         if getattr(grid, "nodes_are_clients", False):
             self._population = Population(size=self._setup.population)
             return messenger
@@ -180,8 +209,39 @@ class FederatedRun:
 
     def _by_node(self, clients: Sequence[int]) -> dict[int, int]:
         """Return client by node, without the clients that nobody speaks for now."""
+        self._meet()
         nodes = ((self.known_population.node(client), client) for client in clients)
         return {node: client for node, client in nodes if node is not None}
+
+    def _meet(self) -> int:
+        """Look up again who is there, in a fleet; returns how many clients are."""
+        if self._directory is None or self._messenger is None:
+            return self._setup.population
+        found = self._directory.clients_of(self._messenger.nodes())
+        size = self._setup.population
+        nodes = {client: node for node, client in found.items() if 0 <= client < size}
+        self._population = Population(size=size, nodes=nodes)
+        return len(nodes)
+
+    def _await_nodes(self) -> None:
+        """Wait, in a fleet, until a quorum of the population is there, however long that takes.
+
+        Before the round's coins are tossed and before it is charged: nights, weekends and cut
+        networks cost time, not budget. Whom the coins choose does not depend on it.
+        """
+        size = self._setup.population
+        needed = max(1, math.ceil(self._config.server.quorum * size))
+        told = -1
+        while (there := self._meet()) < needed:
+            if there != told:
+                logger.info("waiting for nodes: %d of %d, needed %d", there, size, needed)
+                told = there
+            time.sleep(_PRESENCE_SECONDS)
+
+    def _flag(self, client: int, code: str) -> None:
+        """Tell the fleet what a client sent, if there is a fleet."""
+        if self._directory is not None:
+            self._directory.flag(client, code)
 
     def _introduced(self, node: int, content: RecordDict | None) -> int | None:
         """Return the client that a node speaks for; None if it does not say or does not exist."""
@@ -199,6 +259,7 @@ class FederatedRun:
 
     def _round(self, messenger: Messenger, server_round: int) -> None:
         """Run one round from the coins to the commit."""
+        self._await_nodes()
         began = time.monotonic()
         cohort = self._cohort(server_round)
         charge = self._budget.reserve(server_round, cohort)

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from server.prepared import IDENTITY, LEDGER, METRICS
+from server.prepared import IDENTITY, LEDGER, METRICS, read_metrics, settle_metrics
 from shared.errors import NotResumable, RunFolderError, RunFolderExists
-from shared.files import append_line, disk_errors, write_json, write_text
+from shared.files import append_line, disk_errors, write_json
 
 CONFIG = "config.toml"
 ADAPTER = "adapter"
@@ -65,32 +65,15 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the finished rounds; a torn last line is left out."""
-        file = self.path / METRICS
-        if not file.exists():
-            return []
-        records = []
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
-        return records
+        return read_metrics(self.path)
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one finished round."""
         append_line(self.path / METRICS, json.dumps(record, sort_keys=True))
 
     def settle_metrics(self, finished_rounds: int, last_record: Mapping[str, Any]) -> None:
-        """Make the metrics agree with the checkpoint after a crash.
-
-        Rounds after the checkpoint are dropped; the checkpoint's own round is added if the process
-        died between the two writes.
-        """
-        records = [r for r in self.metrics() if int(r["round"]) <= finished_rounds]
-        if finished_rounds > 0 and (not records or records[-1]["round"] != finished_rounds):
-            records.append(dict(last_record))
-        text = "".join(json.dumps(r, sort_keys=True) + "\n" for r in records)
-        write_text(self.path / METRICS, text)
+        """Make the metrics agree with the checkpoint after a crash."""
+        settle_metrics(self.path, finished_rounds, last_record)
 
 
 def default_folder(name: str, *, now: datetime | None = None) -> Path:

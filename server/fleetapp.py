@@ -1,0 +1,92 @@
+"""What the ServerApp does in a fleet: one attempt at a prepared run, from its checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from server.adapters import write_adapter
+from server.fleetdb import FleetDatabase
+from server.fleetdirectory import FleetDirectory
+from server.fleetruns import ADAPTER, LOCK, ORDER, OUTCOME, Outcome, read_order, write_outcome
+from server.locks import held_within
+from server.prepared import open_prepared
+from server.strategy import FederatedRun
+from shared.errors import FedSLMError, PrivacyBudgetExhausted
+from shared.lora import initial_factors
+
+logger = logging.getLogger("fedslm.server")
+
+_LOCK_SECONDS = 10.0
+
+
+def run_in_fleet(
+    grid: Grid, folder: Path, *, fleet: Path, ledger: str | None, ledger_key: Path | None
+) -> None:
+    """Run what is left of a prepared run on the nodes of a fleet, and write its adapter.
+
+    Args:
+        grid: Flower's connection to the nodes.
+        folder: the run folder; held while this runs.
+        fleet: the database that says which client each node speaks for.
+        ledger: see :func:`server.prepared.open_prepared`.
+        ledger_key: likewise.
+
+    Raises:
+        AlreadyRunning: if another process works in the folder.
+        FedSLMError: whatever stopped the run; ``outcome.json`` names it.
+    """
+    with held_within(folder / LOCK, _LOCK_SECONDS):
+        (folder / OUTCOME).unlink(missing_ok=True)
+        directory = FleetDirectory(FleetDatabase(fleet))
+        rounds = 0
+        try:
+            with open_prepared(
+                folder, ledger=ledger, ledger_key=ledger_key, directory=directory
+            ) as run:
+                state = "completed"
+                try:
+                    run.train(run.connect(grid))
+                except PrivacyBudgetExhausted as error:
+                    logger.warning("the budget is spent: %s", error.message)
+                    state = "budget-exhausted"
+                rounds = run.finished_rounds
+                if rounds > 0:
+                    _write_adapter(run, folder)
+        except FedSLMError as error:
+            failed = Outcome(state="failed", code=error.code, message=error.message, rounds=rounds)
+            write_outcome(folder, failed)
+            raise
+        write_outcome(
+            folder,
+            Outcome(
+                state="completed" if state == "completed" else "budget-exhausted",
+                code="",
+                message="",
+                rounds=rounds,
+            ),
+        )
+
+
+def _write_adapter(run: FederatedRun, folder: Path) -> None:
+    """Write the released adapter in PEFT's format, without torch."""
+    setup = run.setup
+    order = read_order(folder / ORDER)
+    factors = initial_factors(setup.spec, setup.config.run.seed)
+    factors |= setup.spec.unflatten(run.released, setup.config.trained_kinds)
+    write_adapter(
+        folder / ADAPTER,
+        spec=setup.spec,
+        factors=factors,
+        base_model=order.base_model,
+        dropout=setup.config.lora.dropout,
+        manifest={
+            "base_digest": order.base_digest,
+            "config_digest": setup.config.digest(),
+            "plan_digest": setup.plan.digest(),
+            "ledger_head": run.ledger_head,
+            "rounds": run.finished_rounds,
+        },
+    )

@@ -1,0 +1,262 @@
+"""The keeper of runs: registers nodes, carries out orders, starts again what died.
+
+One process of the server, beside the SuperLink that it calls. It remembers nothing that is not in
+files, so that it may die at any point.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from server.bundle import build_bundle
+from server.fleetdb import FleetDatabase
+from server.fleetruns import ADAPTER, FINAL, LOCK, OUTCOME, FleetRuns, Outcome, RunProgress
+from server.home import ServerHome
+from server.locks import is_held
+from server.superlink import FlowerRun, SuperLinkClient
+from shared.errors import (
+    AlreadyRunning,
+    FedSLMError,
+    OutOfDisk,
+    QuorumNotReached,
+    ServerUnreachable,
+)
+
+logger = logging.getLogger("fedslm.runs")
+
+TICK_SECONDS: Final = 0.5
+FIRST_PAUSE: Final = 1.0
+LONGEST_PAUSE: Final = 120.0
+MOST_ATTEMPTS: Final = 10
+SYNC_SECONDS: Final = 30.0
+START_SECONDS: Final = 60.0
+
+_TRANSIENT = frozenset({QuorumNotReached.code, OutOfDisk.code, AlreadyRunning.code})
+
+
+class Keeper:
+    """Brings what is in line with what is wanted, a step at a time.
+
+    Args:
+        home: the server's folder.
+        client: of its SuperLink.
+        database: who is enrolled.
+    """
+
+    def __init__(self, home: ServerHome, client: SuperLinkClient, database: FleetDatabase) -> None:
+        self._home = home
+        self._runs = FleetRuns(home)
+        self._client = client
+        self._database = database
+        self._bundle = build_bundle()
+        self._synced: frozenset[bytes] | None = None
+        self._synced_at = float("-inf")
+        self._unheld: dict[str, float] = {}
+
+    def step(self, *, now: float) -> None:
+        """Look at everything once.
+
+        Args:
+            now: Unix seconds.
+
+        Raises:
+            ServerUnreachable: if the SuperLink does not answer.
+        """
+        self._sync_nodes(now)
+        names = [n for n in self._runs.names() if self._runs.progress(n).state not in FINAL]
+        open_runs = [n for n in names if self._runs.progress(n).flower_run is not None]
+        flower = {run.run_id: run for run in self._client.runs()} if open_runs else {}
+        for name in names:
+            try:
+                self._advance(name, flower, now)
+            except ServerUnreachable:
+                raise
+            except FedSLMError as error:
+                logger.warning("run %s: %s", name, error.message)
+                failed = replace(self._runs.progress(name), state="failed", reason=error.message)
+                self._runs.set_progress(name, failed)
+
+    def _sync_nodes(self, now: float) -> None:
+        """Register who is enrolled, unregister who is not; only when something changed."""
+        wanted = frozenset(
+            node.public_key
+            for node in self._database.nodes()
+            if node.role == "node" and node.revoked_at is None
+        )
+        if wanted == self._synced and now - self._synced_at < SYNC_SECONDS:
+            return
+        known = {node.public_key: node.node_id for node in self._client.nodes()}
+        for key in wanted - known.keys():
+            self._client.register_node(key)
+        for key in known.keys() - wanted:
+            self._client.unregister_node(known[key])
+        self._synced, self._synced_at = wanted, now
+
+    def _advance(self, name: str, flower: dict[int, FlowerRun], now: float) -> None:
+        """Bring one run forward."""
+        progress = self._runs.progress(name)
+        if self._runs.read_order(name).wanted == "stopped":
+            self._stop(name, progress)
+        elif progress.state in {"ordered", "stopped"} or (
+            progress.state == "waiting" and now >= progress.next_try
+        ):
+            self._submit(name, progress)
+        elif progress.state == "running":
+            self._look(name, progress, flower, now)
+
+    def _stop(self, name: str, progress: RunProgress) -> None:
+        """Stop a run; it can go on later from its checkpoint."""
+        if progress.state == "stopped":
+            return
+        if progress.flower_run is not None:
+            self._client.stop_run(progress.flower_run)
+        self._runs.set_progress(name, replace(progress, state="stopped", reason="by order"))
+        self._database.event("run-stopped", run=name)
+        logger.info("run %s: stopped", name)
+
+    def _submit(self, name: str, progress: RunProgress) -> None:
+        """Hand a run to Flower, unless an earlier ServerApp is still on its way out."""
+        if self._held(name):
+            return
+        finished = len(self._runs.rounds(name))
+        (self._runs.folder(name) / OUTCOME).unlink(missing_ok=True)
+        # A keeper that dies between the next two steps hands the run over twice; the lock on the
+        # folder keeps the second ServerApp out.
+        attempts = 1 if finished > progress.rounds else progress.attempts + 1
+        flower_run = self._client.start_run(self._bundle, self._runs.run_config(name))
+        self._unheld.pop(name, None)
+        self._runs.set_progress(
+            name,
+            replace(
+                progress,
+                state="running",
+                flower_run=flower_run,
+                attempts=attempts,
+                rounds=finished,
+                reason="",
+            ),
+        )
+        self._database.event("run-started", run=name, attempt=attempts, after_round=finished)
+        logger.info("run %s: attempt %d, after round %d", name, attempts, finished)
+
+    def _look(
+        self, name: str, progress: RunProgress, flower: dict[int, FlowerRun], now: float
+    ) -> None:
+        """See whether a running run is over, dead, or at work."""
+        outcome = self._runs.outcome(name)
+        found = None if progress.flower_run is None else flower.get(progress.flower_run)
+        if self._held(name):
+            self._unheld.pop(name, None)
+            return
+        if outcome is not None:
+            self._conclude(name, progress, outcome, now)
+        elif found is None or found.status == "finished":
+            self._again(name, progress, "its ServerApp ended without a word", now)
+        elif now - self._unheld.setdefault(name, now) > self._patience(found):
+            # Flower would notice by the missing heartbeat, minutes later.
+            self._client.stop_run(found.run_id)
+            self._again(name, progress, "its ServerApp died", now)
+
+    def _patience(self, found: FlowerRun) -> float:
+        """Return how long a ServerApp may take until it holds its folder."""
+        return START_SECONDS if found.status in {"pending", "starting"} else START_SECONDS / 3
+
+    def _conclude(self, name: str, progress: RunProgress, outcome: Outcome, now: float) -> None:
+        """Take note of how an attempt ended."""
+        if outcome.state != "failed":
+            digest = self._register(name) if outcome.rounds > 0 else None
+            done = replace(progress, state=outcome.state, adapter=digest, reason="")
+            self._runs.set_progress(name, done)
+            self._database.event("run-finished", run=name, state=outcome.state)
+            logger.info("run %s: %s after round %d", name, outcome.state, outcome.rounds)
+        elif outcome.code in _TRANSIENT:
+            self._again(name, progress, outcome.message, now)
+        else:
+            failed = replace(progress, state="failed", reason=outcome.message)
+            self._runs.set_progress(name, failed)
+            self._database.event("run-failed", run=name, code=outcome.code)
+            logger.warning("run %s: failed: %s", name, outcome.message)
+
+    def _again(self, name: str, progress: RunProgress, reason: str, now: float) -> None:
+        """Let a run wait before its next attempt, or give it up after many without a round."""
+        finished = len(self._runs.rounds(name))
+        attempts = 1 if finished > progress.rounds else progress.attempts
+        if attempts >= MOST_ATTEMPTS:
+            message = f"{attempts} attempts finished no round; the last: {reason}"
+            self._runs.set_progress(name, replace(progress, state="failed", reason=message))
+            self._database.event("run-failed", run=name, code="attempts")
+            return
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempts - 1))
+        self._runs.set_progress(
+            name,
+            replace(
+                progress, state="waiting", attempts=attempts, reason=reason, next_try=now + pause
+            ),
+        )
+        logger.warning("run %s: %s; again in %.0f s", name, reason, pause)
+
+    def _held(self, name: str) -> bool:
+        """Tell whether a ServerApp, or another process, works in a run's folder."""
+        return is_held(self._runs.folder(name) / LOCK)
+
+    def _register(self, name: str) -> str | None:
+        """Put the adapter of a finished run into the registry; returns the version's digest.
+
+        It is not in use before somebody promotes it. What the registry refuses stays in the run
+        folder.
+        """
+        from server.registry import AdapterRegistry, add_run
+        from shared.crypto import SigningKey
+
+        folder = self._runs.folder(name)
+        if not (folder / ADAPTER).is_dir():
+            return None
+        signer = SigningKey.load_or_create(self._home.adapter_key)
+        try:
+            registry = AdapterRegistry(self._home.adapters, signer=signer)
+            version = add_run(registry, folder, name=name)
+        except FedSLMError as error:
+            logger.warning("run %s: its adapter was not registered: %s", name, error.message)
+            return None
+        return version.digest
+
+
+def serve(home: ServerHome) -> None:
+    """Keep the runs of a folder until told to stop."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    database = FleetDatabase(home.fleet_database)
+    with SuperLinkClient.of(home) as client:
+        keeper = Keeper(home, client, database)
+        reachable = True
+        while not stop.wait(TICK_SECONDS):
+            try:
+                keeper.step(now=time.time())
+            except ServerUnreachable as error:
+                if reachable:
+                    logger.info("%s", error.message)
+                reachable = False
+            else:
+                reachable = True
+
+
+if __name__ == "__main__":
+    from server.logs import log_as_json
+
+    log_as_json()
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    serve(ServerHome.open(Path(sys.argv[1])))
