@@ -1,0 +1,350 @@
+"""What the run folders of a server say, read anew whenever a file changes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.dashboard.charts import Chart, Line, chart
+from server.dashboard.files import FileCache, json_lines, json_object, rows, section
+from server.dashboard.words import figure, number, size
+from server.prepared import IDENTITY, METRICS
+
+SUMMARY = "summary.json"
+AUDIT = "audit.json"
+PAGES = ("report.html", "audit.html")
+VERDICTS = ("violation", "consistent", "inconclusive")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """What a run says about privacy; epsilon is never without the rest.
+
+    Attributes:
+        mode: where noise is added; ``"none"`` for no privacy at all.
+        unit: the privacy unit.
+        relation: the neighbouring relation.
+        delta: of every epsilon here.
+        epsilon: spent so far, as the last round says; None where nothing is promised.
+        cap: that the ledger enforces, if any.
+        releases: noised releases so far.
+        noise_source: where the noise comes from.
+        noise_multiplier: of the plan.
+        sampling_probability: of the plan.
+        accountant: which one gave epsilon, once the run is finished.
+    """
+
+    mode: str
+    unit: str | None
+    relation: str | None
+    delta: float | None
+    epsilon: float | None
+    cap: float | None
+    releases: int | None
+    noise_source: str | None
+    noise_multiplier: float | None
+    sampling_probability: float | None
+    accountant: str | None
+
+    @property
+    def private(self) -> bool:
+        """Tell whether anything is promised."""
+        return self.mode != "none"
+
+    @property
+    def seeded(self) -> bool:
+        """Tell whether whoever knows the seed can take the noise away."""
+        return self.private and self.noise_source == "seeded-simulation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        name: of the folder.
+        scenario: its name in the scenario file; None if ``run.json`` cannot be read.
+        state: ``"completed"``, ``"budget-exhausted"``, ``"open"`` (rounds are left) or
+            ``"damaged"``.
+        rounds: finished ones.
+        planned: rounds in all.
+        population: clients.
+        changed: seconds since 1970, when a round was last finished.
+        promise: about privacy.
+        verdict: of the audit report, if there is one.
+        loss: the last that was measured.
+        pages: report pages that are there.
+    """
+
+    name: str
+    scenario: str | None
+    state: str
+    rounds: int
+    planned: int | None
+    population: int | None
+    changed: float
+    promise: Promise
+    verdict: str | None
+    loss: float | None
+    pages: tuple[str, ...]
+
+
+class Runs:
+    """The folder of run folders.
+
+    Args:
+        folder: ``runs/`` of the server.
+        cache: shared with whatever else reads files.
+    """
+
+    def __init__(self, folder: Path, cache: FileCache) -> None:
+        self._folder = folder
+        self._cache = cache
+
+    def names(self) -> list[str]:
+        """Return the names of all runs, ascending."""
+        return sorted(path.name for path in self._folders())
+
+    def all(self) -> list[Run]:
+        """Return every run, the one that changed last first."""
+        found = [self._read(path) for path in self._folders()]
+        return sorted(found, key=lambda run: (-run.changed, run.name))
+
+    def get(self, name: str) -> Run | None:
+        """Return one run; None for a name that is not exactly that of a run folder."""
+        path = self.path(name)
+        return None if path is None else self._read(path)
+
+    def path(self, name: str) -> Path | None:
+        """Return the folder of a run, looked up among what is there and never built from a name."""
+        return next((path for path in self._folders() if path.name == name), None)
+
+    def metrics(self, name: str) -> Sequence[Mapping[str, Any]]:
+        """Return the finished rounds of a run."""
+        path = self.path(name)
+        return [] if path is None else self._cache.get(path / METRICS, _rounds) or []
+
+    def summary(self, name: str) -> Mapping[str, Any]:
+        """Return the small parts of a run's summary; empty while it runs."""
+        path = self.path(name)
+        return {} if path is None else self._cache.get(path / SUMMARY, _small_summary) or {}
+
+    def audit(self, name: str) -> Mapping[str, Any]:
+        """Return the small parts of a run's audit report; empty if there is none."""
+        path = self.path(name)
+        return {} if path is None else self._cache.get(path / AUDIT, _small_audit) or {}
+
+    def page(self, name: str, page: str) -> Path | None:
+        """Return a report page of a run, if it is there."""
+        path = self.path(name)
+        if path is None or page not in PAGES:
+            return None
+        file = path / page
+        return file if file.is_file() and not file.is_symlink() else None
+
+    def _folders(self) -> Iterator[Path]:
+        """Yield the folders of runs; links lead elsewhere and are left out."""
+        if not self._folder.is_dir():
+            return
+        for path in self._folder.iterdir():
+            if _NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                yield path
+
+    def _read(self, path: Path) -> Run:
+        """Read one run."""
+        identity = self._cache.get(path / IDENTITY, _identity) or {}
+        metrics = self._cache.get(path / METRICS, _rounds) or []
+        summary = self._cache.get(path / SUMMARY, _small_summary) or {}
+        audit = self._cache.get(path / AUDIT, _small_audit) or {}
+        state = "open" if identity else "damaged"
+        if summary:
+            state = str(summary.get("status", "completed"))
+        losses = [loss for row in metrics if (loss := number(row.get("loss"))) is not None]
+        return Run(
+            name=path.name,
+            scenario=identity.get("scenario") or summary.get("scenario"),
+            state=state,
+            rounds=len(metrics),
+            planned=identity.get("rounds"),
+            population=identity.get("population"),
+            changed=_changed(path),
+            promise=_promise(identity, metrics, section(summary, "privacy")),
+            verdict=verdict_of(audit) if audit else None,
+            loss=losses[-1] if losses else None,
+            pages=tuple(name for name in PAGES if (path / name).is_file()),
+        )
+
+
+def verdict_of(report: Mapping[str, Any]) -> str:
+    """Return a verdict; whatever is none of the three words is inconclusive."""
+    found = report.get("verdict")
+    return str(found) if found in VERDICTS else "inconclusive"
+
+
+def charts_of(metrics: Sequence[Mapping[str, Any]], run: Run) -> list[Chart]:
+    """Draw what a run's metrics hold: nothing that was not measured."""
+    rounds = max(len(metrics), run.planned or 0)
+    found = []
+    loss = _points(metrics, "loss")
+    if loss:
+        alt = f"{len(loss)} measurements, the last {figure(loss[-1][1])} nats per token."
+        line = Line(name="held-out loss", points=loss, style="a")
+        found.append(chart("Held-out loss", alt, [line], rounds=rounds, unit="nats per token"))
+    epsilon = _points(metrics, "epsilon")
+    if epsilon and run.promise.private:
+        lines = [Line(name="epsilon", points=epsilon, style="a")]
+        cap = run.promise.cap
+        limit = "There is no cap."
+        if cap is not None:
+            edge = (min(1.0, epsilon[0][0]), float(max(rounds, 1)))
+            points = tuple((x, cap) for x in edge)
+            lines.append(Line(name="cap", points=points, style="c"))
+            limit = f"The cap is {figure(cap)}."
+        alt = f"Epsilon is {figure(epsilon[-1][1])} after {len(metrics)} rounds. {limit}"
+        found.append(chart("Epsilon spent", alt, lines, rounds=rounds, unit="epsilon"))
+    sampled, answered = _points(metrics, "cohort"), _points(metrics, "answered")
+    if sampled:
+        lines = [
+            Line(name="sampled", points=sampled, style="b"),
+            Line(name="answered", points=answered or sampled, style="a"),
+        ]
+        alt = f"In the last round {figure(sampled[-1][1])} clients were sampled"
+        alt += f" and {figure(answered[-1][1])} answered." if answered else "."
+        found.append(chart("Clients by round", alt, lines, rounds=rounds, unit="clients"))
+    seconds = _points(metrics, "seconds")
+    if seconds:
+        alt = f"The last round took {figure(seconds[-1][1], 3)} seconds."
+        line = Line(name="seconds", points=seconds, style="a")
+        found.append(chart("Time of a round", alt, [line], rounds=rounds, unit="seconds"))
+    sent = _points(metrics, "bytes_up_per_client")
+    if sent:
+        alt = f"A client sent {size(sent[-1][1])} in the last round."
+        kilo = tuple((x, y / 1000) for x, y in sent)
+        line = Line(name="sent by a client", points=kilo, style="a")
+        found.append(chart("Upload of a client", alt, [line], rounds=rounds, unit="kB"))
+    return found
+
+
+def _points(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[tuple[float, float], ...]:
+    """Return (round, value) where a value was measured."""
+    found = []
+    for row in metrics:
+        server_round, value = number(row.get("round")), number(row.get(key))
+        if server_round is not None and value is not None:
+            found.append((server_round, value))
+    return tuple(found)
+
+
+def _promise(
+    identity: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    finished: Mapping[str, Any],
+) -> Promise:
+    """Collect what is said about privacy: by the summary, else the last round, else the plan."""
+    plan = section(identity, "plan")
+    last = metrics[-1] if metrics else {}
+
+    def known(key: str) -> Any:  # noqa: ANN401 from JSON
+        return next((t[key] for t in (finished, last, plan) if t.get(key) is not None), None)
+
+    mode = str(known("mode") or "none") if identity or finished else "unknown"
+    releases = number(known("releases"))
+    return Promise(
+        mode=mode,
+        unit=_text(known("unit")),
+        relation=_text(known("neighboring_relation")),
+        delta=number(known("delta")),
+        epsilon=number(known("epsilon")) if finished or metrics else 0.0,
+        cap=number(known("cap")),
+        releases=int(releases) if releases is not None else 0,
+        noise_source=_text(known("noise_source")),
+        noise_multiplier=number(known("noise_multiplier")),
+        sampling_probability=number(known("sampling_probability")),
+        accountant=_text(known("accountant")),
+    )
+
+
+def _text(value: object) -> str | None:
+    """Return a text, or None for anything else."""
+    return value if isinstance(value, str) else None
+
+
+def _changed(path: Path) -> float:
+    """Return when the run last wrote a round or its summary, else when it was prepared."""
+    for name in (SUMMARY, METRICS, IDENTITY):
+        file = path / name
+        if file.exists():
+            return file.stat().st_mtime
+    return path.stat().st_mtime
+
+
+def _identity(data: bytes) -> dict[str, Any]:
+    """Return what is shown of ``run.json``."""
+    found = json_object(data)
+    config = section(found, "config")
+    planned = number(section(config, "run").get("rounds"))
+    population = number(found.get("population"))
+    plan = found.get("plan")
+    if isinstance(plan, str):
+        plan = json_object(plan.encode())
+    if not config or not isinstance(plan, Mapping):
+        return {}
+    return {
+        "scenario": _text(section(config, "run").get("name")),
+        "rounds": None if planned is None else int(planned),
+        "population": None if population is None else int(population),
+        "plan": plan,
+        "base": _text(section(config, "model").get("base")),
+        "quantization": _text(section(config, "model").get("quantization")),
+        "policy": _text(section(config, "aggregation").get("policy")),
+        "scope": _text(section(config, "data").get("path")),
+    }
+
+
+def _rounds(data: bytes) -> list[dict[str, Any]]:
+    """Return the finished rounds: those that have a number."""
+    return [row for row in json_lines(data) if number(row.get("round")) is not None]
+
+
+def _small_summary(data: bytes) -> dict[str, Any]:
+    """Return a summary without its audit, which may be large."""
+    found = json_object(data)
+    found.pop("audit", None)
+    return found
+
+
+def _small_audit(data: bytes) -> dict[str, Any]:
+    """Return an audit report without evidence, which may be large."""
+    found = json_object(data)
+    if not found:
+        return {}
+    kept = (
+        "audit",
+        "verdict",
+        "strength",
+        "metric",
+        "value",
+        "interval",
+        "explanation",
+        "detected",
+        "positive_control",
+        "alpha",
+        "ceiling",
+        "baseline",
+    )
+    head = (
+        "verdict",
+        "profile",
+        "epsilon_claimed",
+        "delta",
+        "unit",
+        "neighboring_relation",
+        "mode",
+    )
+    findings = [{key: row.get(key) for key in kept} for row in rows(found, "findings")]
+    return {**{key: found.get(key) for key in head}, "findings": findings}
