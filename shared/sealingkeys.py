@@ -6,7 +6,6 @@ begin with ``#`` are skipped. Losing a key loses what it sealed: keep a copy els
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shared.errors import FleetError, InvalidValue
+from shared.locks import exclusive
 from shared.sealing import Sealer, SealingKey
 
 VARIABLE = "FEDSLM_SEALING_KEYS"
@@ -72,7 +72,7 @@ def rotate_key_file(path: Path) -> SealingKey:
         FleetError: if the file cannot be read or written, or may be read by others.
         InvalidValue: if it holds something else, or :data:`MOST_KEYS` already.
     """
-    with _errors(path), _locked(path):
+    with _errors(path), exclusive(path.with_name(f".{path.name}.lock")):
         keys = _read(path) if path.exists() else []
         if not len(keys) < MOST_KEYS:
             msg = f"{path.name} holds {len(keys)} keys, expected fewer than {MOST_KEYS}."
@@ -127,18 +127,6 @@ def _replace(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time change a key file."""
-    lock = path.with_name(f".{path.name}.lock")
-    descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
