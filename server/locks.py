@@ -1,4 +1,4 @@
-"""Locks that are also looked at: who only looks holds them for a moment, so who wants them waits."""
+"""Locks that are also looked at: looking holds them for a moment, so who wants them waits."""
 
 from __future__ import annotations
 

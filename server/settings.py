@@ -121,7 +121,7 @@ class ServerConfig(Section):
             msg = f"{CONFIG} is not valid TOML: {error}."
             raise InvalidValue(msg, hint="Fix the line it names.") from error
         except ValidationError as error:
-            raise InvalidValue(_problems(error), hint=f"Correct {CONFIG}.") from None
+            raise problems_of(error) from None
 
 
 def _address(host: str, port: int) -> str:
@@ -145,10 +145,11 @@ def _toml(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _problems(error: ValidationError) -> str:
-    """Name every wrong key of the settings, never a value."""
+def problems_of(error: ValidationError) -> InvalidValue:
+    """Return one error that names every wrong setting."""
     found = [
         f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
         for item in error.errors(include_url=False)
     ]
-    return f"{CONFIG} has {len(found)} problem(s): " + "; ".join(found) + "."
+    msg = f"The settings have {len(found)} problem(s): " + "; ".join(found) + "."
+    return InvalidValue(msg, hint=f"Correct them ({CONFIG}).")
