@@ -1,0 +1,1 @@
+"""The control service: what nodes and tools that are not Flower may ask (gRPC, mutual TLS)."""

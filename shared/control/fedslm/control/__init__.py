@@ -1,0 +1,1 @@
+"""The namespace of the protocol package."""

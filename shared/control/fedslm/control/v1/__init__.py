@@ -1,0 +1,1 @@
+"""Version 1 of the control service; generated code beside its source."""
