@@ -11,7 +11,7 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Final
+from typing import IO, Any, Final
 
 from client.fleet.limits import DEFAULT_LIMITS, MIB, Limits
 from shared.errors import SchemaMismatch
@@ -34,7 +34,7 @@ class Frame:
     parts: Sequence[bytes] = field(default=(), repr=False)
 
 
-def write_frame(stream: BinaryIO, frame: Frame) -> None:
+def write_frame(stream: IO[bytes], frame: Frame) -> None:
     """Write a frame and flush it.
 
     Raises:
@@ -48,7 +48,7 @@ def write_frame(stream: BinaryIO, frame: Frame) -> None:
     stream.flush()
 
 
-def read_frame(stream: BinaryIO, *, limits: Limits = DEFAULT_LIMITS) -> Frame | None:
+def read_frame(stream: IO[bytes], *, limits: Limits = DEFAULT_LIMITS) -> Frame | None:
     """Read a frame.
 
     Args:
