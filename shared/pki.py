@@ -31,6 +31,7 @@ from shared.pkibuild import (
     validity,
 )
 from shared.pkiread import (
+    FOREIGN,
     CertificateFacts,
     certificate_of,
     facts_of,
@@ -93,7 +94,7 @@ class Authority:
             raise CertificateInvalid(msg, hint="Restore both files from the same copy.")
         try:
             basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        except (x509.ExtensionNotFound, ValueError):
+        except (x509.ExtensionNotFound, *FOREIGN):
             basic = None
         if basic is None or not basic.ca:
             msg = "The certificate is not that of an authority."

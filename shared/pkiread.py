@@ -20,6 +20,17 @@ from shared.errors import CertificateInvalid, InvalidValue
 
 MAX_REQUEST_BYTES: Final = 16 * 1024
 MAX_CERTIFICATE_BYTES: Final = 64 * 1024
+# What the library raises for data that is damaged in one way or another; its warnings (about a
+# negative serial number, a country of four letters) where a program makes errors of them.
+FOREIGN: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    UserWarning,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 _PUBLIC: Final = b"-----BEGIN PUBLIC KEY-----"
 _CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
 _RESTORE = "Restore it from a copy, or enroll again."
@@ -69,7 +80,7 @@ def public_bytes(data: bytes) -> bytes:
     if _PUBLIC in data[:MAX_REQUEST_BYTES]:
         try:
             key = serialization.load_pem_public_key(_bounded(data, MAX_REQUEST_BYTES))
-        except (ValueError, UnsupportedAlgorithm):
+        except FOREIGN:
             raise _damaged("key") from None
         return _spki(_p384(key))
     return _spki(load_private_key(data).public_key())
@@ -112,7 +123,7 @@ def verify_certificate(
     builder = PolicyBuilder().store(Store([root])).time(now or datetime.now(UTC))
     try:
         _verify(builder, leaf, usage, host)
-    except (VerificationError, ValueError) as error:
+    except (VerificationError, *FOREIGN) as error:
         msg = f"The certificate of {facts.name!r} was not issued by this authority for a {usage}."
         raise CertificateInvalid(msg, hint="It is of another server, or was forged.") from error
     return facts
@@ -146,7 +157,7 @@ def load_private_key(data: bytes) -> ec.EllipticCurvePrivateKey:
     """
     try:
         key = serialization.load_pem_private_key(_bounded(data, MAX_REQUEST_BYTES), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except FOREIGN:
         raise _damaged("key") from None
     if not (isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP384R1)):
         raise _wrong_key()
@@ -164,7 +175,7 @@ def read_request(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
         request = x509.load_pem_x509_csr(_bounded(csr_pem, MAX_REQUEST_BYTES))
         key = _p384(request.public_key())
         signed = request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except FOREIGN:
         raise _damaged("request") from None
     if not signed:
         msg = "The certificate request is not signed by its own key."
@@ -190,10 +201,15 @@ def certificate_of(data: bytes) -> x509.Certificate:
     bounded = _bounded(data, MAX_CERTIFICATE_BYTES)
     try:
         if _CERTIFICATE in bounded:
-            return x509.load_pem_x509_certificate(bounded)
-        return x509.load_der_x509_certificate(bounded)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+            found = x509.load_pem_x509_certificate(bounded)
+        else:
+            found = x509.load_der_x509_certificate(bounded)
+        numbered = found.serial_number > 0
+    except FOREIGN:
         raise _damaged("certificate") from None
+    if not numbered:
+        raise _damaged("certificate")
+    return found
 
 
 def pem_of(certificate: x509.Certificate) -> bytes:
@@ -213,7 +229,7 @@ def facts_of(certificate: x509.Certificate) -> CertificateFacts:
         units = subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
         key = _p384(certificate.public_key())
         is_client = _is_client(certificate)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except FOREIGN:
         raise _damaged("certificate") from None
     if len(names) != 1:
         raise _damaged("certificate")

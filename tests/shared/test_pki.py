@@ -311,6 +311,25 @@ def test_a_changed_certificate_is_refused_or_not_ours(at: int, flip: int) -> Non
         verify_certificate(bytes(changed), AUTHORITY.certificate, usage="client")
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+def test_a_negative_serial_is_refused_where_warnings_are_none() -> None:
+    der = bytearray(x509.load_pem_x509_certificate(NODE).public_bytes(serialization.Encoding.DER))
+    at = bytes(der).index(b"\x02\x11\x01")  # INTEGER, 17 bytes, the leading one
+    der[at + 2] = 0x81
+    with pytest.raises(CertificateInvalid):
+        read_certificate(bytes(der))
+
+
+@pytest.mark.parametrize("flip", [0x01, 0x80])
+def test_no_byte_of_the_encoding_is_idle(flip: int) -> None:
+    der = x509.load_pem_x509_certificate(NODE).public_bytes(serialization.Encoding.DER)
+    for at in range(len(der)):
+        changed = bytearray(der)
+        changed[at] ^= flip
+        with pytest.raises(CertificateInvalid):
+            verify_certificate(bytes(changed), AUTHORITY.certificate, usage="client")
+
+
 def fingerprints_alike(data: bytes) -> bool:
     try:
         return fingerprint(data) == fingerprint(NODE)
