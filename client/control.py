@@ -10,78 +10,41 @@ from __future__ import annotations
 import hashlib
 import hmac
 import io
-import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
-from client.controlerrors import error_of, retry_after
-from client.firstcontact import authority_behind
+from client.controlchannel import (
+    DEADLINE_SECONDS,
+    Identity,
+    Patience,
+    call_again,
+    first_key,
+    open_channel,
+    parse,
+)
+from client.firstcontact import enroll, redeem
 from shared.control.fedslm.control.v1 import control_pb2 as pb
-from shared.control.methods import MAX_RESPONSE_BYTES, METHODS
-from shared.enrolment import EnrolmentAnswer, EnrolmentToken, require_address, require_role
-from shared.errors import AdapterCorrupt, InvalidValue, ProtocolError
-from shared.pki import public_bytes, verify_certificate
-from shared.privatefiles import read_private
+from shared.control.methods import METHODS
+from shared.enrolment import EnrolmentToken, require_address
+from shared.errors import AdapterCorrupt, ProtocolError
+from shared.pki import verify_certificate
 
 if TYPE_CHECKING:
     from client.home import DeviceHome
 
-M = TypeVar("M", bound=Message)
-_Call: TypeAlias = "grpc.UnaryUnaryMultiCallable[bytes, bytes]"
+__all__ = ["ControlClient", "Identity", "enroll", "redeem"]
 
-DEADLINE_SECONDS: Final = 20.0
+M = TypeVar("M", bound=Message)
+
 STREAM_SECONDS: Final = 120.0
 ATTEMPTS: Final = 5
-_FIRST_PAUSE: Final = 0.5
-_LONGEST_PAUSE: Final = 20.0
-# A call that was not made, or that may be made twice, is tried again.
-_AGAIN: Final = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-)
 _PAGE: Final = 100
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """With what a client shows who it is, and by what it knows the server.
-
-    Attributes:
-        address: of the control service, ``host:port``.
-        ca: certificate of the server's authority, PEM.
-        certificate: the client's own, PEM.
-        key: its private key, PEM.
-    """
-
-    address: str
-    ca: bytes
-    certificate: bytes
-    key: bytes
-
-    def __repr__(self) -> str:
-        """Return nothing of the key."""
-        return f"Identity(address={self.address!r})"
-
-    @classmethod
-    def of(cls, home: DeviceHome) -> Identity:
-        """Read the files of an enrolled device.
-
-        Raises:
-            FleetError: if one is missing or may be read by others.
-        """
-        return cls(
-            address=home.config.control,
-            ca=read_private(home.ca),
-            certificate=read_private(home.certificate),
-            key=read_private(home.key),
-        )
 
 
 class ControlClient:
@@ -112,11 +75,10 @@ class ControlClient:
         # Said here in plain words; the handshake would only say that it failed.
         verify_certificate(who.certificate, who.ca, usage="client")
         credentials = grpc.ssl_channel_credentials(who.ca, first_key(who.key), who.certificate)
-        self._channel = _channel(who.address, credentials)
+        self._channel = open_channel(who.address, credentials)
         self._address = who.address
         self._deadline = deadline
-        self._attempts = attempts
-        self._pause = pause
+        self._patience = Patience(attempts=attempts, pause=pause)
 
     def own_budget(self) -> pb.GetOwnResponse:
         """Return what was spent about this client, with the signed end of the ledger."""
@@ -167,7 +129,7 @@ class ControlClient:
     def revoke(self, name: str, reason: str) -> None:
         """Shut a name out; for operators."""
         request = pb.RevokeRequest(name=name, reason=reason)
-        self._call("Fleet.Revoke", request, pb.RevokeResponse, attempts=1)
+        self._call("Fleet.Revoke", request, pb.RevokeResponse, once=True)
 
     def new_token(self, name: str, *, role: str = "node", valid_seconds: int = 0) -> EnrolmentToken:
         """Make an enrolment token; for operators.
@@ -178,7 +140,7 @@ class ControlClient:
             valid_seconds: 0 for the server's own setting.
         """
         request = pb.NewTokenRequest(name=name, role=role, valid_seconds=valid_seconds)
-        answer = self._call("Fleet.NewToken", request, pb.NewTokenResponse, attempts=1)
+        answer = self._call("Fleet.NewToken", request, pb.NewTokenResponse, once=True)
         return EnrolmentToken.from_text(answer.token)
 
     def renew(self, csr: bytes) -> bytes:
@@ -188,7 +150,7 @@ class ControlClient:
 
     def leave(self) -> None:
         """Take this client out of the fleet for good."""
-        self._call("Certificates.Leave", pb.LeaveRequest(), pb.LeaveResponse, attempts=1)
+        self._call("Certificates.Leave", pb.LeaveRequest(), pb.LeaveResponse, once=True)
 
     def adapters(self) -> Iterator[pb.Adapter]:
         """Yield every version of an adapter, newest first."""
@@ -232,7 +194,7 @@ class ControlClient:
                 have = self._fetch(sha256, target, have, size)
             except grpc.RpcError as found:
                 failures = 0 if _length(target) > before else failures + 1
-                self._wait(found, failures)
+                self._patience.wait(found, failures, self._address)
                 have = _length(target)
         _require_digest(target, sha256)
 
@@ -265,7 +227,7 @@ class ControlClient:
         call = open_stream(request.SerializeToString(), timeout=STREAM_SECONDS)
         try:
             for raw in call:
-                part = _parse(raw, pb.DownloadResponse)
+                part = parse(raw, pb.DownloadResponse)
                 good = part.offset == offset and part.total == size and part.data
                 if not (good and offset + len(part.data) <= size):
                     msg = f"A download of {size} bytes went on with a part that does not fit."
@@ -277,150 +239,16 @@ class ControlClient:
             call.cancel()
         return offset
 
-    def _call(self, name: str, request: Message, answer: type[M], *, attempts: int = 0) -> M:
-        """Make a call; again, with pauses, while the server is away or busy."""
-        call: _Call = self._channel.unary_unary(METHODS[name].path)
-        raw, made = request.SerializeToString(), 0
-        while True:
-            try:
-                return _parse(call(raw, timeout=self._deadline), answer)
-            except grpc.RpcError as found:
-                made += 1
-                self._wait(found, made, attempts=attempts)
-
-    def _wait(self, found: grpc.RpcError, failures: int, *, attempts: int = 0) -> None:
-        """Wait before another attempt, or give up.
-
-        Args:
-            found: how the last attempt failed.
-            failures: attempts that failed one after the other.
-            attempts: how many there may be; the client's own number by default.
-
-        Raises:
-            FedSLMError: what the failure means, if there is no use in another attempt.
-        """
-        code = found.code() if isinstance(found, grpc.Call) else None
-        if code not in _AGAIN or failures >= (attempts or self._attempts):
-            raise error_of(found, self._address) from None
-        self._pause(max(retry_after(found), back_off(failures)))
-
-
-def enroll(
-    address: str,
-    ca_fingerprint: str,
-    token: str,
-    csr: bytes,
-    *,
-    timeout: float = DEADLINE_SECONDS,
-    attempts: int = 3,
-    pause: Callable[[float], None] = time.sleep,
-) -> EnrolmentAnswer:
-    """Redeem a token at a server that nothing is known of but a fingerprint.
-
-    Args:
-        address: the enrolment port, ``host:port``, as the token names it.
-        ca_fingerprint: SHA-256 of the authority's certificate, from the token.
-        token: the token's secret; sent only to the server with this authority.
-        csr: a certificate request, PEM.
-        timeout: seconds that one attempt may take.
-        attempts: how often to try while the server is away or busy; with the same key a token may
-            come twice.
-        pause: waits between attempts; gets seconds.
-
-    Raises:
-        EnrolmentRefused: if the token is refused, or the server is another one.
-        ServerUnreachable: if there is none.
-        ProtocolError: if the answer is not one.
-    """
-    ca = authority_behind(address, ca_fingerprint, timeout=timeout)
-    request = pb.EnrollRequest(token=token, csr=csr).SerializeToString()
-    failures = 0
-    with _channel(address, grpc.ssl_channel_credentials(ca)) as channel:
-        call: _Call = channel.unary_unary(METHODS["Enrolment.Enroll"].path)
-        while True:
-            try:
-                return _answer(_parse(call(request, timeout=timeout), pb.EnrollResponse))
-            except grpc.RpcError as found:
-                failures += 1
-                code = found.code() if isinstance(found, grpc.Call) else None
-                if code not in _AGAIN or failures >= attempts:
-                    raise error_of(found, address) from None
-                pause(max(retry_after(found), back_off(failures)))
-
-
-def redeem(token: EnrolmentToken, csr: bytes) -> EnrolmentAnswer:
-    """Redeem a token where it says; what :func:`client.enrolling.enroll` calls."""
-    return enroll(token.address, token.fingerprint, token.secret, csr)
-
-
-def back_off(failures: int) -> float:
-    """Return seconds to wait after some failures: twice as long each time, a random part of it."""
-    longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures - 1, 10))
-    return longest * (0.5 + secrets.randbelow(1001) / 2000)
-
-
-def first_key(pem: bytes) -> bytes:
-    """Return the first key of a file that holds the same key in two forms.
-
-    Raises:
-        CertificateInvalid: if it is not an ECDSA P-384 private key.
-    """
-    public_bytes(pem)
-    head, end, _ = pem.partition(b"-----END PRIVATE KEY-----")
-    return head + end + b"\n"
-
-
-def _channel(address: str, credentials: grpc.ChannelCredentials) -> grpc.Channel:
-    """Open a channel with bounds on what the server may send; it connects at the first call."""
-    return grpc.secure_channel(
-        address,
-        credentials,
-        options=[
-            ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
-            ("grpc.enable_retries", 0),
-            ("grpc.enable_http_proxy", 0),
-            ("grpc.initial_reconnect_backoff_ms", 500),
-            ("grpc.max_reconnect_backoff_ms", 20_000),
-        ],
-    )
-
-
-def _parse(raw: bytes, kind: type[M]) -> M:
-    """Parse an answer.
-
-    Raises:
-        ProtocolError: if it is not one.
-    """
-    try:
-        return kind.FromString(raw)
-    except DecodeError as error:
-        msg = f"The server's answer is not a {kind.DESCRIPTOR.name}."
-        raise ProtocolError(msg, hint="Is the server newer than this program?") from error
-
-
-def _answer(found: pb.EnrollResponse) -> EnrolmentAnswer:
-    """Read an enrolment's answer.
-
-    Raises:
-        ProtocolError: if the role is not known.
-    """
-    try:
-        role = require_role(found.role)
-    except InvalidValue as error:
-        msg = "The server enrolled this device in a role that is not known here."
-        raise ProtocolError(msg, hint="Is the server newer than this program?") from error
-    return EnrolmentAnswer(
-        certificate=found.certificate,
-        ca=found.ca,
-        name=found.name,
-        role=role,
-        client_index=found.client_index if found.HasField("client_index") else None,
-        control_address=found.control_address,
-        fleet_address=found.fleet_address,
-        ledger_key=found.ledger_key or None,
-        adapter_key=found.adapter_key or None,
-        base_digest=found.base_digest or None,
-    )
+    def _call(self, name: str, request: Message, answer: type[M], *, once: bool = False) -> M:
+        """Make a call; unless it may be made once only, again while the server is away or busy."""
+        return call_again(
+            self._channel.unary_unary(METHODS[name].path),
+            request,
+            answer,
+            seconds=self._deadline,
+            patience=replace(self._patience, attempts=1) if once else self._patience,
+            at=self._address,
+        )
 
 
 def _length(target: BinaryIO) -> int:

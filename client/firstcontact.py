@@ -11,14 +11,73 @@ from __future__ import annotations
 import hmac
 import socket
 import ssl
+import time
+from collections.abc import Callable
 from typing import Any, Final
 
-from shared.enrolment import require_address
-from shared.errors import CertificateInvalid, EnrolmentRefused, ServerUnreachable
+import grpc
+
+from client.controlchannel import DEADLINE_SECONDS, Patience, call_again, open_channel
+from shared.control.fedslm.control.v1 import control_pb2 as pb
+from shared.control.methods import METHODS
+from shared.enrolment import EnrolmentAnswer, EnrolmentToken, require_address, require_role
+from shared.errors import (
+    CertificateInvalid,
+    EnrolmentRefused,
+    InvalidValue,
+    ProtocolError,
+    ServerUnreachable,
+)
 from shared.pki import fingerprint
 
 _MAX_CHAIN: Final = 8
 _MAX_DER: Final = 65_536
+
+
+def enroll(
+    address: str,
+    ca_fingerprint: str,
+    token: str,
+    csr: bytes,
+    *,
+    timeout: float = DEADLINE_SECONDS,
+    attempts: int = 3,
+    pause: Callable[[float], None] = time.sleep,
+) -> EnrolmentAnswer:
+    """Redeem a token at a server that nothing is known of but a fingerprint.
+
+    Args:
+        address: the enrolment port, ``host:port``, as the token names it.
+        ca_fingerprint: SHA-256 of the authority's certificate, from the token.
+        token: the token's secret; sent only to the server with this authority.
+        csr: a certificate request, PEM.
+        timeout: seconds that one attempt may take.
+        attempts: how often to try while the server is away or busy; with the same key a token may
+            come twice.
+        pause: waits between attempts; gets seconds.
+
+    Raises:
+        EnrolmentRefused: if the token is refused, or the server is another one.
+        ServerUnreachable: if there is none.
+        ProtocolError: if the answer is not one.
+    """
+    ca = authority_behind(address, ca_fingerprint, timeout=timeout)
+    request = pb.EnrollRequest(token=token, csr=csr)
+    with open_channel(address, grpc.ssl_channel_credentials(ca)) as channel:
+        found = call_again(
+            channel.unary_unary(METHODS["Enrolment.Enroll"].path),
+            request,
+            pb.EnrollResponse,
+            seconds=timeout,
+            patience=Patience(attempts=attempts, pause=pause),
+            at=address,
+        )
+    return _answer(found)
+
+
+def redeem(token: EnrolmentToken, csr: bytes) -> EnrolmentAnswer:
+    """Redeem a token where it says; what :func:`client.enrolling.enroll` calls."""
+    return enroll(token.address, token.fingerprint, token.secret, csr)
 
 
 def authority_behind(address: str, ca_fingerprint: str, *, timeout: float) -> bytes:
@@ -85,3 +144,28 @@ def _chain(secure: ssl.SSLSocket) -> list[bytes]:
     inside: Any = getattr(secure, "_sslobj", None)
     found = inside.get_unverified_chain() or []
     return [ssl.PEM_cert_to_DER_cert(certificate.public_bytes()) for certificate in found]
+
+
+def _answer(found: pb.EnrollResponse) -> EnrolmentAnswer:
+    """Read an enrolment's answer.
+
+    Raises:
+        ProtocolError: if the role is not known.
+    """
+    try:
+        role = require_role(found.role)
+    except InvalidValue as error:
+        msg = "The server enrolled this device in a role that is not known here."
+        raise ProtocolError(msg, hint="Is the server newer than this program?") from error
+    return EnrolmentAnswer(
+        certificate=found.certificate,
+        ca=found.ca,
+        name=found.name,
+        role=role,
+        client_index=found.client_index if found.HasField("client_index") else None,
+        control_address=found.control_address,
+        fleet_address=found.fleet_address,
+        ledger_key=found.ledger_key or None,
+        adapter_key=found.adapter_key or None,
+        base_digest=found.base_digest or None,
+    )
