@@ -4,7 +4,7 @@
 
     state.json               which adapter is in use, the one before it, and what is remembered
     versions/DIGEST/         manifest.json, signature.json and the files that the manifest names
-    incoming/DIGEST          a download that may be resumed; nothing reads it but :meth:`install`
+    incoming/DIGEST          downloads that may be resumed; nothing reads them but :meth:`install`
 
 Signature, base model, audit verdict, order and sizes are checked before a file is fetched; hashes
 and the weights' header before the adapter is put in its place; and all of it again whenever it is
@@ -147,7 +147,9 @@ class AdapterStore:
             return self._decide(manifest, signature, order, order_signature, again=again)
 
     def incoming(self, digest: str) -> Path:
-        """Return where a download goes; what is there already is its beginning.
+        """Return where a download of a version or of one file goes; what is there is its beginning.
+
+        Downloads are cleared away once a version is in use, and a version's own when it is refused.
 
         Raises:
             InvalidValue: for what is no digest.
@@ -195,6 +197,8 @@ class AdapterStore:
                 self._place(offer, manifest, signature, weights)
             self._write(self.memory().taking(offer.manifest, offer.order))
             self._prune()
+            for path in (self.folder / "incoming").glob("*"):
+                _remove(path)
         return InstalledAdapter(
             digest=digest, folder=self._version(digest), manifest=offer.manifest
         )
@@ -320,10 +324,9 @@ class AdapterStore:
                 _sync(versions)
         except FedSLMError:
             _remove(staged)
-            if weights is None:
-                # A damaged download is not the beginning of a good one.
-                with suppress(OSError):
-                    self.incoming(offer.digest).unlink(missing_ok=True)
+            # A damaged download is not the beginning of a good one.
+            for name in (offer.digest, *(entry.sha256 for entry in offer.files)):
+                _remove(self.incoming(name))
             raise
 
     def _manifest(self, digest: str) -> AdapterManifest:
@@ -361,10 +364,6 @@ class AdapterStore:
         for path in (self.folder / "versions").glob("*"):
             if path.name not in kept:
                 _remove(path)
-        for path in (self.folder / "incoming").glob("*"):
-            if path.name in kept:
-                with suppress(OSError):
-                    path.unlink()
 
     def _write(self, memory: Memory) -> None:
         """Remember something durably."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from server.registry.check import RegistryReport, verify_registry
 from server.registry.history import SignedOrder
+from server.registry.opening import server_registry
 from server.registry.runs import add_run
 from server.registry.store import AdapterRegistry, Collected
 from server.registry.versions import AdapterVersion
@@ -15,5 +16,6 @@ __all__ = [
     "RegistryReport",
     "SignedOrder",
     "add_run",
+    "server_registry",
     "verify_registry",
 ]
