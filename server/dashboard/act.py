@@ -37,7 +37,9 @@ def start_run(call: Call) -> Response:
     scenario = call.form.get("scenario", "")
     name = call.board.controls.start(scenario)
     log(call, "run-started", {"scenario": scenario, "run": name})
-    return done(call, "/runs", f"Run {name or scenario} was started.")
+    return done(
+        call, "/runs", f"Run {name or scenario} was ordered; a running server takes it up at once."
+    )
 
 
 def ask_stop(call: Call) -> Response:
@@ -48,9 +50,17 @@ def ask_stop(call: Call) -> Response:
 def stop_run(call: Call) -> Response:
     """Stop a run."""
     found = run_of(call)
-    call.board.controls.stop(found.name)
+    call.board.orders.want(found.name, "stopped")
     log(call, "run-stopped", {"run": found.name})
-    return done(call, f"/runs/{found.name}", f"Run {found.name} was stopped.")
+    return done(call, f"/runs/{found.name}", f"Run {found.name} was told to stop.")
+
+
+def resume_run(call: Call) -> Response:
+    """Let a run go on from its last finished round."""
+    found = run_of(call)
+    call.board.orders.want(found.name, "running")
+    log(call, "run-resumed", {"run": found.name})
+    return done(call, f"/runs/{found.name}", f"Run {found.name} was told to go on.")
 
 
 def new_token(call: Call) -> Response:

@@ -45,6 +45,7 @@ _QUESTIONS: tuple[tuple[str, Handler], ...] = (
 _ACTIONS: tuple[tuple[str, Handler], ...] = (
     ("/runs/start", act.start_run),
     ("/runs/{name}/stop", act.stop_run),
+    ("/runs/{name}/resume", act.resume_run),
     ("/nodes/enrol", act.new_token),
     ("/nodes/{name}/revoke", act.revoke),
     ("/adapters/rollback", act.rollback),

@@ -147,6 +147,15 @@ def _of_runs(runs: Sequence[Run]) -> Iterator[Matter]:
                 advice="Do not give its adapter to devices; roll back if they have it.",
                 link=f"{link}/audit",
             )
+        if run.state in {"failed", "waiting"}:
+            yield Matter(
+                urgent=run.state == "failed",
+                text=f"Run {run.name} {'has failed' if run.state == 'failed' else 'waits'}: "
+                f"{run.reason or 'no reason was given'}",
+                advice="Look at logs/ in the server's folder; a failed run can go on from its "
+                "last finished round.",
+                link=link,
+            )
         if run.state == "damaged":
             yield Matter(
                 urgent=False,

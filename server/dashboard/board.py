@@ -19,6 +19,7 @@ from server.dashboard.sessions import Brake, Sessions
 from server.dashboard.store import USERS, UserFile
 from server.dashboard.users import STRONG, Cost, UserStore
 from server.fleetdb import FleetDatabase
+from server.fleetruns import FleetRuns
 from server.home import ServerHome
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Board:
 
     Args:
         home: the server's folder.
-        controls: starts and stops runs.
+        controls: starts runs.
         cost: of password hashes.
     """
 
@@ -43,6 +44,7 @@ class Board:
         self.brake = Brake(file)
         self.seal = Seal(home.read_secret(home.session_key))
         self.fleet = FleetDatabase(home.fleet_database)
+        self.orders = FleetRuns(home)
         self.runs = Runs(home.runs, FileCache())
         self.budget = Budget(home.ledger, self._ledger_key)
         # One password at a time: a hash takes 128 MiB, and a crowd of logins must not take more.

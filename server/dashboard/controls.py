@@ -1,4 +1,4 @@
-"""Starting and stopping runs: by the same commands that an operator would type."""
+"""Starting runs by the same command that an operator would type."""
 
 from __future__ import annotations
 
@@ -28,18 +28,14 @@ class Scenario:
 
 
 class Controls(Protocol):
-    """What an operator may do about runs."""
+    """How runs are started."""
 
     def scenarios(self) -> Sequence[Scenario]:
         """Return the scenarios that can be started."""
         ...
 
     def start(self, scenario: str) -> str:
-        """Prepare and start a run; return what was said."""
-        ...
-
-    def stop(self, name: str) -> str:
-        """Stop a run; return what was said."""
+        """Prepare and order a run; return its name."""
         ...
 
 
@@ -73,7 +69,7 @@ class CommandControls:
         return self._known
 
     def start(self, scenario: str) -> str:
-        """Prepare and start a run of a built-in scenario.
+        """Prepare and order a run of a built-in scenario.
 
         Raises:
             InvalidValue: for a name that is not one of a built-in scenario.
@@ -83,15 +79,7 @@ class CommandControls:
         if _SCENARIO.fullmatch(scenario) is None or scenario not in known:
             msg = f"scenario={scenario[:64]!r}, expected one of the list."
             raise InvalidValue(msg, hint="Choose a scenario from the list.")
-        return _said(self._run("server", "start-run", str(self._home), scenario, "--json"))
-
-    def stop(self, name: str) -> str:
-        """Stop a run.
-
-        Raises:
-            FleetError: with what the command said, if it fails.
-        """
-        return _said(self._run("server", "stop-run", str(self._home), name, "--json"))
+        return _said(self._run("server", "start-run", scenario, "--dir", str(self._home), "--json"))
 
     def _run(self, *arguments: str) -> str:
         """Run one command and return its output.

@@ -20,14 +20,14 @@ class Process:
     Attributes:
         name: what it does.
         state: ``"up"``, ``"starting"`` (it runs and does not serve yet) or ``"down"``.
-        seconds: since it was started last; None if it is down.
+        since: when it was started last, seconds since 1970; None if it is down.
         restarts: how often it was started again.
         last_exit: how it ended the last time; None if it never did.
     """
 
     name: str
     state: str
-    seconds: float | None
+    since: float | None
     restarts: int
     last_exit: int | None
 
@@ -58,7 +58,7 @@ def read_health(home: ServerHome) -> Health:
     """Read the supervisor's health file and the disk of the server's folder."""
     status = read_status(home)
     usage = shutil.disk_usage(home.path)
-    found = section(status, "services")
+    found = section(status, "processes") if status.get("state") != "stopped" else {}
     processes = [_process(name, row) for name, row in found.items() if isinstance(row, Mapping)]
     return Health(
         running=status.get("state") != "stopped",
@@ -71,11 +71,11 @@ def read_health(home: ServerHome) -> Health:
 def _process(name: str, row: Mapping[str, Any]) -> Process:
     """Return one process of the file."""
     restarts, last_exit = number(row.get("restarts")), number(row.get("last_exit"))
-    running = row.get("running") is True
+    state = row.get("state")
     return Process(
         name=name[:80],
-        state=("up" if row.get("healthy") is True else "starting") if running else "down",
-        seconds=number(row.get("seconds")) if running else None,
+        state=state if state in {"up", "starting"} else "down",
+        since=number(row.get("since")),
         restarts=int(restarts) if restarts is not None else 0,
         last_exit=None if last_exit is None else int(last_exit),
     )

@@ -12,7 +12,7 @@ from server.dashboard.budget import Account
 from server.dashboard.calls import Call, missing
 from server.dashboard.headers import FRAMED_POLICY
 from server.dashboard.pages import page
-from server.dashboard.runs import PAGES, Run, charts_of
+from server.dashboard.runs import HALTED, MOVING, PAGES, Run, charts_of
 from server.dashboard.sessions import Session
 
 _SHOWN_ROUNDS = 200
@@ -83,8 +83,10 @@ def run(call: Call) -> Response:
     return page(
         call,
         "run",
-        live=found.state == "open",
+        live=found.state in {*MOVING, "stopping", "open"},
         run=found,
+        can_stop=found.state in MOVING,
+        can_resume=found.state in HALTED,
         charts=charts_of(metrics, found),
         rounds=list(reversed(metrics))[:_SHOWN_ROUNDS],
         hidden=max(0, len(metrics) - _SHOWN_ROUNDS),

@@ -11,11 +11,16 @@ from typing import Any
 from server.dashboard.charts import Chart, Line, chart
 from server.dashboard.files import FileCache, json_lines, json_object, rows, section
 from server.dashboard.words import figure, number, size
+from server.fleetruns import ORDER, STATE
 from server.prepared import IDENTITY, METRICS
 
 SUMMARY = "summary.json"
 AUDIT = "audit.json"
 PAGES = ("report.html", "audit.html")
+MOVING = ("ordered", "running", "waiting")
+"""States of a run that goes on by itself."""
+HALTED = ("stopped", "stopping", "failed")
+"""States of a run that can be told to go on."""
 VERDICTS = ("violation", "consistent", "inconclusive")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -69,8 +74,11 @@ class Run:
     Attributes:
         name: of the folder.
         scenario: its name in the scenario file; None if ``run.json`` cannot be read.
-        state: ``"completed"``, ``"budget-exhausted"``, ``"open"`` (rounds are left) or
-            ``"damaged"``.
+        state: of a run on the fleet as its keeper says (see :mod:`server.fleetruns`), or
+            ``"stopping"``; of another folder ``"open"`` (rounds are left), ``"completed"`` or
+            ``"budget-exhausted"``; of either ``"damaged"``.
+        reason: why it waits or has failed; may be empty.
+        adapter: digest of the registered version, once there is one.
         rounds: finished ones.
         planned: rounds in all.
         population: clients.
@@ -84,6 +92,8 @@ class Run:
     name: str
     scenario: str | None
     state: str
+    reason: str
+    adapter: str | None
     rounds: int
     planned: int | None
     population: int | None
@@ -111,9 +121,9 @@ class Runs:
         return sorted(path.name for path in self._folders())
 
     def all(self) -> list[Run]:
-        """Return every run, the one that changed last first."""
+        """Return every run, running ones first, then the one that changed last."""
         found = [self._read(path) for path in self._folders()]
-        return sorted(found, key=lambda run: (-run.changed, run.name))
+        return sorted(found, key=lambda run: (run.state != "running", -run.changed, run.name))
 
     def get(self, name: str) -> Run | None:
         """Return one run; None for a name that is not exactly that of a run folder."""
@@ -161,14 +171,20 @@ class Runs:
         metrics = self._cache.get(path / METRICS, _rounds) or []
         summary = self._cache.get(path / SUMMARY, _small_summary) or {}
         audit = self._cache.get(path / AUDIT, _small_audit) or {}
-        state = "open" if identity else "damaged"
-        if summary:
-            state = str(summary.get("status", "completed"))
+        order = self._cache.get(path / ORDER, json_object) or {}
+        progress = self._cache.get(path / STATE, json_object) or {}
+        state = "damaged"
+        if order and identity:
+            state = _fleet_state(order, progress)
+        elif identity or summary:
+            state = str(summary.get("status", "completed")) if summary else "open"
         losses = [loss for row in metrics if (loss := number(row.get("loss"))) is not None]
         return Run(
             name=path.name,
             scenario=identity.get("scenario") or summary.get("scenario"),
             state=state,
+            reason=_text(progress.get("reason")) or "",
+            adapter=_text(progress.get("adapter")),
             rounds=len(metrics),
             planned=identity.get("rounds"),
             population=identity.get("population"),
@@ -178,6 +194,14 @@ class Runs:
             loss=losses[-1] if losses else None,
             pages=tuple(name for name in PAGES if (path / name).is_file()),
         )
+
+
+def _fleet_state(order: Mapping[str, Any], progress: Mapping[str, Any]) -> str:
+    """Return the state of a run on the fleet; one that was told to stop is stopping."""
+    state = _text(progress.get("state")) or "ordered"
+    if order.get("wanted") == "stopped" and state in MOVING:
+        return "stopping"
+    return state
 
 
 def verdict_of(report: Mapping[str, Any]) -> str:

@@ -92,6 +92,12 @@ def moment(value: object) -> str:
     return f"{datetime.fromtimestamp(found, tz=UTC):%Y-%m-%d %H:%M} UTC"
 
 
+def clock(value: object) -> str:
+    """Return seconds since 1970 as a time of day in UTC."""
+    found = number(value)
+    return NOTHING if found is None else f"{datetime.fromtimestamp(found, tz=UTC):%H:%M:%S} UTC"
+
+
 def stamp(value: object) -> str:
     """Return seconds since 1970 for a ``datetime`` attribute."""
     found = number(value)
@@ -116,6 +122,7 @@ FILTERS: Mapping[str, Callable[..., str]] = {
     "size": size,
     "duration": duration,
     "moment": moment,
+    "clock": clock,
     "stamp": stamp,
     "short": short,
     "plural": plural,
