@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -12,12 +15,15 @@ from server.fleetdb import FleetDatabase
 from server.fleetdirectory import FleetDirectory
 from server.fleetruns import ADAPTER, LOCK, ORDER, OUTCOME, Outcome, read_order, write_outcome
 from server.locks import held_within
+from server.logs import MOST_BYTES, JsonFormatter
 from server.prepared import open_prepared
 from server.strategy import FederatedRun
 from shared.errors import FedSLMError, PrivacyBudgetExhausted
 from shared.lora import initial_factors
 
 logger = logging.getLogger("fedslm.server")
+
+LOG = "server.log"
 
 _LOCK_SECONDS = 10.0
 
@@ -38,7 +44,7 @@ def run_in_fleet(
         AlreadyRunning: if another process works in the folder.
         FedSLMError: whatever stopped the run; ``outcome.json`` names it.
     """
-    with held_within(folder / LOCK, _LOCK_SECONDS):
+    with held_within(folder / LOCK, _LOCK_SECONDS), _logged(folder / LOG):
         (folder / OUTCOME).unlink(missing_ok=True)
         directory = FleetDirectory(FleetDatabase(fleet))
         rounds = 0
@@ -68,6 +74,23 @@ def run_in_fleet(
                 rounds=rounds,
             ),
         )
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Keep what the server says about a run with the run."""
+    handler = RotatingFileHandler(path, maxBytes=MOST_BYTES, backupCount=1, encoding="utf-8")
+    handler.setFormatter(JsonFormatter())
+    log = logging.getLogger("fedslm")
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        handler.close()
 
 
 def _write_adapter(run: FederatedRun, folder: Path) -> None:

@@ -313,4 +313,5 @@ if __name__ == "__main__":
     from server.logs import log_as_json
 
     log_as_json()
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     serve(ServerHome.open(Path(sys.argv[1])))

@@ -71,10 +71,10 @@ class Keeper:
             ServerUnreachable: if the SuperLink does not answer.
         """
         self._sync_nodes(now)
-        names = [n for n in self._runs.names() if self._runs.progress(n).state not in FINAL]
-        open_runs = [n for n in names if self._runs.progress(n).flower_run is not None]
-        flower = {run.run_id: run for run in self._client.runs()} if open_runs else {}
-        for name in names:
+        states = {name: self._runs.progress(name).state for name in self._runs.names()}
+        idle = [n for n, state in states.items() if state == "running" and not self._held(n)]
+        flower = {run.run_id: run for run in self._client.runs()} if idle else {}
+        for name in (n for n, state in states.items() if state not in FINAL):
             try:
                 self._advance(name, flower, now)
             except ServerUnreachable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
@@ -13,6 +14,7 @@ from typing import Final
 MOST_BYTES: Final = 5_000_000
 KEPT: Final = 5
 _LONGEST_LINE = 4000
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class JsonFormatter(logging.Formatter):
@@ -66,7 +68,9 @@ class LineLog:
 
     def write(self, line: str) -> None:
         """Add a line: a JSON object as it is, anything else as the message of one."""
-        text = line.rstrip("\n")
+        text = _COLOURS.sub("", line).strip()
+        if not text:
+            return
         record = logging.LogRecord(self._name, logging.INFO, "", 0, text, None, None)
         if _is_object(text):
             self._handler.setFormatter(_AS_IT_IS)

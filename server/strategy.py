@@ -334,6 +334,9 @@ class FederatedRun:
 
     def _progress_loss(self, messenger: Messenger, server_round: int) -> float | None:
         """Measure the adapter on a few clients, in the rounds in which the scenario asks so."""
+        if self._directory is not None:
+            # Held-out losses do not leave a device, whoever asks.
+            return None
         evaluation = self._config.evaluation
         last = server_round == self._config.run.rounds
         if not last and server_round % evaluation.every != 0:

@@ -186,6 +186,7 @@ def environment(home: ServerHome) -> dict[str, str]:
         "FLWR_HOME": str(home.flower_home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_LOG_LEVEL": "WARNING",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]),
     }

@@ -84,6 +84,7 @@ class Supervisor:
         Raises:
             AlreadyRunning: if another supervisor runs from the folder.
         """
+        os.umask(0o077)
         with held_within(self._home.run / LOCK, LOCK_SECONDS):
             kill_leftovers(self._home.run)
             (self._home.run / PID).write_text(f"{os.getpid()}\n", encoding="utf-8")
@@ -153,9 +154,10 @@ class Supervisor:
         for runner in runners:
             described = runner.describe(now=now)
             running = bool(described["running"])
-            works = running and self._working.get(runner.service.name, running)
+            name = runner.service.name
+            works = running and self._working.get(name, name not in self._checks)
             described["state"] = "up" if works else ("starting" if running else "down")
-            processes[runner.service.name] = described
+            processes[name] = described
         healthy = bool(processes) and all(one["state"] == "up" for one in processes.values())
         write_json(
             self._home.status,
@@ -191,7 +193,7 @@ def read_status(home: ServerHome) -> dict[str, Any]:
     try:
         status = json.loads(home.status.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        status = {"schema": 1, "processes": {}}
+        status = {"schema": 1, "state": "starting", "processes": {}}
     if not is_running(home):
         status |= {"state": "stopped", "processes": {}}
     return dict(status)
