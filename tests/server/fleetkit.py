@@ -6,6 +6,7 @@ import base64
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -125,7 +126,8 @@ def make_home(folder: Path, **settings: int) -> ServerHome:
 def client_of(home: ServerHome, *, port: int | None = None) -> httpx.Client:
     """Return an HTTP client of the front, or of another port."""
     address = f"https://localhost:{port or home.config.fleet_port}"
-    return httpx.Client(base_url=address, verify=str(home.ca_certificate), timeout=20.0)
+    trusted = ssl.create_default_context(cafile=str(home.ca_certificate))
+    return httpx.Client(base_url=address, verify=trusted, timeout=20.0)
 
 
 @contextmanager
