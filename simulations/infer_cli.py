@@ -45,7 +45,7 @@ def infer(
             "--redact", help="Take personal data out of the question, and put it back afterwards."
         ),
     ] = False,
-    as_json: AsJson = False,
+    as_json: registry_cli.AsJson = False,
 ) -> None:
     """Answer a question on this device, with its newest verified adapter; nothing leaves it."""
     # Before any library that could look on a hub is imported.
