@@ -46,11 +46,13 @@ PORTS: Final = "control.json"
 _GRACE_SECONDS = 3.0
 _ENROL_WORKERS = 2
 _ENROL_REQUEST_BYTES = 20_480
-# Calls of a whole port that may be under way; more are refused at once.
-_CALLS = 256
-_ENROL_CALLS = 64
+# Calls of a whole port that may be under way; more are refused at once. A call that hangs holds no
+# thread, and ends with its connection.
+_CALLS = 2000
+_ENROL_CALLS = 500
 _ENROL_CALLS_EACH = 4
-_HOUR = 3_600_000
+_CONTROL_AGE = 600_000
+_ENROL_AGE = 30_000
 
 
 def _options(*, request_bytes: int, streams: int, age: int) -> list[tuple[str, int]]:
@@ -80,8 +82,8 @@ def _options(*, request_bytes: int, streams: int, age: int) -> list[tuple[str, i
     ]
 
 
-_CONTROL_OPTIONS = _options(request_bytes=MAX_REQUEST_BYTES, streams=16, age=_HOUR)
-_ENROL_OPTIONS = _options(request_bytes=_ENROL_REQUEST_BYTES, streams=4, age=30_000)
+_CONTROL_OPTIONS = _options(request_bytes=MAX_REQUEST_BYTES, streams=16, age=_CONTROL_AGE)
+_ENROL_OPTIONS = _options(request_bytes=_ENROL_REQUEST_BYTES, streams=4, age=_ENROL_AGE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

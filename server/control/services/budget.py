@@ -14,7 +14,7 @@ from shared.privacy.ledger_signing import SignedHead
 from shared.privacy.ledger_state import Spent
 
 CHARGES = 200
-_MAX_PAGE = 50
+_MAX_PAGE = 20
 
 
 class BudgetService:

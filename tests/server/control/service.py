@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from client.control import ControlClient, Identity
@@ -95,6 +96,12 @@ def identity(
     return Identity(
         address=address, ca=authority.certificate, certificate=done.certificate, key=key
     )
+
+
+def code_of(found: grpc.RpcError) -> grpc.StatusCode:
+    """Return how a call ended."""
+    assert isinstance(found, grpc.Call)
+    return found.code()
 
 
 def make_home(folder: Path) -> ServerHome:
