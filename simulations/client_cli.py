@@ -78,9 +78,12 @@ def show(
 ) -> None:
     """Say what a device allows, what was spent of it, and what is left."""
     from client.policy import ClientPolicy
+    from client.policyfile import read_policy_file
 
     limits = ClientPolicy.load(policy)
-    report = _report(limits, state)
+    report = device_report(limits, state)
+    asked = read_policy_file(policy).conditions
+    report["conditions"] = {} if asked is None else asked.model_dump(exclude_defaults=True)
     _print_json(report) if as_json else _print_report(report)
 
 
@@ -170,7 +173,7 @@ def _costs(limits: ClientPolicy, plan: PrivacyPlan) -> list[dict[str, Any]]:
     ]
 
 
-def _report(limits: ClientPolicy, folder: Path | None) -> dict[str, Any]:
+def device_report(limits: ClientPolicy, folder: Path | None) -> dict[str, Any]:
     """Return a policy and a state in JSON's terms."""
     secure = limits.secure_aggregation
     spent, state = _state(folder)
@@ -260,6 +263,9 @@ def _print_report(report: dict[str, Any]) -> None:
         typer.echo("There is no budget: what leaves this device is NOT PROTECTED.")
     for budget in report["budgets"]:
         _print_budget(budget)
+    for key, value in report["conditions"].items():
+        wanted = ", ".join(value) if isinstance(value, tuple) else value
+        typer.echo(f"It works only while: {key} = {wanted}")
     if report["state"] is not None:
         _print_state(report["state"])
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from client.home import NODE_FILE
-from shared.errors import AccessDenied
+from client.home import NODE_FILE, DeviceHome, NodeConfig
 
 SYSTEMD = Path(__file__).parents[2] / "packaging" / "systemd"
 UNITS = sorted(SYSTEMD.glob("*.service"))
@@ -100,11 +99,11 @@ def test_a_node_gives_way() -> None:
     assert int(found["WatchdogSec"][0]) >= 60
 
 
-def test_a_node_that_was_revoked_is_not_started_again() -> None:
-    [code] = service("fedslm-client.service")["RestartPreventExitStatus"]
-    assert int(code) == AccessDenied.exit_code
-    [needed] = read(SYSTEMD / "fedslm-client.service")["Unit"]["ConditionPathExists"]
-    assert Path(needed).name == NODE_FILE
+def test_a_device_that_is_not_in_the_fleet_is_left_in_peace() -> None:
+    needed = read(SYSTEMD / "fedslm-client.service")["Unit"]["ConditionPathExists"]
+    folder = "%h/.local/share/fedslm"
+    home = DeviceHome(path=Path("/x"), config=NodeConfig(name="n", fleet="h:1", control="h:2"))
+    assert needed == [f"{folder}/{NODE_FILE}", f"!{folder}/{home.left_file.name}"]
 
 
 def test_a_node_sees_what_its_conditions_ask_about() -> None:

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from client.home import DeviceHome, NodeConfig
+from client.home import DeviceHome
 from server.home import ServerConfig, ServerHome
-from shared.pki import Authority, certificate_request, new_key
 from simulations import doctor
 from simulations.doctor_home import certificate, check_home, clock_skew, port_state
 from simulations.doctor_machine import Check, memory_group, randomness
-from tests.client.device import write_policy
 from tests.shared.tlsserver import serving
+from tests.simulations.devices import device
 
 
 def free_ports(count: int) -> list[int]:
@@ -37,32 +36,6 @@ def server(path: Path) -> ServerHome:
         superlink_port=superlink,
     )
     return ServerHome.create(path, config)
-
-
-def device(path: Path, *, fleet: str = "127.0.0.1:1", days: int = 365) -> DeviceHome:
-    """Return the folder of an enrolled device; its authority comes from the caller, or is new."""
-    path.mkdir(mode=0o700, exist_ok=True)
-    authority = Authority.create("a test", days=730)
-    key = new_key()
-    made = {
-        "node.key": key,
-        "node.crt": authority.sign_request(
-            certificate_request(key, "clinic-7"), name="clinic-7", role="node", days=days
-        ),
-    }
-    if not (path / "ca.crt").exists():
-        made["ca.crt"] = authority.certificate
-    for name, content in made.items():
-        (path / name).touch(mode=0o600)
-        (path / name).write_bytes(content)
-    data = path.parent / "notes.jsonl"
-    data.write_text('{"note": "one"}\n', encoding="utf-8")
-    config = NodeConfig(
-        name="clinic-7", client_index=7, fleet=fleet, control="127.0.0.1:2", data=str(data)
-    )
-    home = DeviceHome.create(path, config)
-    write_policy(path)
-    return home
 
 
 def found(home: Path) -> dict[str, Check]:
