@@ -19,7 +19,7 @@ from client.fleet.child import Child, WorkerLost
 from client.fleet.messages import Question, RunInfo, answer, content_of, failure
 from client.fleet.objects import MESSAGE, Tree, collect, under
 from client.fleet.pacing import Backoff, jittered
-from client.fleet.protocol import FleetClient, NotYet, RunOver
+from client.fleet.protocol import LOST_UPLOAD, FleetClient, NotYet, RunOver, Upload
 from client.fleet.settings import NodeSettings
 from client.fleet.status import Board
 from client.fleet.transport import ServerClock
@@ -246,21 +246,27 @@ class Errands:
             self._board.note("late", state="idle", run_id=str(question.run_id))
             return
         answered = answer(question, content, node_id=node_id, now=now)
+        contents = answered.tree.contents
+
+        def send(upload: Upload, name: str) -> bool:
+            return self._patiently(
+                question,
+                lambda: self._client.push_object(
+                    node_id, question.run_id, upload, name, contents[name]
+                ),
+            )
+
         for _ in range(_UPLOADS):
             upload = self._patiently(
                 question,
                 lambda: self._client.push_message(node_id, answered, seconds=seconds),
             )
-            wanted = [name for name in answered.tree.contents if name in upload.wanted]
-            if all(
-                self._patiently(
-                    question,
-                    lambda name=name, upload=upload: self._client.push_object(  # type: ignore[misc]
-                        node_id, question.run_id, upload, name, answered.tree.contents[name]
-                    ),
-                )
-                for name in wanted
-            ):
+            if not upload.wanted:
+                # Announced before, and the server's word was lost on the way: it may wait still.
+                for name in contents:
+                    send(LOST_UPLOAD, name)
+                return
+            if all(send(upload, name) for name in contents if name in upload.wanted):
                 return
         msg = "The server did not keep an answer."
         raise SchemaMismatch(msg)

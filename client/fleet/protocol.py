@@ -61,6 +61,10 @@ class Upload:
     wanted: tuple[str, ...]
 
 
+LOST_UPLOAD: Final = Upload(session_id="", wanted=())
+"""Stands for the session of an announcement whose answer was lost; objects still go through."""
+
+
 class FleetClient:
     """The calls, one method each.
 
@@ -157,6 +161,9 @@ class FleetClient:
 
     def push_message(self, node_id: int, answered: Answered, *, seconds: float) -> Upload:
         """Announce an answer; announcing it again is harmless.
+
+        The second time, the server may want nothing although it waits for the objects of the first:
+        send them with :data:`LOST_UPLOAD`.
 
         Args:
             node_id: this node.

@@ -284,9 +284,9 @@ class Connection:
                 fresh = http.client.HTTPSConnection(
                     host, port, timeout=CONNECT_SECONDS, context=self._tls
                 )
+            self._http = fresh
             fresh.connect()
             fresh.sock.settimeout(self._read_seconds)
-            self._http = fresh
         return self._http
 
 
