@@ -21,6 +21,7 @@ from typing import BinaryIO
 from shared.documents import is_digest
 from shared.errors import AdapterCorrupt, AdapterError, FleetError
 from shared.files import disk_errors
+from shared.privatefiles import make_private_folder
 from shared.sealing import SealedReader, Sealer, sealed_key_id
 
 SEALED = ".sealed"
@@ -271,7 +272,8 @@ def _open_regular(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def _placed(path: Path) -> Iterator[BinaryIO]:
     """Write a file that appears under its name only when all of it is on the disk."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (path.parent.parent, path.parent):
+        make_private_folder(folder)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
     try:
