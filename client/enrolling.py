@@ -16,7 +16,7 @@ from typing import Final
 
 from client.home import DeviceHome, NodeConfig
 from client.policyfile import TEMPLATE
-from shared.enrolment import EnrolmentAnswer, EnrolmentToken, secret_digest
+from shared.enrolment import EnrolmentAnswer, EnrolmentToken, require_hex_digest, secret_digest
 from shared.errors import (
     CertificateInvalid,
     DataFileNotFound,
@@ -95,6 +95,7 @@ def enroll(
         EnrolmentRefused: if the token is none, is refused, or the answer is not of its server.
         CertificateInvalid: if the certificate is wrong, or this device's clock is.
         DataFileNotFound: if the data is no file.
+        InvalidValue: if the server's answer has an address or digest that is none.
         UsageError: if a device that trains has no data, or it lies where things are removed.
         FleetError: if the folder is enrolled already or cannot be written.
         AlreadyRunning: if a node runs from the folder.
@@ -160,7 +161,11 @@ def policy_text(*, base_digest: str | None, ledger_key: str | None) -> str:
     Args:
         base_digest: of the base model that the server trains.
         ledger_key: public key that signs the server's ledger.
+
+    Raises:
+        InvalidValue: if one is no digest: what a server says must not write the owner's policy.
     """
+    require_hex_digest(base_digest=base_digest, ledger_key=ledger_key)
     text = TEMPLATE
     if base_digest is not None:
         text = text.replace(_BASES, f'base_models = ["{base_digest}"] ', 1)
@@ -211,6 +216,11 @@ def _require_ours(
     found = (facts.name, facts.role, facts.public_key)
     if found != (token.name, answer.role, public_bytes(key)) or answer.name != token.name:
         raise _not_ours()
+    require_hex_digest(base_digest=answer.base_digest)
+    if (answer.client_index is None) == (answer.role == "node"):
+        msg = f"The server gave role={answer.role!r} client_index={answer.client_index!r}, expected"
+        msg += " a number for nodes and none for people."
+        raise EnrolmentRefused(msg, hint="Ask the operator; the server may be of another version.")
 
 
 def _write(

@@ -82,6 +82,18 @@ def require_address(address: str) -> tuple[str, int]:
     raise InvalidValue(msg, hint='For example "fleet.example.org:9093" or "[::1]:9093".')
 
 
+def require_hex_digest(**values: str | None) -> None:
+    """Require 64 lower-case hexadecimal digits, or nothing.
+
+    Raises:
+        InvalidValue: for the first named value that is anything else.
+    """
+    for name, value in values.items():
+        if value is not None and not re.fullmatch(HEX_DIGEST_PATTERN, value):
+            msg = f"{name}={value[:80]!r}, expected 64 lower-case hexadecimal digits."
+            raise InvalidValue(msg)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnrolmentToken:
     """What a token says.

@@ -152,6 +152,15 @@ def test_a_revoked_node_does_not_come_back_by_its_old_token(fleet: FleetDatabase
         fleet.revoke("clinic-7", "again", now=T + 2)
 
 
+def test_an_old_token_is_not_good_for_the_key_that_came_after(fleet: FleetDatabase) -> None:
+    old = fleet.new_token("clinic-7", valid_seconds=HOUR, now=T)
+    fleet.redeem(old, key(1), now=T)
+    fleet.revoke("clinic-7", "broken", now=T)
+    enrolled(fleet, "clinic-7", 2)
+    with pytest.raises(EnrolmentRefused, match="used already"):
+        fleet.redeem(old, key(2), now=T)
+
+
 def test_a_name_keeps_its_client_when_it_gets_another_key(fleet: FleetDatabase) -> None:
     enrolled(fleet, "a", 1)
     enrolled(fleet, "b", 2)
