@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -75,6 +75,7 @@ class Page:
 
     def goto(self, url: str) -> None:
         """Open an address and wait until it is loaded."""
+        self.call("Page.bringToFront")
         self._events.clear()
         self.call("Page.navigate", url=url)
         self.wait_loaded()
@@ -137,10 +138,6 @@ class Page:
         found = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(found["data"]))
 
-    def close(self) -> None:
-        """Close the tab's connection."""
-        self._socket.close()
-
     def _receive(self) -> Json:
         """Take one message; events are kept, complaints and requests noted."""
         message: Json = json.loads(self._socket.recv(timeout=SECONDS))
@@ -163,7 +160,7 @@ class Browser:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._pages: list[Page] = []
+        self._open = ExitStack()
 
     def page(self) -> Page:
         """Open a tab; tabs share cookies."""
@@ -171,14 +168,12 @@ class Browser:
         with urlopen(request, timeout=SECONDS) as answer:  # noqa: S310 our own browser
             target = json.load(answer)
         address = target["webSocketDebuggerUrl"]
-        page = Page(connect(address, max_size=1 << 26, proxy=None, open_timeout=SECONDS))
-        self._pages.append(page)
-        return page
+        socket = connect(address, max_size=1 << 26, proxy=None, open_timeout=SECONDS)
+        return Page(self._open.enter_context(socket))
 
     def close(self) -> None:
         """Close all tabs."""
-        for page in self._pages:
-            page.close()
+        self._open.close()
 
 
 @contextmanager

@@ -72,7 +72,7 @@ class HeaderGuard:
         async def dressed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                if scope["path"].startswith("/static/"):
+                if scope["path"].startswith("/static/") and message["status"] in {200, 304}:
                     headers.setdefault("cache-control", "private, no-cache")
                 for name, value in _ALWAYS.items():
                     headers.setdefault(name, value)

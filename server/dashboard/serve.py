@@ -35,7 +35,9 @@ def serve(folder: Path) -> None:
     config = configuration(board)
     logger.info("dashboard on https://%s:%d", home.config.hosts[0], home.config.dashboard_port)
     if not board.users.users():
-        logger.warning("nobody can log in yet: fedslm server user add DIR NAME --role operator")
+        logger.warning(
+            "nobody can log in yet: fedslm server user add NAME --role operator --dir DIR"
+        )
     uvicorn.Server(config).run()
 
 
