@@ -39,6 +39,8 @@ MOST_ATTEMPTS: Final = 10
 SYNC_SECONDS: Final = 30.0
 START_SECONDS: Final = 60.0
 
+_LAST_WORD_SECONDS = 3.0
+
 _TRANSIENT = frozenset({QuorumNotReached.code, OutOfDisk.code, AlreadyRunning.code})
 
 
@@ -60,6 +62,7 @@ class Keeper:
         self._synced: frozenset[bytes] | None = None
         self._synced_at = float("-inf")
         self._unheld: dict[str, float] = {}
+        self._at_work: set[str] = set()
 
     def step(self, *, now: float) -> None:
         """Look at everything once.
@@ -72,7 +75,10 @@ class Keeper:
         """
         self._sync_nodes(now)
         states = {name: self._runs.progress(name).state for name in self._runs.names()}
-        idle = [n for n, state in states.items() if state == "running" and not self._held(n)]
+        running = [name for name, state in states.items() if state == "running"]
+        held = {name for name in running if self._held(name)}
+        self._at_work |= held
+        idle = set(running) - held
         flower = {run.run_id: run for run in self._client.runs()} if idle else {}
         for name in (n for n, state in states.items() if state not in FINAL):
             try:
@@ -133,6 +139,7 @@ class Keeper:
         attempts = 1 if finished > progress.rounds else progress.attempts + 1
         flower_run = self._client.start_run(self._bundle, self._runs.run_config(name))
         self._unheld.pop(name, None)
+        self._at_work.discard(name)
         self._runs.set_progress(
             name,
             replace(
@@ -155,18 +162,21 @@ class Keeper:
         found = None if progress.flower_run is None else flower.get(progress.flower_run)
         if self._held(name):
             self._unheld.pop(name, None)
+            self._at_work.add(name)
             return
         if outcome is not None:
             self._conclude(name, progress, outcome, now)
         elif found is None or found.status == "finished":
             self._again(name, progress, "its ServerApp ended without a word", now)
-        elif now - self._unheld.setdefault(name, now) > self._patience(found):
+        elif now - self._unheld.setdefault(name, now) > self._patience(name, found):
             # Flower would notice by the missing heartbeat, minutes later.
             self._client.stop_run(found.run_id)
             self._again(name, progress, "its ServerApp died", now)
 
-    def _patience(self, found: FlowerRun) -> float:
-        """Return how long a ServerApp may take until it holds its folder."""
+    def _patience(self, name: str, found: FlowerRun) -> float:
+        """Return how long a ServerApp may take until it holds its folder, or says how it ended."""
+        if name in self._at_work:
+            return _LAST_WORD_SECONDS
         return START_SECONDS if found.status in {"pending", "starting"} else START_SECONDS / 3
 
     def _conclude(self, name: str, progress: RunProgress, outcome: Outcome, now: float) -> None:

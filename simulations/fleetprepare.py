@@ -74,7 +74,8 @@ def start_run(
     if folder.exists():
         msg = f"runs/{folder.name} exists already."
         raise RunFolderExists(msg, hint="Give another --name.")
-    enrolled = enrolled_clients(FleetDatabase(home.fleet_database))
+    with FleetDatabase(home.fleet_database) as database:
+        enrolled = enrolled_clients(database)
     population = config.clients.population or enrolled
     if population < 1:
         msg = "Nobody is enrolled, and the scenario names no population."
@@ -92,9 +93,11 @@ def start_run(
     write_json(folder / IDENTITY, describe_run(config, plan, model.spec, population))
     runs = FleetRuns(home)
     runs.order(folder.name, base_model=config.model.base, base_digest=model.base.digest)
-    FleetDatabase(home.fleet_database).event(
-        "run-ordered", run=folder.name, ledger_name=run_name(config), population=population
-    )
+    with FleetDatabase(home.fleet_database) as database:
+        ledger_name = run_name(config)
+        database.event(
+            "run-ordered", run=folder.name, ledger_name=ledger_name, population=population
+        )
     warnings = [*plan.warnings(), *_doubts(config, population, enrolled)]
     return Started(view=runs.view(folder.name), enrolled=enrolled, warnings=tuple(warnings))
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from simulations.budget_common import AsJson, print_json
+from simulations.enrol_cli import server_enroll, server_nodes, server_revoke
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,6 +18,9 @@ if TYPE_CHECKING:
     from simulations.fleetprepare import Started
 
 server_app = typer.Typer(help="Run a server and the training of its fleet.", no_args_is_help=True)
+server_app.command("enroll")(server_enroll)
+server_app.command("nodes")(server_nodes)
+server_app.command("revoke")(server_revoke)
 
 HOME_VARIABLE = "FEDSLM_SERVER"
 HOME_DEFAULT = Path("server-home")
@@ -99,7 +101,8 @@ def status(folder: FolderOption = HOME_DEFAULT, as_json: AsJson = False) -> None
 
     home = ServerHome.open(folder)
     found = read_status(home)
-    nodes = [n for n in FleetDatabase(home.fleet_database).nodes() if n.role == "node"]
+    with FleetDatabase(home.fleet_database) as database:
+        nodes = [n for n in database.nodes() if n.role == "node"]
     now = time.time()
     found["nodes"] = {
         "enrolled": sum(n.revoked_at is None for n in nodes),
@@ -298,15 +301,3 @@ def _print_status(found: dict[str, Any], views: tuple[RunView, ...]) -> None:
 def _figure(value: Any) -> str:  # noqa: ANN401 - a JSON value
     """Write a number of a metrics line."""
     return f"{value:.4g}" if isinstance(value, int | float) else ""
-
-
-def _mount_enrolment() -> None:
-    """Add ``enroll``, ``nodes`` and ``revoke`` where they are installed."""
-    if find_spec("simulations.enrol_cli") is None:
-        return
-    module = import_module("simulations.enrol_cli")
-    for command in ("enroll", "nodes", "revoke"):
-        server_app.command(command)(getattr(module, f"server_{command}"))
-
-
-_mount_enrolment()

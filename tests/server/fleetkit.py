@@ -161,7 +161,19 @@ def process(
 
 def supervisor_command(home: ServerHome) -> list[str]:
     """Return the command line of ``fedslm server run``."""
-    return [sys.executable, "-m", "simulations.cli", "server", "run", str(home.path)]
+    code = "from simulations.server_cli import server_app; server_app()"
+    return [sys.executable, "-c", code, "run", str(home.path)]
+
+
+def server_command(*words: str) -> int:
+    """Run ``fedslm server`` in this process; returns its exit code."""
+    from simulations.server_cli import server_app
+
+    try:
+        server_app(list(words))
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0
+    return 0
 
 
 def family_of(pid: int) -> list[int]:
