@@ -1,7 +1,7 @@
 """``fedslm server enroll | nodes | revoke`` and ``fedslm client enroll | renew | leave | forget``.
 
-The functions are commands; ``simulations.server_cli`` and ``simulations.cli`` name them. Nothing
-heavy is imported: enrolling a device needs neither torch nor Flower.
+The functions are commands; ``simulations.server_cli`` names those of the server. Nothing heavy is
+imported: enrolling a device needs neither torch nor Flower.
 """
 
 from __future__ import annotations
@@ -37,6 +37,14 @@ DeviceFolder = Annotated[
 ]
 Name = Annotated[str, typer.Argument(help="What the device or person was enrolled as.")]
 SERVER_DEFAULT = Path("server-home")
+
+
+def add_commands(client_app: typer.Typer) -> None:
+    """Add the device's commands to ``fedslm client``."""
+    client_app.command("enroll")(client_enroll)
+    client_app.command("renew")(client_renew)
+    client_app.command("leave")(client_leave)
+    client_app.command("forget")(client_forget)
 
 
 def server_enroll(
@@ -100,7 +108,9 @@ def server_nodes(folder: ServerFolder = SERVER_DEFAULT, as_json: AsJson = False)
     from rich.table import Table
 
     columns = ("name", "role", "client", "state", "last seen", "key", "noticed")
-    table = Table(*columns, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for node in found:
         state = "enrolled"
         if node["revoked_at"] is not None:
@@ -109,7 +119,9 @@ def server_nodes(folder: ServerFolder = SERVER_DEFAULT, as_json: AsJson = False)
         client = "" if node["client_index"] is None else str(node["client_index"])
         seen = node["last_seen"] or "never"
         table.add_row(node["name"], node["role"], client, state, seen, node["key"][:12], noticed)
-    Console(soft_wrap=True, markup=False).print(table)
+    # Of text that goes elsewhere than to a screen nothing is cut.
+    width = None if sys.stdout.isatty() else 250
+    Console(soft_wrap=True, markup=False, width=width).print(table)
 
 
 def server_revoke(
