@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -25,6 +23,7 @@ from shared.files import disk_errors
 from shared.lora import Factors
 from shared.loraconfig import LoraTerms, check_factors, read_lora_config
 from shared.manifest import PEFT_CONFIG, WEIGHTS, AdapterManifest, FileEntry
+from shared.regularfile import open_regular
 from shared.tensorfile import Tensor, read_tensor_header
 
 PIECE = 1 << 20
@@ -68,7 +67,7 @@ def copy_files(manifest: AdapterManifest, source: Source, folder: Path) -> None:
         OutOfDisk: if no space is left.
     """
     if isinstance(source, Path):
-        with _regular(source) as stream:
+        with open_regular(source) as stream:
             for entry in manifest.files:
                 _copy(entry, stream, folder)
             if stream.read(1):
@@ -81,7 +80,7 @@ def copy_files(manifest: AdapterManifest, source: Source, folder: Path) -> None:
         elif isinstance(found, bytes):
             _copy_whole(entry, io.BytesIO(found), folder)
         else:
-            with _regular(found) as stream:
+            with open_regular(found) as stream:
                 _copy_whole(entry, stream, folder)
 
 
@@ -113,7 +112,7 @@ def read_bounded(path: Path, largest: int) -> bytes:
     Raises:
         AdapterCorrupt: if it is missing, no regular file, or too long.
     """
-    with _regular(path) as stream:
+    with open_regular(path) as stream:
         data = stream.read(largest + 1)
     if not len(data) <= largest:
         _corrupt(path.name, f"has more than {largest} bytes")
@@ -131,7 +130,7 @@ def _factor(tensor: Tensor, weights: bytes) -> NDArray[np.float32]:
 
 def _read(entry: FileEntry, folder: Path) -> bytes:
     """Read a file whole and compare it with its entry."""
-    with _regular(folder / entry.name) as stream:
+    with open_regular(folder / entry.name) as stream:
         data = stream.read(entry.size + 1)
     if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
         _corrupt(entry.name, "is not the file that the manifest names")
@@ -158,21 +157,6 @@ def _copy(entry: FileEntry, stream: BinaryIO, folder: Path) -> None:
         os.fsync(target.fileno())
     if left or digest.hexdigest() != entry.sha256:
         _corrupt(entry.name, "is not the file that the manifest names")
-
-
-@contextmanager
-def _regular(path: Path) -> Iterator[BinaryIO]:
-    """Open a regular file, never through a link, never waiting for a pipe."""
-    try:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(path, flags)
-    except OSError as error:
-        msg = f"{path.name[:20]} of the adapter cannot be read ({error.strerror})."
-        raise AdapterCorrupt(msg, hint=_AGAIN) from error
-    with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            _corrupt(path.name[:20], "is no regular file")
-        yield stream
 
 
 def _corrupt(name: str, how: str) -> NoReturn:

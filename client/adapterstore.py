@@ -19,7 +19,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -375,7 +375,9 @@ class AdapterStore:
     def _locked(self) -> Iterator[None]:
         """Let one process at a time change the store."""
         path = self.folder / ".lock"
-        with disk_errors(path), exclusive(path):
+        with ExitStack() as held:
+            with disk_errors(path):
+                held.enter_context(exclusive(path))
             yield
 
     @contextmanager

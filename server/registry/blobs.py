@@ -11,7 +11,6 @@ import hashlib
 import io
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from shared.documents import is_digest
 from shared.errors import AdapterCorrupt, AdapterError, FleetError
 from shared.files import disk_errors
 from shared.privatefiles import make_private_folder
+from shared.regularfile import open_regular
 from shared.sealing import SealedReader, Sealer, sealed_key_id
 
 SEALED = ".sealed"
@@ -110,7 +110,7 @@ class BlobStore:
             AdapterCorrupt: if it is no file, or what is sealed was changed.
         """
         path, sealed = self._find(digest)
-        with _open_regular(path) as stream:
+        with open_regular(path) as stream:
             if not sealed:
                 yield Blob(size=os.fstat(stream.fileno()).st_size, _stream=stream, _sealed=None)
                 return
@@ -181,7 +181,7 @@ class BlobStore:
         if changed:
             self.check(digest, size)
             new = self._path(digest, sealed=True)
-            with disk_errors(new), _open_regular(path) as stream, _placed(new) as target:
+            with disk_errors(new), open_regular(path) as stream, _placed(new) as target:
                 if sealed:
                     self._sealer.reseal(stream, target, context=_context(digest))
                 else:
@@ -198,7 +198,7 @@ class BlobStore:
         """Tell whether a blob is not sealed with the newest key."""
         if not sealed or self._sealer is None:
             return True
-        with _open_regular(path) as stream, _sealing_errors():
+        with open_regular(path) as stream, _sealing_errors():
             return sealed_key_id(stream) != self._sealer.key_ids[0]
 
     def _stored_well(self, digest: str, size: int) -> bool:
@@ -240,33 +240,6 @@ def hash_stream(source: BinaryIO, *, limit: int) -> tuple[str, int]:
             msg = f"A file of the adapter has more than {limit} bytes."
             raise AdapterError(msg, hint="It is larger than any adapter may be.")
     return digest.hexdigest(), size
-
-
-@contextmanager
-def open_file(folder: Path, name: str) -> Iterator[BinaryIO]:
-    """Open a file of an adapter's folder; links, pipes and the like are refused.
-
-    Raises:
-        AdapterCorrupt: if it is missing or no regular file.
-    """
-    with _open_regular(folder / name) as stream:
-        yield stream
-
-
-@contextmanager
-def _open_regular(path: Path) -> Iterator[BinaryIO]:
-    """Open a regular file for reading, never through a link, never waiting for a pipe."""
-    try:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(path, flags)
-    except OSError as error:
-        msg = f"{path.name} cannot be read ({error.strerror})."
-        raise AdapterCorrupt(msg, hint="Links are not followed here.") from error
-    with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            msg = f"{path.name} is no regular file."
-            raise AdapterCorrupt(msg)
-        yield stream
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from server.registry.blobs import hash_stream, open_file
+from server.registry.blobs import hash_stream
 from server.registry.evidence import Evidence, examine
 from shared.errors import AdapterCorrupt, InvalidValue
 from shared.loraconfig import check_factors, read_lora_config
@@ -29,6 +29,7 @@ from shared.manifest import (
     FileEntry,
     is_file_name,
 )
+from shared.regularfile import open_regular
 from shared.tensorfile import read_tensor_header
 
 
@@ -112,7 +113,7 @@ def _entry(folder: Path, name: str, given: Mapping[str, bytes]) -> FileEntry:
 def _check_weights(folder: Path) -> None:
     """Require a plain LoRA: what a device would refuse is not added at all."""
     terms = read_lora_config(_bytes(folder, PEFT_CONFIG, {}))
-    with open_file(folder, WEIGHTS) as stream:
+    with open_regular(folder / WEIGHTS) as stream:
         size = stream.seek(0, io.SEEK_END)
         stream.seek(0)
         check_factors(read_tensor_header(stream, size), terms)
@@ -149,5 +150,5 @@ def _open(folder: Path, name: str, given: Mapping[str, bytes]) -> Iterator[Binar
     if name in given:
         yield io.BytesIO(given[name])
         return
-    with open_file(folder, name) as stream:
+    with open_regular(folder / name) as stream:
         yield stream

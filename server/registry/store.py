@@ -15,7 +15,7 @@ holds ``.lock``, so that several processes may work in one folder.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -377,5 +377,7 @@ class AdapterRegistry:
     def _locked(self) -> Iterator[None]:
         """Let one process (and one thread of it) at a time change the registry."""
         path = self.root / ".lock"
-        with disk_errors(path), exclusive(path):
+        with ExitStack() as held:
+            with disk_errors(path):
+                held.enter_context(exclusive(path))
             yield
