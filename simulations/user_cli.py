@@ -38,7 +38,7 @@ def user_add(
     """Let somebody log in; there is no default password."""
     store = _store(folder)
     made = store.add(name, _password(password_file), role)
-    _note(folder, "user-added", name, role=made.role)
+    _note(folder, "user-added", name)
     if as_json:
         print_json({"name": made.name, "role": made.role})
     else:
@@ -103,13 +103,13 @@ def _store(folder: Path) -> UserStore:
     return UserStore(UserFile(ServerHome.open(folder).path / USERS))
 
 
-def _note(folder: Path, kind: str, name: str, **facts: str) -> None:
+def _note(folder: Path, kind: str, name: str) -> None:
     """Write an action into the operators' log."""
     from server.fleetdb import FleetDatabase
     from server.home import ServerHome
 
     with FleetDatabase(ServerHome.open(folder).fleet_database) as fleet:
-        fleet.event(kind, name=name, by="command line", **facts)
+        fleet.event(kind, name=name, by="command line")
 
 
 def _password(file: Path | None) -> str:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from typer.testing import CliRunner, Result
+from click.testing import Result
+from typer.testing import CliRunner
 
 from server.dashboard.store import USERS, UserFile
 from server.dashboard.users import STRONG, UserStore
@@ -67,8 +69,6 @@ def test_a_password_is_asked_for_twice_and_not_shown(home: ServerHome) -> None:
 
 
 def test_the_command_line_hashes_at_full_cost(home: ServerHome, tmp_path: Path) -> None:
-    import sqlite3
-
     file = given(tmp_path, PASSWORD)
     run(home, "add", "ada", "--role", "viewer", "--password-file", file)
     db = sqlite3.connect(home.path / USERS)
