@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,6 +64,7 @@ class RunProgress:
         next_try: Unix seconds before which a waiting run is not started again.
         reason: why it waits or failed; a sentence.
         adapter: digest of the registered version, once there is one.
+        ordered_at: of the order that a failed run failed under.
     """
 
     state: State = "ordered"
@@ -72,6 +74,7 @@ class RunProgress:
     next_try: float = 0.0
     reason: str = ""
     adapter: str | None = None
+    ordered_at: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,8 +236,12 @@ class FleetRuns:
         )
 
     def all(self) -> tuple[RunView, ...]:
-        """Return every run as it stands."""
-        return tuple(self.view(name) for name in self.names())
+        """Return every run as it stands; a damaged folder is left out."""
+        found = []
+        for name in self.names():
+            with suppress(NotResumable):
+                found.append(self.view(name))
+        return tuple(found)
 
     def run_config(self, name: str) -> dict[str, str]:
         """Return what Flower's run configuration says about a run.
@@ -297,4 +304,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _now() -> str:
     """Return the time, UTC."""
-    return datetime.now(tz=UTC).isoformat(timespec="seconds")
+    return datetime.now(tz=UTC).isoformat(timespec="milliseconds")

@@ -11,17 +11,18 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Final, Protocol
 
 from server.bundle import build_bundle
 from server.fleetdb import FleetDatabase
 from server.fleetruns import ADAPTER, FINAL, LOCK, OUTCOME, FleetRuns, Outcome, RunProgress
 from server.home import ServerHome
 from server.locks import is_held
-from server.superlink import FlowerRun, SuperLinkClient
+from server.superlink import FlowerNode, FlowerRun, SuperLinkClient
 from shared.errors import (
     AlreadyRunning,
     FedSLMError,
@@ -44,16 +45,38 @@ _LAST_WORD_SECONDS = 3.0
 _TRANSIENT = frozenset({QuorumNotReached.code, OutOfDisk.code, AlreadyRunning.code})
 
 
+class SuperLink(Protocol):
+    """What the keeper asks of a SuperLink; see :class:`server.superlink.SuperLinkClient`."""
+
+    def nodes(self) -> tuple[FlowerNode, ...]:
+        """Return all registered nodes."""
+
+    def register_node(self, public_key: bytes) -> int | None:
+        """Let a key call as a node."""
+
+    def unregister_node(self, node_id: int) -> None:
+        """Shut a node out."""
+
+    def start_run(self, bundle: bytes, run_config: Mapping[str, str]) -> int:
+        """Submit a bundle."""
+
+    def stop_run(self, run_id: int) -> None:
+        """Stop a run."""
+
+    def runs(self) -> tuple[FlowerRun, ...]:
+        """Return the newest runs."""
+
+
 class Keeper:
     """Brings what is in line with what is wanted, a step at a time.
 
     Args:
         home: the server's folder.
-        client: of its SuperLink.
+        client: the way to its SuperLink.
         database: who is enrolled.
     """
 
-    def __init__(self, home: ServerHome, client: SuperLinkClient, database: FleetDatabase) -> None:
+    def __init__(self, home: ServerHome, client: SuperLink, database: FleetDatabase) -> None:
         self._home = home
         self._runs = FleetRuns(home)
         self._client = client
@@ -80,15 +103,16 @@ class Keeper:
         self._at_work |= held
         idle = set(running) - held
         flower = {run.run_id: run for run in self._client.runs()} if idle else {}
-        for name in (n for n, state in states.items() if state not in FINAL):
+        for name, state in states.items():
+            if state in FINAL and not (state == "failed" and self._ordered_again(name)):
+                continue
             try:
                 self._advance(name, flower, now)
             except ServerUnreachable:
                 raise
             except FedSLMError as error:
                 logger.warning("run %s: %s", name, error.message)
-                failed = replace(self._runs.progress(name), state="failed", reason=error.message)
-                self._runs.set_progress(name, failed)
+                self._fail(name, self._runs.progress(name), error.message, error.code)
 
     def _sync_nodes(self, now: float) -> None:
         """Register who is enrolled, unregister who is not; only when something changed."""
@@ -111,7 +135,7 @@ class Keeper:
         progress = self._runs.progress(name)
         if self._runs.read_order(name).wanted == "stopped":
             self._stop(name, progress)
-        elif progress.state in {"ordered", "stopped"} or (
+        elif progress.state in {"ordered", "stopped", "failed"} or (
             progress.state == "waiting" and now >= progress.next_try
         ):
             self._submit(name, progress)
@@ -190,10 +214,7 @@ class Keeper:
         elif outcome.code in _TRANSIENT:
             self._again(name, progress, outcome.message, now)
         else:
-            failed = replace(progress, state="failed", reason=outcome.message)
-            self._runs.set_progress(name, failed)
-            self._database.event("run-failed", run=name, code=outcome.code)
-            logger.warning("run %s: failed: %s", name, outcome.message)
+            self._fail(name, progress, outcome.message, outcome.code)
 
     def _again(self, name: str, progress: RunProgress, reason: str, now: float) -> None:
         """Let a run wait before its next attempt, or give it up after many without a round."""
@@ -201,8 +222,7 @@ class Keeper:
         attempts = 1 if finished > progress.rounds else progress.attempts
         if attempts >= MOST_ATTEMPTS:
             message = f"{attempts} attempts finished no round; the last: {reason}"
-            self._runs.set_progress(name, replace(progress, state="failed", reason=message))
-            self._database.event("run-failed", run=name, code="attempts")
+            self._fail(name, progress, message, "attempts")
             return
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempts - 1))
         self._runs.set_progress(
@@ -212,6 +232,26 @@ class Keeper:
             ),
         )
         logger.warning("run %s: %s; again in %.0f s", name, reason, pause)
+
+    def _fail(self, name: str, progress: RunProgress, reason: str, code: str) -> None:
+        """Give a run up until it is ordered again."""
+        failed = replace(
+            progress, state="failed", reason=reason, attempts=0, ordered_at=self._ordered_at(name)
+        )
+        self._runs.set_progress(name, failed)
+        self._database.event("run-failed", run=name, code=code)
+        logger.warning("run %s: failed: %s", name, reason)
+
+    def _ordered_again(self, name: str) -> bool:
+        """Tell whether a run that failed was ordered to go on since."""
+        return self._ordered_at(name) != self._runs.progress(name).ordered_at
+
+    def _ordered_at(self, name: str) -> str:
+        """Return when a run was last ordered; empty if its order is damaged."""
+        try:
+            return self._runs.read_order(name).ordered_at
+        except FedSLMError:
+            return ""
 
     def _held(self, name: str) -> bool:
         """Tell whether a ServerApp, or another process, works in a run's folder."""
