@@ -123,7 +123,7 @@ async def serve(
     with ExitStack() as stack:
         stack.callback(logs.stop, logs.write_to(home.logs))
         fleet = stack.enter_context(FleetDatabase(home.fleet_database))
-        held, telemetry = _hold(home, fleet), Telemetry()
+        held, telemetry = hold(home, fleet), Telemetry()
         telemetry.observe(fleet, held.runs)
         control, enrol = _servers(home, settings, held, telemetry, stack)
         opened = _open(home, settings, telemetry, (control, enrol), stack)
@@ -168,7 +168,7 @@ async def _until_signal(home: ServerHome, settings: ControlSettings) -> None:
         path.unlink(missing_ok=True)
 
 
-def _hold(home: ServerHome, fleet: FleetDatabase) -> Holdings:
+def hold(home: ServerHome, fleet: FleetDatabase) -> Holdings:
     """Open what the service reads and writes."""
     adapter_key = SigningKey.load_or_create(home.adapter_key).public_key
     adapters = Adapters(home.adapters, keys=home.keys, trusted=adapter_key)

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from server.control.runstates import RunState, RunStates
+from server.control.traces import Traces
 from server.fleetdb import FleetDatabase
 
 # A node that called within this time counts as seen.
@@ -23,11 +24,12 @@ _BOUNDS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
 
 
 class Telemetry:
-    """Counts calls; one registry for each service, so that tests do not share counters."""
+    """Counts and traces calls; each service has a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         name = "fedslm_control"
+        self._traces = Traces()
         self._calls = Counter(
             f"{name}_calls",
             "Calls by method and status.",
@@ -54,6 +56,7 @@ class Telemetry:
         self._received.labels(method).inc(received)
         self._sent.labels(method).inc(sent)
         self._seconds.labels(method).observe(seconds)
+        self._traces.called(method, code, seconds=seconds)
 
     def observe(self, fleet: FleetDatabase, runs: RunStates) -> None:
         """Also show the fleet and the runs, read anew at every scrape."""
