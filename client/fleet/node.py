@@ -18,6 +18,7 @@ from client.fleet.protocol import FleetClient, RunOver
 from client.fleet.settings import NodeSettings, settings_of
 from client.fleet.status import Board, Event
 from client.fleet.transport import Connection, NodeIdentity, ServerClock
+from shared.bundle import BUNDLE_DIGEST
 from shared.errors import (
     AccessDenied,
     CertificateInvalid,
@@ -243,7 +244,7 @@ def run_node(
     conditions: Callable[[], Sequence[str]],
     on_event: Callable[[Event], None],
     base: str | None = None,
-    bundles: frozenset[str] | None = None,
+    bundles: frozenset[str] | None = frozenset({BUNDLE_DIGEST}),
 ) -> None:
     """Run the node of an enrolled device until it is told to stop or to leave.
 
@@ -255,8 +256,8 @@ def run_node(
         conditions: reasons not to work now, in plain words; asked once a second at most.
         on_event: called with each event, a small dictionary without private data.
         base: folder of the base model, in place of what ``node.toml`` says.
-        bundles: SHA-256 of the app bundles whose runs are answered; None for any, since the node
-            runs no bundle but the installed client.
+        bundles: SHA-256 of the app bundles whose runs are answered: by default that of fedslm's own
+            runs; None for any. The node runs no bundle, only the installed client.
 
     Raises:
         AlreadyRunning: if a node runs from this folder.

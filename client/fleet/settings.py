@@ -11,6 +11,7 @@ from client.fleet.child import COMMAND
 from client.fleet.limits import DEFAULT_LIMITS, MIB, Limits
 from client.fleet.status import STATUS_FILE
 from client.fleet.transport import Endpoint, parse_address
+from shared.bundle import BUNDLE_DIGEST
 from shared.errors import FleetError
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ class NodeSettings:
         heartbeat_seconds: between two signs of life; the server allows 10 to 1800.
         idle_seconds: without work, until the worker is let go.
         limits: bounds on one message.
-        bundles: SHA-256 of the app bundles whose runs are answered; None for any, since a node runs
-            no bundle but the installed client.
+        bundles: SHA-256 of the app bundles whose runs are answered; None for any. The node runs no
+            bundle, only the installed client; this refuses runs that another version submitted.
         left: whether the owner took the device out of the fleet.
         command: starts the worker.
     """
@@ -59,7 +60,10 @@ class NodeSettings:
 
 
 def settings_of(
-    home: DeviceHome, *, base: str | None = None, bundles: frozenset[str] | None = None
+    home: DeviceHome,
+    *,
+    base: str | None = None,
+    bundles: frozenset[str] | None = frozenset({BUNDLE_DIGEST}),
 ) -> NodeSettings:
     """Read the settings of an enrolled device.
 

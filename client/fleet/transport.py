@@ -315,6 +315,9 @@ def _read(response: http.client.HTTPResponse, limit: int) -> bytes:
             msg = "the answer takes too long"
             raise TimeoutError(msg)
         pieces.append(piece)
+    if response.length:
+        # Reading in pieces does not notice it by itself.
+        raise http.client.IncompleteRead(b"", response.length)
     return b"".join(pieces)
 
 
