@@ -50,8 +50,13 @@ def run_prepared(grid: Grid, context: Context) -> None:
     if fleet:
         from server.fleetapp import run_in_fleet
 
-        database = Path(fleet)
-        run_in_fleet(grid, Path(folder), fleet=database, ledger=where, ledger_key=signed_with)
+        run_in_fleet(
+            lambda run: run.connect(grid),
+            Path(folder),
+            fleet=Path(fleet),
+            ledger=where,
+            ledger_key=signed_with,
+        )
         return
     with open_prepared(Path(folder), ledger=where, ledger_key=signed_with) as run:
         run.train(run.connect(grid))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-
-from flwr.serverapp import Grid
 
 from server.adapters import write_adapter
 from server.fleetdb import FleetDatabase
@@ -16,6 +14,7 @@ from server.fleetdirectory import FleetDirectory
 from server.fleetruns import ADAPTER, LOCK, ORDER, OUTCOME, Outcome, read_order, write_outcome
 from server.locks import held_within
 from server.logs import MOST_BYTES, JsonFormatter
+from server.messenger import Messenger
 from server.prepared import open_prepared
 from server.strategy import FederatedRun
 from shared.errors import FedSLMError, PrivacyBudgetExhausted
@@ -29,12 +28,17 @@ _LOCK_SECONDS = 10.0
 
 
 def run_in_fleet(
-    grid: Grid, folder: Path, *, fleet: Path, ledger: str | None, ledger_key: Path | None
+    connect: Callable[[FederatedRun], Messenger],
+    folder: Path,
+    *,
+    fleet: Path,
+    ledger: str | None,
+    ledger_key: Path | None,
 ) -> None:
     """Run what is left of a prepared run on the nodes of a fleet, and write its adapter.
 
     Args:
-        grid: Flower's connection to the nodes.
+        connect: connects a run to the nodes.
         folder: the run folder; held while this runs.
         fleet: the database that says which client each node speaks for.
         ledger: see :func:`server.prepared.open_prepared`.
@@ -54,7 +58,7 @@ def run_in_fleet(
             ) as run:
                 state = "completed"
                 try:
-                    run.train(run.connect(grid))
+                    run.train(connect(run))
                 except PrivacyBudgetExhausted as error:
                     logger.warning("the budget is spent: %s", error.message)
                     state = "budget-exhausted"
