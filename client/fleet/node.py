@@ -136,7 +136,7 @@ class Node:
     def _join(self) -> None:
         """Ask the server in, and start beating."""
         seconds = self._settings.heartbeat_seconds
-        if self._board.state != "denied":
+        if self._board.state not in {"away", "denied"}:
             self._board.enter("joining")
         self._node_id = self._client.activate(self._identity.public_key, heartbeat_seconds=seconds)
         own = Connection(self._settings.endpoint, self._identity, self._clock)
