@@ -7,9 +7,9 @@ file. The policy is read again at every message and checked before the base is e
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from client.agreement import require_agreement
 from client.data import ClientData, Columns, file_format, read_records, split_holdout
 from client.policy import ClientPolicy
 from client.refusals import refusals_logged
+from client.thrift import read_model_config, thrift_for
 from shared.config import RunConfig
 from shared.configfile import parse_json
 from shared.errors import SchemaMismatch
@@ -91,11 +92,31 @@ def _field(config: Mapping[str, object], name: str) -> str:
     return value
 
 
-@lru_cache(maxsize=1)
+# The runtime of the process, under what it was built from; one at most.
+_BUILT: dict[tuple[str, str, str, str, str, ClientPolicy], GuardedRuntime] = {}
+
+
 def _runtime(
     scenario: str, plan_json: str, data: str, base: str, state: str, policy: ClientPolicy
 ) -> GuardedRuntime:
+    """Return the runtime for a run and a policy; the one before goes first.
+
+    Two bases at once would not fit on a small device.
+    """
+    key = (scenario, plan_json, data, base, state, policy)
+    if key not in _BUILT:
+        _BUILT.clear()
+        gc.collect()
+        _BUILT[key] = _build(scenario, plan_json, data, base, state, policy)
+    return _BUILT[key]
+
+
+def _build(
+    scenario: str, plan_json: str, data: str, base: str, state: str, policy: ClientPolicy
+) -> GuardedRuntime:
     """Check the policy, load the base and build the runtime."""
+    import torch
+
     from client.adapter import adapt
     from client.guard import GuardedRuntime
     from client.keyring import DeviceKeyring
@@ -104,6 +125,9 @@ def _runtime(
     config, plan = parse_json(scenario), PrivacyPlan.from_json(plan_json)
     policy.check(plan, config, base_digest=base_digest(Path(base)))
     require_agreement(config, plan)
+    # After the comparisons: the section is the device's own, and in no digest.
+    thrift = thrift_for(config, read_model_config(Path(base)), cuda=torch.cuda.is_available())
+    config = config.model_copy(update={"performance": thrift.performance})
     secure = policy.secure_aggregation
     model = adapt(
         load_base(
@@ -117,6 +141,8 @@ def _runtime(
         target_modules=config.lora.target_modules,
         dropout=config.lora.dropout,
     )
+    if thrift.checkpointing:
+        model.enable_checkpointing()
     return GuardedRuntime(
         config=config,
         plan=plan,
