@@ -209,7 +209,7 @@ def wait_until(what: str, check: Callable[[], bool], *, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def wait_until_healthy(home: ServerHome, *, seconds: float = 45.0) -> None:
+def wait_until_healthy(home: ServerHome, *, seconds: float = 90.0) -> None:
     """Wait until all processes of a server do their work."""
     wait_until("health", lambda: read_status(home)["state"] == "healthy", seconds=seconds)
 
