@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from server.audit.verify import SIGNATURE
 from server.control.refusals import NotThere
 from server.home import ServerHome
-from server.prepared import IDENTITY, METRICS
 from shared.errors import InvalidValue
 
+# The files of a run folder; whoever writes them imports Flower and scipy, which is not needed here.
+IDENTITY = "run.json"
+METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 AUDIT = "audit.json"
+SIGNATURE = "audit.sig.json"
 
 # A larger file is not one that a run wrote.
 _MAX_FILE = 16_000_000

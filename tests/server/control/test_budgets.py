@@ -87,7 +87,7 @@ def test_without_a_ledger_nothing_was_spent(tmp_path: Path) -> None:
 def test_scopes_are_shown_without_their_folders() -> None:
     label = scope_label(f"{SCOPE}-local")
     assert label.startswith("records.jsonl-local#")
-    assert scope_label("/home/ada/records.jsonl") != scope_label("/home/eve/records.jsonl")
+    assert scope_label("/srv/ada/records.jsonl") != scope_label("/srv/eve/records.jsonl")
     assert scope_label("builtin:clinics") == "builtin:clinics"
 
 

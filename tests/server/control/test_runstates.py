@@ -8,6 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from server import prepared
+from server.audit import verify
+from server.control import runstates
 from server.control.refusals import NotThere
 from server.control.runstates import RunStates
 from server.home import ServerHome
@@ -51,9 +54,9 @@ def add_run(home: ServerHome, name: str, rounds: int = 0, *, completed: bool = F
 
 
 def test_the_names_of_files_are_those_that_runs_write() -> None:
-    from server.control import runstates
-
     assert (runstates.SUMMARY, runstates.AUDIT) == (runfolder.SUMMARY, runfolder.AUDIT)
+    assert (runstates.IDENTITY, runstates.METRICS) == (prepared.IDENTITY, prepared.METRICS)
+    assert runstates.SIGNATURE == verify.SIGNATURE
 
 
 def test_a_run_goes_through_its_states(home: ServerHome) -> None:

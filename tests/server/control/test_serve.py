@@ -137,3 +137,17 @@ def test_settings_come_from_the_folder() -> None:
     assert (settings.token_seconds, settings.requests_per_minute) == (7200, 77)
     assert settings.control_address == "localhost:9093"
     assert replace(settings, metrics_port=None).metrics_port is None
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("server.control.serve", ("flwr", "torch", "scipy", "fastapi")),
+        ("client.control", ("flwr", "torch", "numpy", "server")),
+    ],
+)
+def test_what_is_imported_is_light(module: str, unwanted: tuple[str, ...]) -> None:
+    code = f"import sys, {module}; print(*(m for m in {unwanted!r} if m in sys.modules))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == []
