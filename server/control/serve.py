@@ -93,7 +93,7 @@ class Listening:
     Attributes:
         control: for holders of certificates.
         enrol: for holders of tokens.
-        metrics: for Prometheus, on loopback; None without metrics.
+        metrics: for Prometheus, on loopback; None without metrics, or if its port is taken.
     """
 
     control: int
@@ -258,9 +258,12 @@ def _open(
             ports.append(server.add_secure_port(listen_on(settings.bind, port), credentials))
     metrics = None
     if settings.metrics_port is not None:
-        with _taken(settings.metrics_port):
+        try:
             metrics, stop = telemetry.serve(settings.metrics_port)
-        stack.callback(stop)
+            stack.callback(stop)
+        except OSError as error:
+            # Devices are worth more than numbers: the service goes on without them.
+            logs.failure("metrics", error)
     return Listening(control=ports[0], enrol=ports[1], metrics=metrics)
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from server.settings import ServerConfig
 
-# Where ServerConfig does not name them; both next to its own ports.
-ENROL_PORT = 9096
-METRICS_PORT = 9097
+# Where the settings do not name them: so far after the control port, 9096 and 9097 by default.
+_ENROL_AFTER = 3
+_METRICS_AFTER = 4
+_LAST_PORT = 65_535
 
 MAX_VALID_SECONDS = 30 * 86_400
 
@@ -55,12 +56,11 @@ class ControlSettings:
     @classmethod
     def of(cls, config: ServerConfig) -> ControlSettings:
         """Read the settings of a server."""
-        enrol_port = int(getattr(config, "enrol_port", ENROL_PORT))
         return cls(
             bind=config.bind,
             control_port=config.control_port,
-            enrol_port=enrol_port,
-            metrics_port=int(getattr(config, "metrics_port", METRICS_PORT)),
+            enrol_port=enrol_port(config),
+            metrics_port=int(getattr(config, "metrics_port", _after(config, _METRICS_AFTER))),
             control_address=config.control_address,
             enrol_address=enrol_address(config),
             fleet_address=config.fleet_address,
@@ -73,7 +73,18 @@ class ControlSettings:
 def enrol_address(config: ServerConfig) -> str:
     """Return where devices without a certificate dial, ``host:port``: what a token has to name."""
     host = config.control_address.rsplit(":", 1)[0]
-    return f"{host}:{int(getattr(config, 'enrol_port', ENROL_PORT))}"
+    return f"{host}:{enrol_port(config)}"
+
+
+def enrol_port(config: ServerConfig) -> int:
+    """Return the port for holders of tokens."""
+    return int(getattr(config, "enrol_port", _after(config, _ENROL_AFTER)))
+
+
+def _after(config: ServerConfig, places: int) -> int:
+    """Return a port some places after the control port, or before it at the end of the range."""
+    port = config.control_port + places
+    return port if port <= _LAST_PORT else config.control_port - places
 
 
 def listen_on(bind: str, port: int) -> str:

@@ -46,7 +46,7 @@ class Service:
     home: ServerHome
     settings: ControlSettings
     process: subprocess.Popen[bytes]
-    metrics: int
+    metrics: int | None
 
     @property
     def address(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import ssl
 import stat
 import subprocess
@@ -58,6 +59,12 @@ def test_addresses() -> None:
     assert enrol_address(config) == "fleet.example.org:9096"
     six = ServerConfig(name="test", hosts=("2001:db8::1",))
     assert enrol_address(six) == "[2001:db8::1]:9096"
+    # Two servers on one machine need name only one port each.
+    other = ControlSettings.of(ServerConfig(name="test", control_port=21_300))
+    assert (other.enrol_port, other.metrics_port) == (21_303, 21_304)
+    assert other.enrol_address == "localhost:21303"
+    last = ControlSettings.of(ServerConfig(name="test", control_port=65_535))
+    assert (last.enrol_port, last.metrics_port) == (65_532, 65_531)
     assert (listen_on("127.0.0.1", 1), listen_on("::", 2)) == ("127.0.0.1:1", "[::]:2")
 
 
@@ -151,3 +158,14 @@ def test_what_is_imported_is_light(module: str, unwanted: tuple[str, ...]) -> No
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == []
+
+
+@pytest.mark.slow
+def test_a_taken_metrics_port_stops_nobody(home: ServerHome) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = int(taken.getsockname()[1])
+        with serving(home, metrics_port=port) as running, running.client("clinic-1") as client:
+            assert client.own_budget().name == "clinic-1"
+            assert running.metrics is None
+            (line,) = [line for line in running.log() if line["event"] == "failure"]
+    assert line["method"] == "metrics"
