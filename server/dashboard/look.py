@@ -12,7 +12,8 @@ from server.dashboard.budget import Account
 from server.dashboard.calls import Call, missing
 from server.dashboard.headers import FRAMED_POLICY
 from server.dashboard.pages import page
-from server.dashboard.runs import HALTED, MOVING, PAGES, Run, charts_of
+from server.dashboard.runcharts import charts_of
+from server.dashboard.runs import HALTED, MOVING, PAGES, Run
 from server.dashboard.sessions import Session
 
 _SHOWN_ROUNDS = 200
