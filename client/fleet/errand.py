@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from client.fleet.child import Child, WorkerLost
+from client.fleet.identity import ServerClock
 from client.fleet.messages import Question, RunInfo, answer, content_of, failure
 from client.fleet.objects import MESSAGE, Tree, collect, under
 from client.fleet.pacing import Backoff, jittered
 from client.fleet.protocol import LOST_UPLOAD, FleetClient, NotYet, RunOver, Upload
 from client.fleet.settings import NodeSettings
 from client.fleet.status import Board
-from client.fleet.transport import ServerClock
 from shared.errors import (
     CertificateInvalid,
     FedSLMError,
@@ -39,6 +39,7 @@ _RUNS: Final = 8
 _UPLOADS: Final = 5
 _LARGEST_POLICY: Final = 1 << 20
 _CONDITIONS_SECONDS: Final = 1.0
+_LOOK_SECONDS: Final = 5.0
 _NOT_YET_SECONDS: Final = 0.2
 
 
@@ -63,6 +64,17 @@ class Owner:
             self._reasons = self._found()
             self._asked = time.monotonic()
         return self._reasons
+
+    def wait(self, stop: threading.Event, seconds: float) -> bool:
+        """Wait and keep looking, so that whoever watches the node sees it live.
+
+        Returns:
+            Whether the node was told to stop.
+        """
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not stop.wait(min(left, _LOOK_SECONDS)):
+            self.reasons()
+        return stop.is_set()
 
     def _found(self) -> tuple[str, ...]:
         """Look at the policy file and the conditions."""
@@ -290,5 +302,5 @@ class Errands:
                 if away:
                     self._board.note("back")
                 return found
-            if self._stop.wait(pause) or question.expires <= self._clock.now():
+            if self._owner.wait(self._stop, pause) or question.expires <= self._clock.now():
                 raise error

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 from client.fleet.errand import Errands, Owner
 from client.fleet.heart import Heart
+from client.fleet.identity import NodeIdentity, ServerClock
 from client.fleet.pacing import Backoff, Pace, jittered
 from client.fleet.protocol import FleetClient, RunOver
 from client.fleet.settings import NodeSettings, settings_of
 from client.fleet.status import Board, Event
-from client.fleet.transport import Connection, NodeIdentity, ServerClock
+from client.fleet.transport import Connection
 from shared.bundle import BUNDLE_DIGEST
 from shared.errors import (
     AccessDenied,
@@ -111,7 +112,7 @@ class Node:
         except SchemaMismatch as error:
             if not self._stop.is_set():
                 self._board.note("malformed", code=error.code, reason=error.message)
-            self._stop.wait(self._away.pause())
+            self._owner.wait(self._stop, self._away.pause())
 
     def _step(self) -> None:
         """Join if need be, and look for a message."""
@@ -131,7 +132,7 @@ class Node:
             self._board.enter("idle")
             return
         self._tidy(node_id)
-        self._stop.wait(self._pace.pause(active=self._errands.run_id is not None))
+        self._owner.wait(self._stop, self._pace.pause(active=self._errands.run_id is not None))
 
     def _join(self) -> None:
         """Ask the server in, and start beating."""
@@ -151,7 +152,9 @@ class Node:
             self._leave()
             self._board.keep(reasons=list(reasons), worker=None)
             self._board.note("paused", state="paused", reasons=list(reasons))
-        self._stop.wait(jittered(min(_PAUSED_SECONDS, 2 * self._settings.poll_seconds)))
+        self._owner.wait(
+            self._stop, jittered(min(_PAUSED_SECONDS, 2 * self._settings.poll_seconds))
+        )
         if not self._owner.reasons():
             self._board.keep(reasons=None)
             self._board.note("resumed", state="joining")
@@ -165,7 +168,7 @@ class Node:
             self._board.note(
                 state, state="denied" if state == "denied" else "away", code=error.code
             )
-        self._stop.wait(backoff.pause())
+        self._owner.wait(self._stop, backoff.pause())
 
     def _back(self) -> None:
         """Note that the server is there."""

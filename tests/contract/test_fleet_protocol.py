@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.fleet.identity import NodeIdentity, ServerClock
 from client.fleet.messages import Question, answer, failure
 from client.fleet.objects import MESSAGE, collect, under
 from client.fleet.protocol import LOST_UPLOAD, FleetClient, NotYet, RunOver
 from client.fleet.records import Record, decode, encode
-from client.fleet.transport import Connection, Endpoint, NodeIdentity, ServerClock
+from client.fleet.transport import Connection, Endpoint
 from shared.errors import AccessDenied, CertificateInvalid, FedSLMError, ServerUnreachable
 from shared.pki import Authority, new_key, openssh_form
 from tests.contract.fleetnode import RunningNode, prepare

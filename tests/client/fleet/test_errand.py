@@ -15,13 +15,14 @@ import pytest
 
 from client.fleet.errand import Errands, Owner, policy_problem
 from client.fleet.fleet_pb2 import Message
+from client.fleet.identity import ServerClock
 from client.fleet.messages import Answered, Question, RunInfo
 from client.fleet.objects import MESSAGE, RECORD_DICT, Tree, build, object_id, parse, under, verify
 from client.fleet.protocol import LOST_UPLOAD, NotYet, RunOver, Upload
 from client.fleet.records import Record, decode, encode
 from client.fleet.settings import NodeSettings
 from client.fleet.status import Board
-from client.fleet.transport import Endpoint, ServerClock
+from client.fleet.transport import Endpoint
 from shared.errors import ConfigError, ServerUnreachable
 
 NODE = 17

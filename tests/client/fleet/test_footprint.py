@@ -9,7 +9,7 @@ from pathlib import Path
 CODE = """
 import sys
 import client.fleet.node
-from client.fleet.transport import NodeIdentity
+from client.fleet.identity import NodeIdentity
 heavy = {'flwr', 'torch', 'numpy', 'transformers', 'pydantic', 'httpx', 'psutil', 'grpc'}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """

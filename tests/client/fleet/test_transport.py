@@ -25,15 +25,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client.fleet.fleet_pb2 import SendNodeHeartbeatResponse
+from client.fleet.identity import NodeIdentity, ServerClock
 from client.fleet.protocol import FleetClient, RunOver
-from client.fleet.transport import (
-    Answer,
-    Connection,
-    Endpoint,
-    NodeIdentity,
-    ServerClock,
-    parse_address,
-)
+from client.fleet.transport import Answer, Connection, Endpoint, parse_address
 from shared.errors import (
     AccessDenied,
     CertificateInvalid,
