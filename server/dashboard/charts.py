@@ -15,6 +15,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 10.0, 26.0, 34.0
 _TICKS = 4
 _MARKED = 12
 _MOST_POINTS = 400
+_SMALLEST, _FLAT = 1e-200, 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +105,11 @@ def nice_ticks(low: float, high: float) -> list[float]:
     """
     if low >= 0 and low < 0.5 * high:
         low = 0.0
-    span = high - low
-    if span <= 0:
-        span = abs(high) or 1.0
+    span, largest = high - low, max(abs(low), abs(high))
+    if largest < _SMALLEST:
+        span = 1.0
+    elif span < _FLAT * largest:
+        span = largest
     step = 10.0 ** math.floor(math.log10(span / _TICKS))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= _TICKS)
     start, end = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -4,7 +4,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.dashboard.charts import HEIGHT, WIDTH, Line, chart, nice_ticks, thinned, whole_ticks
@@ -14,6 +14,9 @@ values = st.floats(min_value=-1e12, max_value=1e12, allow_nan=False)
 
 
 @given(values, values)
+@example(0.0, 5e-324)
+@example(7.0, 7.0)
+@example(1.0, 1.0000000000000002)
 def test_ticks_are_few_and_hold_every_value(one: float, other: float) -> None:
     low, high = min(one, other), max(one, other)
     ticks = nice_ticks(low, high)
