@@ -7,8 +7,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from flwr.cli.config_utils import get_fab_config, get_fab_metadata
+from flwr.cli.config_utils import get_fab_metadata
 from flwr.cli.install import install_from_fab
+from flwr.common.config import get_fab_config
 
 from server.bundle import FILES, RUN_KEYS, build_bundle
 from shared.bundle import BUNDLE_DIGEST, BUNDLE_ID, BUNDLE_VERSION
