@@ -25,7 +25,7 @@ class Board:
 
     Args:
         path: the status file; its folder exists.
-        on_event: called with each event, in the node's thread or the heartbeat's.
+        on_event: called with each event, in the thread that runs the node.
     """
 
     def __init__(self, path: Path, on_event: Callable[[Event], None]) -> None:
