@@ -185,8 +185,8 @@ enrol() {
     say "would enrol into $home with the token that was given"
     return
   fi
-  # By the environment: other users of this machine can read command lines.
-  FEDSLM_TOKEN="$token" "$fedslm" client enroll "${options[@]}"
+  # By standard input: other users of this machine can read command lines.
+  "$fedslm" client enroll - "${options[@]}" <<<"$token"
   [[ -z $token_file ]] || rm -f "$token_file"
 }
 

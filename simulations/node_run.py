@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from client.nodelog import NodeLog
 from shared.sdnotify import Notifier
+from simulations.node_renew import renewing
 
 if TYPE_CHECKING:
     from client.home import DeviceHome
@@ -34,6 +35,8 @@ _PLAIN = {
     "stopped": "stopped",
     "duplicate": "a message came twice; answered once",
     "late": "an answer came too late",
+    "certificate-renewed": "the certificate was renewed",
+    "certificate-not-renewed": "the certificate is due, and was not renewed; trying again later",
     "malformed": "the server sent something that is no message",
 }
 
@@ -134,7 +137,14 @@ def run_device(
         if once and event.get("event") in _DONE:
             stop.set()
 
-    with stopped_by_signals(stop, notifier), worker_lines(voice.line):
+    def renewed(what: str) -> None:
+        voice.event({"event": what, "at": round(time.time(), 3)})
+
+    with (
+        stopped_by_signals(stop, notifier),
+        worker_lines(voice.line),
+        renewing(home, renewed),
+    ):
         run_node(home, stop=stop, conditions=conditions, on_event=on_event)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from server.control.settings import enrol_address
 from server.settings import ServerConfig
 
 ROOT = Path(__file__).parents[2]
@@ -151,7 +152,8 @@ def test_health_is_looked_at(path: Path) -> None:
 def test_the_ports_are_those_of_the_settings() -> None:
     [ports] = last(PACKAGING / "Containerfile.server", "EXPOSE")
     config = ServerConfig(name="x")
-    outer = {config.fleet_port, config.control_port, config.dashboard_port}
+    enrol = int(enrol_address(config).rpartition(":")[2])
+    outer = {config.fleet_port, config.control_port, config.dashboard_port, enrol}
     assert set(map(int, ports.split())) == outer
     assert config.superlink_port not in outer
     [health] = last(PACKAGING / "Containerfile.server", "HEALTHCHECK")
