@@ -42,13 +42,17 @@ def _round(grid: Grid, nodes: list[int], number: int, config: dict[str, Any]) ->
         for node in nodes
     ]
     started, answers = time.monotonic(), []
-    waiting = set(grid.push_messages(messages))
+    waiting, pulling = set(grid.push_messages(messages)), 0.0
     while waiting and time.monotonic() - started < config["patience"]:
-        for reply in grid.pull_messages(waiting):
+        asked = time.monotonic()
+        replies = list(grid.pull_messages(waiting))
+        pulling = max(pulling, time.monotonic() - asked)
+        for reply in replies:
             waiting.discard(reply.metadata.reply_to_message_id)
             answers.append({"node": str(reply.metadata.src_node_id), **_read(reply)})
         time.sleep(0.02)
-    return {"round": number, "seconds": time.monotonic() - started, "answers": answers}
+    seconds = time.monotonic() - started
+    return {"round": number, "seconds": seconds, "pulling": pulling, "answers": answers}
 
 
 def _read(reply: Message) -> dict[str, Any]:
