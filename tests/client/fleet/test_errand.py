@@ -317,7 +317,7 @@ def test_conditions_are_asked_once_a_second_and_may_fail(tmp_path: Path) -> None
 
     def conditions() -> Sequence[str]:
         asked_at.append(time.monotonic())
-        msg = "/home/owner/policy.toml"
+        msg = "the policy is wrong"
         raise ConfigError(msg)
 
     owner = Owner(path, conditions)
