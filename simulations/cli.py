@@ -179,11 +179,17 @@ def config_check(scenario: Scenario, overrides: Overrides = None, as_json: AsJso
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    home: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Look into the folder of a server or of a device too."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check this machine and installation for the usual troubles."""
     from simulations.doctor import exit_code, run_checks, to_dict
 
-    checks = run_checks()
+    checks = run_checks(home=home)
     if as_json:
         _print_json(to_dict(checks))
     else:

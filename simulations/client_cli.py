@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulations.node_cli import add_commands
 from simulations.redact_cli import redact
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ policy_app = typer.Typer(
 )
 client_app.add_typer(policy_app, name="policy")
 client_app.command("redact")(redact)
-add_commands(client_app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Policy = Annotated[Path, typer.Argument(help="The policy file of the device.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ import pytest
 from client.home import DeviceHome
 from server.home import ServerConfig, ServerHome
 from simulations import doctor
+from simulations.cli import run
 from simulations.doctor_home import certificate, check_home, clock_skew, port_state
 from simulations.doctor_machine import Check, memory_group, randomness
 from tests.shared.tlsserver import serving
@@ -226,6 +228,17 @@ def test_all_checks_with_a_home(tmp_path: Path) -> None:
     names = [check.name for check in doctor.run_checks(home=home.path)]
     assert len(set(names)) == len(names)
     assert {"memory-limit", "randomness", "clock", "disk", "port-fleet"} <= set(names)
+
+
+def test_the_command_looks_into_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = server(tmp_path / "server")
+    home.adapter_key.chmod(0o644)
+    assert run(["doctor", "--home", str(home.path), "--json"]) == 1
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["checks"]["keys"]["status"] == "failed"
+    assert shown["checks"]["port-fleet"]["status"] == "ok"
 
 
 def test_the_limit_of_a_service(tmp_path: Path) -> None:
