@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from shared.errors import ClientFailed, SchemaMismatch
 from shared.lora import Vector
+from shared.npyfile import read_npy
 from shared.privacy.ledger_signing import SignedHead
 from shared.redact import known_codes
 
@@ -23,6 +24,7 @@ PROTOCOL: Final = 1
 HEADER: Final = "fedslm"
 ADAPTER: Final = "adapter"
 VECTOR: Final = "vector"
+_SHOWN: Final = 64
 
 T = TypeVar("T")
 Records: TypeAlias = RecordDict
@@ -347,7 +349,7 @@ def _phase(header: ConfigRecord) -> Phase:
     for phase in PHASES:
         if phase == name:
             return phase
-    msg = f"Found phase={name!r}, expected one of: {', '.join(PHASES)}."
+    msg = f"Found phase={_shown(name)}, expected one of: {', '.join(PHASES)}."
     raise SchemaMismatch(msg)
 
 
@@ -387,14 +389,23 @@ def _vector(records: RecordDict) -> Vector:
     if array is None:
         msg = "A message has no adapter vector."
         raise SchemaMismatch(msg)
-    if array.dtype != "float32" or len(array.shape) != 1:
-        msg = f"Found an adapter of dtype {array.dtype} and shape {array.shape}, expected float32."
+    if (array.dtype, array.stype, len(array.shape)) != ("float32", "numpy.ndarray", 1):
+        msg = f"Found an adapter of dtype {_shown(array.dtype)}, expected float32 in one dimension."
         raise SchemaMismatch(msg)
-    return np.asarray(array.numpy(), dtype=np.float32)
+    # numpy's own reader raises what it likes, unpacks archives and believes the header's shape.
+    return np.array(read_npy(memoryview(array.data), dtype="float32", shape=array.shape))
 
 
 def _expect(name: str, found: object, expected: object) -> None:
     """Refuse a value other than the expected one."""
     if found != expected:
-        msg = f"Found {name}={found!r}, expected {expected!r}."
+        msg = f"Found {name}={_shown(found)}, expected {expected!r}."
         raise SchemaMismatch(msg, hint="Server and client must run the same scenario and version.")
+
+
+def _shown(value: object) -> str:
+    """Return how a value of somebody else is repeated: one short line of printable ASCII."""
+    if isinstance(value, str):
+        return ascii(value[:_SHOWN]) + ("..." if len(value) > _SHOWN else "")
+    plain = value is None or isinstance(value, bool | int | float)
+    return repr(value) if plain else type(value).__name__

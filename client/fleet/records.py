@@ -13,7 +13,6 @@ from typing import Any, Final, TypeAlias, TypeGuard
 
 from numpy.typing import NDArray
 
-from client.fleet.arrays import DTYPES, read_npy, write_npy
 from client.fleet.limits import DEFAULT_LIMITS, Limits
 from client.fleet.objects import (
     ARRAY,
@@ -38,6 +37,7 @@ from client.fleet.values import (
     write_metrics,
 )
 from shared.errors import SchemaMismatch
+from shared.npyfile import DTYPES, read_npy, write_npy
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from client.fleet.arrays import DTYPES, read_npy, write_npy
 from client.fleet.limits import Limits
 from client.fleet.objects import ARRAY, ARRAY_RECORD, CHUNK, RECORD_DICT, Tree, build, object_id
 from client.fleet.records import Record, decode, encode
 from shared.errors import SchemaMismatch
+from shared.npyfile import DTYPES, read_npy, write_npy
 from tests.client.fleet.test_objects import flower_tree
 
 NAMES = st.text(min_size=1, max_size=8)
