@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from server.home import ServerHome
-from shared.errors import AccessDenied, FleetError, ProtocolError, ServerUnreachable
+from shared.errors import AccessDenied, FedSLMError, FleetError, ProtocolError, ServerUnreachable
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -458,6 +458,32 @@ def speaks_for_itself(request: bytes) -> bool:
     pushed = _parsed(PushMessagesRequest(), request)
     sources = {message.metadata.src_node_id for message in pushed.messages_list}
     return sources == {pushed.node.node_id}
+
+
+def is_unreadable(error: Exception) -> bool:
+    """Tell whether pulling a reply failed because of what the reply is made of.
+
+    Flower raises whatever the parsers of its objects raise; trouble on the way to the SuperLink,
+    which has other types, is no fault of the node.
+    """
+    import httpx
+    from flwr.supercore.inflatable.inflatable_object import UnexpectedObjectContentError
+    from google.protobuf.message import DecodeError
+
+    if isinstance(error, httpx.HTTPError | FedSLMError | OSError):
+        return False
+    kinds = (
+        UnexpectedObjectContentError,
+        DecodeError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
+        RecursionError,
+    )
+    return isinstance(error, kinds)
 
 
 def _parsed(into: Answer, data: bytes) -> Answer:
