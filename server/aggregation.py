@@ -45,6 +45,15 @@ STAGE_OF_MODE: dict[str, Stage] = {
 }
 
 
+LONGEST_UPDATE = 1e6
+"""L2 norm that no update of use has; longer ones are scaled down where the plan has no clip."""
+
+
+def norm_of(vector: Vector) -> float:
+    """Return the L2 norm of an update; squares of 32-bit numbers are summed in 64 bits."""
+    return float(np.linalg.norm(vector.astype(np.float64)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregate:
     """What a round releases to the server optimizer.
@@ -74,7 +83,8 @@ class UniformMean:
     """The plain mean of the updates that arrived, for modes ``none`` and ``example``.
 
     In mode ``example`` every update is already noised on its client, and a mean of noised updates
-    is post-processing. A non-finite update counts as the zero update.
+    is post-processing. A non-finite update counts as the zero update, and one that is longer than
+    :data:`LONGEST_UPDATE` is scaled down to that, so that the adapter stays finite.
     """
 
     def __init__(self, size: int) -> None:
@@ -87,7 +97,7 @@ class UniformMean:
             msg = f"Found an update of shape {vector.shape}, expected {self._total.shape}."
             raise SchemaMismatch(msg)
         if np.isfinite(vector).all():
-            self._total += vector
+            self._total += vector * min(1.0, LONGEST_UPDATE / max(norm_of(vector), 1.0))
         self._count += 1
 
     def release(self) -> Aggregate | None:

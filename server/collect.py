@@ -10,9 +10,10 @@ from typing import Protocol
 
 import numpy as np
 
-from server.aggregation import STAGE_OF_MODE, Aggregator
+from server.aggregation import LONGEST_UPDATE, STAGE_OF_MODE, Aggregator, norm_of
 from server.messenger import TRAIN, Messenger
 from shared.errors import ConflictingSettings, ProtocolError
+from shared.lora import Vector
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.secagg.coordinator import Coordinator, SecureSum, Upload
 from shared.privacy.secagg.keys import Roster
@@ -38,6 +39,9 @@ from shared.wire import (
 )
 
 logger = logging.getLogger("fedslm.server")
+
+# A clip in 32 bits may be off by a few parts in ten million.
+_ROUNDING = 1.0 + 1e-4
 
 _READ: dict[Phase, Callable[[bytes], Upload]] = {
     "advertise": Advertisement.from_bytes,
@@ -126,14 +130,24 @@ def collect_updates(
             logger.warning("round %s, node %d: %s", group, node, error.message)
             on_refused(nodes[node], error.code)
             continue
-        if not np.isfinite(update.vector).all():
-            # Counted as the zero update like any other; that it came is worth knowing.
-            on_refused(nodes[node], "update-not-finite")
+        oddity = _oddity(update.vector, instruction.clipping_norm or plan.clipping_norm, plan)
+        if oddity is not None:
+            # Counted like any other, as zero or clipped; that it came is worth knowing.
+            on_refused(nodes[node], oddity)
         aggregator.add(update.vector)
         answered += 1
         up = max(up, payload_bytes(reply))
         on_answer(answered)
     return answered, Traffic(up=up, down=payload_bytes(content))
+
+
+def _oddity(vector: Vector, clip: float | None, plan: PrivacyPlan) -> str | None:
+    """Return the code of an update that no honest client sends; None if there is nothing odd."""
+    if not np.isfinite(vector).all():
+        return "update-not-finite"
+    clipped = plan.mode == "client-central" and clip is not None
+    most = clip * _ROUNDING if clipped and clip is not None else LONGEST_UPDATE
+    return "update-too-long" if norm_of(vector) > most else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
