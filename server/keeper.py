@@ -263,16 +263,14 @@ class Keeper:
         It is not in use before somebody promotes it. What the registry refuses stays in the run
         folder.
         """
-        from server.registry import AdapterRegistry, add_run
-        from shared.crypto import SigningKey
+        from server.registry import add_run
+        from server.registry.opening import server_registry
 
         folder = self._runs.folder(name)
         if not (folder / ADAPTER).is_dir():
             return None
-        signer = SigningKey.load_or_create(self._home.adapter_key)
         try:
-            registry = AdapterRegistry(self._home.adapters, signer=signer)
-            version = add_run(registry, folder, name=name)
+            version = add_run(server_registry(self._home), folder, name=name)
         except FedSLMError as error:
             logger.warning("run %s: its adapter was not registered: %s", name, error.message)
             return None
