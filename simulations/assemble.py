@@ -61,7 +61,11 @@ def base_path(base: str, *, base_dir: Path) -> str:
 
 
 def open_clients(
-    config: RunConfig, *, base_dir: Path, tokenizer: PreTrainedTokenizerBase | None = None
+    config: RunConfig,
+    *,
+    base_dir: Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dealt: FederatedDataset | None = None,
 ) -> tuple[FederatedDataset, CanaryPlan]:
     """Open the dataset, plant the scenario's canaries in it, and add its canary clients.
 
@@ -69,16 +73,19 @@ def open_clients(
         config: the scenario.
         base_dir: what relative paths of the scenario are relative to.
         tokenizer: of the base model; loaded if canaries need one and it is not given.
+        dealt: the clients' records, where they were dealt to devices already.
 
     Raises:
         AuditError: if the canaries that are asked for do not fit the vocabulary or the scenario.
     """
-    dataset = open_dataset(
-        config.data,
-        population=config.clients.population,
-        seed=config.run.seed,
-        base_dir=base_dir,
-    )
+    dataset = dealt
+    if dataset is None:
+        dataset = open_dataset(
+            config.data,
+            population=config.clients.population,
+            seed=config.run.seed,
+            base_dir=base_dir,
+        )
     canaries = _draw_canaries(config, dataset, base_dir=base_dir, tokenizer=tokenizer)
     return with_client_canaries(WithCanaries(dataset, canaries), config), canaries
 
@@ -135,11 +142,24 @@ def load_model(config: RunConfig, *, base_dir: Path) -> AdaptedModel:
     )
 
 
-def assemble_runtime(config: RunConfig, plan: PrivacyPlan, *, base_dir: Path) -> Assembly:
-    """Build everything that a process needs to speak for the clients of a scenario."""
+def assemble_runtime(
+    config: RunConfig,
+    plan: PrivacyPlan,
+    *,
+    base_dir: Path,
+    dealt: FederatedDataset | None = None,
+) -> Assembly:
+    """Build everything that a process needs to speak for the clients of a scenario.
+
+    Args:
+        config: the scenario.
+        plan: its plan.
+        base_dir: what relative paths of the scenario are relative to.
+        dealt: the clients' records, where they were dealt to devices already.
+    """
     model = load_model(config, base_dir=base_dir)
     tokenizer = model.base.tokenizer
-    dataset, canaries = open_clients(config, base_dir=base_dir, tokenizer=tokenizer)
+    dataset, canaries = open_clients(config, base_dir=base_dir, tokenizer=tokenizer, dealt=dealt)
     _set_threads(config, model)
     distributed = plan.mode == "client-distributed"
     keyring = SimulatedKeyring(config.run.seed, dataset.population) if distributed else None

@@ -21,10 +21,12 @@ from simulations.bench_cli import bench_app
 from simulations.budget_cli import budget_app
 from simulations.client_cli import client_app
 from simulations.enrol_cli import add_commands as add_enrolment
+from simulations.fetch_cli import add_commands as add_fetching
 from simulations.infer_cli import add_commands as add_answers
 from simulations.node_cli import add_commands as add_node
 from simulations.server_cli import server_app
 from simulations.study_cli import study_app
+from simulations.up_cli import add_commands as add_up
 from simulations.user_cli import user_app
 
 if TYPE_CHECKING:
@@ -49,8 +51,10 @@ app.add_typer(server_app, name="server")
 server_app.add_typer(user_app, name="user")
 add_enrolment(client_app)
 add_node(client_app)
+add_fetching(client_app)
 add_answers(adapter_app, client_app)
 app.add_typer(study_app, name="study")
+add_up(app)
 
 Scenario = Annotated[str, typer.Argument(help="A built-in scenario, or the path of a TOML file.")]
 Overrides = Annotated[

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from client.nodelog import NodeLog
 from shared.sdnotify import Notifier
+from simulations.node_fetch import fetching
 from simulations.node_renew import renewing
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _PLAIN = {
     "late": "an answer came too late",
     "certificate-renewed": "the certificate was renewed",
     "certificate-not-renewed": "the certificate is due, and was not renewed; trying again later",
+    "adapter-not-fetched": "the adapter in use could not be fetched; trying again later",
     "malformed": "the server sent something that is no message",
 }
 
@@ -95,6 +97,10 @@ def in_words(event: Event) -> str:
         return f"answered run {event.get('run_id')} in {event.get('seconds')} s"
     if name in {"refused", "failed"}:
         return f"{name} for run {event.get('run_id')} [{event.get('code')}]"
+    if name == "adapter-in-use":
+        return f"adapter {str(event.get('adapter'))[:12]} was verified and is in use"
+    if name == "adapter-refused":
+        return f"an adapter was refused [{event.get('code')}]: {event.get('reason')}"
     if name == "log":
         return str(event.get("text", ""))
     return _PLAIN.get(name, name)
@@ -132,18 +138,29 @@ def run_device(
         notifier.alive()
         return judged()
 
+    paused = threading.Event()
+
     def on_event(event: Event) -> None:
         voice.event(event)
+        if event.get("event") == "paused":
+            paused.set()
+        elif event.get("event") in {"resumed", "joined"}:
+            paused.clear()
         if once and event.get("event") in _DONE:
             stop.set()
 
     def renewed(what: str) -> None:
         voice.event({"event": what, "at": round(time.time(), 3)})
 
+    def fetched(event: Event) -> None:
+        voice.event({**event, "at": round(time.time(), 3)})
+
     with (
         stopped_by_signals(stop, notifier),
         worker_lines(voice.line),
         renewing(home, renewed),
+        fetching(home, fetched, allowed=lambda: not paused.is_set()) as look,
+        woken_by_signal(look),
     ):
         run_node(home, stop=stop, conditions=conditions, on_event=on_event)
 
@@ -167,6 +184,19 @@ def stopped_by_signals(stop: threading.Event, notifier: Notifier) -> Iterator[No
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def woken_by_signal(look: Callable[[], None]) -> Iterator[None]:
+    """Look for an adapter at SIGUSR1 while the block runs, so that nobody has to wait for one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(signal.SIGUSR1, lambda *_: look())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, earlier)
 
 
 @contextmanager
