@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
-from shared.errors import AdapterCorrupt
+from shared.errors import AdapterCorrupt, AdapterIncompatible
 from shared.files import write_bytes, write_json
 from shared.lora import AdapterSpec, Factors
+from shared.regularfile import open_regular
+from shared.tensorfile import read_tensor_header
 
 WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
@@ -70,12 +74,20 @@ def read_adapter(folder: Path, spec: AdapterSpec) -> Factors:
     """Read the factors of an adapter folder.
 
     Raises:
-        AdapterCorrupt: if the weights are missing or damaged.
+        AdapterCorrupt: if the weights are missing, damaged, or anything but plain tensors.
         AdapterIncompatible: if names or shapes differ from the specification.
     """
+    with open_regular(folder / WEIGHTS) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        tensors = read_tensor_header(stream, size)
+        if sum(math.prod(tensor.shape) for tensor in tensors) != spec.size():
+            msg = f"{WEIGHTS} does not hold as many numbers as the adapter has."
+            raise AdapterIncompatible(msg)
+        stream.seek(0)
+        data = stream.read(size)
     try:
-        factors: Factors = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError, ValueError) as error:
+        factors: Factors = load(data)
+    except (SafetensorError, ValueError) as error:
         msg = f"{WEIGHTS} is missing or damaged."
         raise AdapterCorrupt(msg) from error
     return spec.unflatten(spec.flatten(factors))

@@ -369,6 +369,9 @@ def _header(records: RecordDict) -> ConfigRecord:
     if not isinstance(header, ConfigRecord):
         msg = "A message has no fedslm header."
         raise SchemaMismatch(msg, hint="Is the other side running fedslm?")
+    if not set(records) <= {HEADER, ADAPTER}:
+        msg = f"A message has {len(records)} records, expected {HEADER!r} and {ADAPTER!r} at most."
+        raise SchemaMismatch(msg)
     _expect("protocol", header.get("protocol"), PROTOCOL)
     return header
 
@@ -386,8 +389,8 @@ def _vector(records: RecordDict) -> Vector:
     """Return the flat float32 vector of a message."""
     record = records.get(ADAPTER)
     array = record.get(VECTOR) if isinstance(record, ArrayRecord) else None
-    if array is None:
-        msg = "A message has no adapter vector."
+    if array is None or len(records[ADAPTER]) != 1:
+        msg = "A message has no adapter vector, or other arrays beside it."
         raise SchemaMismatch(msg)
     if (array.dtype, array.stype, len(array.shape)) != ("float32", "numpy.ndarray", 1):
         msg = f"Found an adapter of dtype {_shown(array.dtype)}, expected float32 in one dimension."
