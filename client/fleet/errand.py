@@ -41,6 +41,8 @@ _LARGEST_POLICY: Final = 1 << 20
 _CONDITIONS_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 5.0
 _NOT_YET_SECONDS: Final = 0.2
+# How long a worker that was just started may take over its first answer, too late or not.
+_COLD_SECONDS: Final = 600.0
 
 
 class Owner:
@@ -171,13 +173,15 @@ class Errands:
         self._board.note("message", state="working", **facts)
         try:
             content, seconds, code = self._answer(node_id, question)
-            self._deliver(node_id, question, content, seconds)
+            sent = self._deliver(node_id, question, content, seconds)
         except RunOver:
             self.forget(question.run_id)
             return
         finally:
             self._board.keep(message=None)
-        if code is None:
+        if not sent:
+            self._board.note("late", state="idle", **facts)
+        elif code is None:
             self._board.note("answered", state="idle", seconds=round(seconds, 3), **facts)
         else:
             event = "refused" if code == PolicyRefused.code else "failed"
@@ -218,8 +222,11 @@ class Errands:
         self._patiently(question, lambda: self._client.confirm(node_id, question))
         content = under(tree, content_of(question, tree))
         del tree
-        fresh = self.child.pid is None
-        if fresh:
+        # A worker killed while it loads its model would load it again for the next message, and be
+        # killed again: a device whose start takes longer than a round would never take part.
+        until = time.monotonic() - 1.0
+        if self.child.pid is None:
+            until = time.monotonic() + _COLD_SECONDS
             self._board.note("worker-started")
         return self.child.ask(
             question,
@@ -227,7 +234,7 @@ class Errands:
             node_id=node_id,
             node_config=self._settings.node_config,
             run=run,
-            go_on=lambda: self._may_go_on(question),
+            go_on=lambda: self._may_go_on(question, until),
         )
 
     def _require_allowed(self) -> None:
@@ -236,9 +243,13 @@ class Errands:
         if reasons:
             raise PolicyRefused("; ".join(reasons))
 
-    def _may_go_on(self, question: Question) -> bool:
-        """Tell whether the worker may go on: the node runs, the owner allows, somebody waits."""
-        waited_for = question.expires > self._clock.now()
+    def _may_go_on(self, question: Question, until: float) -> bool:
+        """Tell whether the worker may go on: the node runs, the owner allows, somebody waits.
+
+        A worker that was started for the question may finish it until a time (monotonic) even if
+        nobody waits: it is warm then for the next one.
+        """
+        waited_for = question.expires > self._clock.now() or time.monotonic() < until
         return waited_for and not (self._stop.is_set() or self._owner.reasons())
 
     def _run(self, node_id: int, run_id: int, question: Question) -> RunInfo:
@@ -251,12 +262,11 @@ class Errands:
             self._runs.popitem(last=False)
         return run
 
-    def _deliver(self, node_id: int, question: Question, content: Tree, seconds: float) -> None:
-        """Send an answer until the server has all of it."""
+    def _deliver(self, node_id: int, question: Question, content: Tree, seconds: float) -> bool:
+        """Send an answer until the server has all of it; returns False if nobody waits for it."""
         now = self._clock.now()
         if now >= question.expires:
-            self._board.note("late", state="idle", run_id=str(question.run_id))
-            return
+            return False
         answered = answer(question, content, node_id=node_id, now=now)
         contents = answered.tree.contents
 
@@ -277,9 +287,9 @@ class Errands:
                 # Announced before, and the server's word was lost on the way: it may wait still.
                 for name in contents:
                     send(LOST_UPLOAD, name)
-                return
+                return True
             if all(send(upload, name) for name in contents if name in upload.wanted):
-                return
+                return True
         msg = "The server did not keep an answer."
         raise SchemaMismatch(msg)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 import time
@@ -267,6 +269,34 @@ def soon(act: Callable[[], Any]) -> Iterator[None]:
     timer.start()
     yield
     timer.join()
+
+
+@pytest.mark.slow
+def test_a_first_answer_that_comes_too_late_leaves_a_warm_worker(desk: Callable[..., Desk]) -> None:
+    """A device whose model takes longer to load than a round lasts is there for a later round."""
+    server = Server()
+    here = desk(server, "import time;time.sleep(2.5)\n" + ECHO)
+    here.errands.handle(NODE, asked(server, Record(configs={"r": {"a": 1}}), ttl=1.0))
+    pid = here.errands.child.pid
+    assert pid is not None
+    assert here.names() == ["message", "worker-started", "late"]
+    assert server.announced == []
+    here.errands.handle(NODE, asked(server, Record(configs={"r": {"a": 2}})))
+    assert here.errands.child.pid == pid
+    assert here.names()[3:] == ["message", "answered"]
+
+
+@pytest.mark.slow
+def test_a_warm_worker_is_killed_when_nobody_waits_any_more(desk: Callable[..., Desk]) -> None:
+    server = Server()
+    here = desk(server)
+    here.errands.handle(NODE, asked(server, Record(configs={"r": {"a": 1}})))
+    pid = here.errands.child.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    here.errands.handle(NODE, asked(server, Record(configs={"r": {"a": 2}}), ttl=1.0))
+    assert here.errands.child.pid is None
+    assert here.names()[3:] == ["message", "worker-lost", "late"]
 
 
 def test_conditions_that_fail_end_the_work(desk: Callable[..., Desk]) -> None:
