@@ -107,7 +107,7 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
-def make_home(folder: Path, **settings: int) -> ServerHome:
+def make_home(folder: Path, **settings: int | tuple[str, ...]) -> ServerHome:
     """Make a server's folder on free ports."""
     fleet, control, dashboard, superlink = free_ports(4)
     config = ServerConfig.model_validate(

@@ -1,0 +1,58 @@
+"""The server's certificate expires in the middle of a run, and is renewed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from server.home import ServerHome, write_secret
+from tests.faults.fleet import Fleet, check_books
+from tests.server.fleetkit import wait_until
+from tests.shared.certificates import EcKey, loaded_key
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+def expire(home: ServerHome) -> None:
+    """Replace the certificate by the same one, which ended a minute ago."""
+    found = x509.load_pem_x509_certificate(home.server_certificate.read_bytes())
+    authority = load_pem_private_key(home.ca_key.read_bytes(), None)
+    assert isinstance(authority, EcKey)
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(found.subject)
+        .issuer_name(found.issuer)
+        .public_key(loaded_key(home.server_key.read_bytes()).public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=2))
+        .not_valid_after(now - timedelta(minutes=1))
+    )
+    for extension in found.extensions:
+        builder = builder.add_extension(extension.value, critical=extension.critical)
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    write_secret(
+        home.server_certificate, builder.sign(authority, SHA384()).public_bytes(Encoding.PEM)
+    )
+
+
+def test_an_expired_certificate_stops_a_run_and_a_new_one_lets_it_go_on(fleet: Fleet) -> None:
+    fleet.order("expired", "run.rounds=8", "server.quorum=1.0")
+    fleet.wait_round("expired", 2)
+    node = fleet.nodes[0]
+    expire(fleet.home)
+    fleet.restart("front")
+    wait_until("doubt", lambda: node.status().get("state") == "away", seconds=60)
+    assert node.status()["error"]["code"] == "certificate-invalid"
+    assert "expired" in node.status()["error"]["message"]
+    assert fleet.runs.view("expired").round < 8
+    fleet.home.issue_server_certificate()
+    fleet.restart("front")
+    records = fleet.finish("expired", seconds=150)
+    assert records[-1]["answered"] == 5
+    check_books(fleet, "expired", 8, repeats=2)
