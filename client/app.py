@@ -13,6 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.node import runtime_of_node
+from client.refusals import refusals_logged
 from client.secure import answer_phase
 from shared.errors import FedSLMError, PolicyRefused, SchemaMismatch
 from shared.redact import scrub_exception
@@ -90,6 +91,7 @@ def make_client_app(runtime_of: RuntimeOf, *, simulated: bool = False) -> Client
     return app
 
 
+@refusals_logged()
 def client_index(context: Context) -> int:
     """Return which client of the population this node speaks for.
 
@@ -99,7 +101,7 @@ def client_index(context: Context) -> int:
     index = context.node_config.get("partition-id")
     if type(index) is not int or index < 0:
         msg = "node_config has no partition-id >= 0."
-        raise SchemaMismatch(msg)
+        raise SchemaMismatch(msg, hint="Give the client index of the enrolment (node.toml).")
     return index
 
 

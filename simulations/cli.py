@@ -24,6 +24,7 @@ from simulations.enrol_cli import add_commands as add_enrolment
 from simulations.fetch_cli import add_commands as add_fetching
 from simulations.infer_cli import add_commands as add_answers
 from simulations.node_cli import add_commands as add_node
+from simulations.rotate_cli import rotate
 from simulations.server_cli import server_app
 from simulations.study_cli import study_app
 from simulations.up_cli import add_commands as add_up
@@ -49,6 +50,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(client_app, name="client")
 app.add_typer(server_app, name="server")
 server_app.add_typer(user_app, name="user")
+server_app.command("rotate")(rotate)
 add_enrolment(client_app)
 add_node(client_app)
 add_fetching(client_app)

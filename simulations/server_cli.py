@@ -269,8 +269,14 @@ def _screen(view: RunView, records: list[dict[str, Any]]) -> RenderableType:
             _figure(record.get("epsilon")),
             _figure(record.get("seconds")),
         )
-    foot = "no privacy" if view.delta is None else f"epsilon at delta {view.delta:g}, one client"
-    return Group(Text(head, style="bold"), table, Text(foot, style="dim"))
+    return Group(Text(head, style="bold"), table, Text(_foot(view), style="dim"))
+
+
+def _foot(view: RunView) -> str:
+    """Say what the column epsilon means; nothing before the first round, when it is not known."""
+    if view.delta is not None:
+        return f"epsilon of who has spent most, at delta {view.delta:g}"
+    return "no privacy" if view.round else ""
 
 
 def _print_status(found: dict[str, Any], views: tuple[RunView, ...]) -> None:
