@@ -38,7 +38,7 @@ from server.settings import ServerConfig
 from server.supervisor import read_status
 from shared.config import RunConfig
 from shared.configfile import ResolvedConfig
-from shared.errors import FleetError, RunFolderExists, ServerUnreachable
+from shared.errors import FleetError, ReleaseRefused, RunFolderExists, ServerUnreachable
 from shared.files import disk_errors
 from shared.privatefiles import make_private_folder, replace_private
 from shared.scenarioplan import plan_of
@@ -326,7 +326,11 @@ class Fleet:
         self._view.event("finished", run_folder=str(folder), status=self.summary["status"])
         if not (folder / "adapter").is_dir() or self.summary["rounds"] < 1:
             return
-        version = put_in_use(self.home, folder, name=name)
+        try:
+            version = put_in_use(self.home, folder, name=name)
+        except ReleaseRefused as error:
+            self._view.event("adapter-not-in-use", code=error.code, reason=str(error))
+            return
         self._view.event("adapter-in-use", digest=version.digest)
         key = DeviceHome.open(self._homes[0]).config.adapter_key or ""
         self._let_fetch()

@@ -28,6 +28,7 @@ RECORDS = "records.jsonl"
 # A round that is answered again after a crash is charged again; so often at most.
 MAX_REPEATS = 3
 _UNBOUNDED = 1e6
+_MANY = 1_000_000
 _TEXT = "text"
 
 
@@ -59,7 +60,8 @@ def fleet_scenario(
         UsageError: for mode client-distributed, which needs keys that a first look does not deal.
         ConfigError: for a scenario that is wrong.
     """
-    config = open_scenario(name, overrides).config
+    # Some scenarios need a population to be valid at all; which one does not matter yet.
+    config = open_scenario(name, [*overrides, f"clients.population={_MANY}"]).config
     changes = [f"clients.population={nodes}"]
     if rounds is not None:
         changes.append(f"run.rounds={rounds}")

@@ -108,6 +108,7 @@ _WORDS = {
     "note": "           {text}",
     "finished": "run folder {run_folder}",
     "adapter-in-use": "adapter    {digest:.12} is in use; the nodes fetch and verify it",
+    "adapter-not-in-use": "adapter    is not put in use [{code}]: {reason}",
     "adapter-fetched": "adapter    verified by {devices} of {of} devices",
     "stopping": "stopping   everything",
     "stopped": "stopped",
