@@ -95,6 +95,7 @@ class Keeper:
 
         Raises:
             ServerUnreachable: if the SuperLink does not answer.
+            OutOfDisk: if what became of a run cannot be written.
         """
         self._sync_nodes(now)
         states = {name: self._runs.progress(name).state for name in self._runs.names()}
@@ -109,6 +110,9 @@ class Keeper:
             try:
                 self._advance(name, flower, now)
             except ServerUnreachable:
+                raise
+            except OutOfDisk:
+                # Nothing about the run is wrong; it is looked at again when there is space.
                 raise
             except FedSLMError as error:
                 logger.warning("run %s: %s", name, error.message)
@@ -290,16 +294,16 @@ def serve(home: ServerHome) -> None:
     database = FleetDatabase(home.fleet_database)
     with SuperLinkClient.of(home) as client:
         keeper = Keeper(home, client, database)
-        reachable = True
+        trouble = ""
         while not stop.wait(TICK_SECONDS):
             try:
                 keeper.step(now=time.time())
-            except ServerUnreachable as error:
-                if reachable:
+            except (ServerUnreachable, OutOfDisk) as error:
+                if error.code != trouble:
                     logger.info("%s", error.message)
-                reachable = False
+                trouble = error.code
             else:
-                reachable = True
+                trouble = ""
 
 
 if __name__ == "__main__":

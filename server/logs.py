@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -79,8 +80,9 @@ class LineLog:
         self._handler.handle(record)
 
     def close(self) -> None:
-        """Close the file."""
-        self._handler.close()
+        """Close the file; what a full disk did not take is lost."""
+        with suppress(OSError):
+            self._handler.close()
 
 
 _JSON = JsonFormatter()

@@ -154,7 +154,9 @@ class ServiceRunner:
         )
         state.process, state.started = process, now
         state.restarts += 1
-        self._pid_file.write_text(f"{process.pid}\n", encoding="utf-8")
+        # Without it, on a full disk, the kernel's leash is what is left.
+        with suppress(OSError):
+            self._pid_file.write_text(f"{process.pid}\n", encoding="utf-8")
         reader = threading.Thread(
             target=self._read, args=(process.stdout,), name=f"log-{self.service.name}", daemon=True
         )

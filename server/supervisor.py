@@ -25,6 +25,7 @@ from server.home import ServerHome
 from server.locks import held_within, is_held
 from server.processes import Service, ServiceRunner, wait_for_all
 from server.superlink import environment, superexec_command, superlink_command
+from shared.errors import OutOfDisk, RunFolderError
 from shared.files import write_json
 
 logger = logging.getLogger("fedslm.supervisor")
@@ -77,6 +78,7 @@ class Supervisor:
         self._stop = threading.Event()
         self._began = time.monotonic()
         self._working: dict[str, bool] = {}
+        self._writable = True
 
     def run(self) -> None:
         """Run until :meth:`stop` or a signal.
@@ -159,17 +161,23 @@ class Supervisor:
             described["state"] = "up" if works else ("starting" if running else "down")
             processes[name] = described
         healthy = bool(processes) and all(one["state"] == "up" for one in processes.values())
-        write_json(
-            self._home.status,
-            {
-                "schema": 1,
-                "pid": os.getpid(),
-                "written": datetime.now(tz=UTC).isoformat(timespec="seconds"),
-                "state": "stopped" if stopped else ("healthy" if healthy else "starting"),
-                "seconds": round(now - self._began, 1),
-                "processes": processes,
-            },
-        )
+        status = {
+            "schema": 1,
+            "pid": os.getpid(),
+            "written": datetime.now(tz=UTC).isoformat(timespec="seconds"),
+            "state": "stopped" if stopped else ("healthy" if healthy else "starting"),
+            "seconds": round(now - self._began, 1),
+            "processes": processes,
+        }
+        try:
+            write_json(self._home.status, status)
+        except (OutOfDisk, RunFolderError) as error:
+            # A full disk costs the file, not the server.
+            if self._writable:
+                logger.warning("%s", error.message)
+            self._writable = False
+        else:
+            self._writable = True
 
 
 def port_checks(home: ServerHome) -> dict[str, Callable[[], bool]]:
