@@ -68,7 +68,8 @@ def test_prompts_and_responses_keep_their_columns(tmp_path: Path) -> None:
     scenario = tmp_path / "qa.toml"
     scenario.write_text(
         '[run]\nname = "qa"\nrounds = 1\n[data]\npath = "qa.jsonl"\nprompt = "q"\n'
-        'response = "a"\npartitioner = "iid"\n[clients]\nlocal_steps = 1\n[privacy]\nmode = "none"\n',
+        'response = "a"\npartitioner = "iid"\n[clients]\nlocal_steps = 1\n'
+        '[privacy]\nmode = "none"\n',
         encoding="utf-8",
     )
     config = fleet_scenario(str(scenario), [], nodes=2, rounds=None).resolved.config
