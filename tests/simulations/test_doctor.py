@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from client.machine import available_memory
 from simulations import doctor, doctor_machine
 from simulations.doctor_machine import Check
 
@@ -156,7 +157,7 @@ def test_torch() -> None:
 def test_available_memory_is_the_smaller_of_machine_and_container(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 8000000 kB\nMemAvailable: 4000000 kB\n", encoding="ascii")
-    read = doctor_machine.available_memory
+    read = available_memory
     assert read(meminfo, tmp_path) == 4_096_000_000
     (tmp_path / "memory.max").write_text("2000000000\n", encoding="ascii")
     (tmp_path / "memory.current").write_text("500000000\n", encoding="ascii")
