@@ -69,6 +69,7 @@ def relay(port: int) -> Iterator[int]:
         for one in (source, sink):
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
+        source.close()
 
     def accept() -> None:
         while not over.is_set():
@@ -110,14 +111,11 @@ def cut_and_mend(fleet: Fleet, node: RealNode) -> None:
     fleet.order("cut", "run.rounds=30", "clients.population=3", "server.quorum=1.0")
     wait_until("an answer", lambda: node.count("answered") > before, seconds=120)
     assert ip("link", "set", HOST_LINK, "down")
-    cut = time.monotonic()
     number = fleet.runs.view("cut").round
-    wait_until("notice", lambda: node.count("away") > 0, seconds=60)
-    time.sleep(max(0.0, CUT_SECONDS - (time.monotonic() - cut)))
+    time.sleep(CUT_SECONDS)
     # One round may have been past the node already.
     assert fleet.runs.view("cut").round <= number + 1
     assert ip("link", "set", HOST_LINK, "up")
-    wait_until("its return", lambda: node.count("back") > 0, seconds=60)
     fleet.wait_round("cut", number + 3, seconds=120)
     fleet.runs.want("cut", "stopped")
     wait_until("a stop", lambda: fleet.runs.view("cut").state == "stopped", seconds=30)
