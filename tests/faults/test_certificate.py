@@ -42,11 +42,12 @@ def expire(home: ServerHome) -> None:
 
 
 def test_an_expired_certificate_stops_a_run_and_a_new_one_lets_it_go_on(fleet: Fleet) -> None:
-    fleet.order("expired", "run.rounds=8", "server.quorum=1.0")
+    fleet.order("expired", "run.rounds=8", "server.quorum=1.0", "server.deadline_seconds=20")
     fleet.wait_round("expired", 2)
     node = fleet.nodes[0]
     expire(fleet.home)
     fleet.restart("front")
+    # A node with an answer in hand tries to send it until the deadline.
     wait_until("doubt", lambda: node.status().get("state") == "away", seconds=60)
     assert node.status()["error"]["code"] == "certificate-invalid"
     assert "expired" in node.status()["error"]["message"]
@@ -55,4 +56,4 @@ def test_an_expired_certificate_stops_a_run_and_a_new_one_lets_it_go_on(fleet: F
     fleet.restart("front")
     records = fleet.finish("expired", seconds=150)
     assert records[-1]["answered"] == 5
-    check_books(fleet, "expired", 8, repeats=2)
+    check_books(fleet, "expired", 8, repeats=4)
