@@ -143,7 +143,7 @@ def make_place(folder: Path, child_of: list[Errands], **policy: Any) -> Place:
         key=folder / "node.key",
         policy=device.policy,
         status=folder / "status.json",
-        node_config=device.node(),
+        node_config={k: v for k, v in device.node().items() if isinstance(v, str | int)},
         bundles=frozenset({BUNDLE_DIGEST}),
     )
     server = Server()
@@ -237,9 +237,12 @@ def test_another_base_model_is_refused(tmp_path: Path, child_of: list[Errands]) 
 def test_another_bundle_is_refused_before_anything_is_fetched(place: Place) -> None:
     place.server.bundle = "0" * 64
     asked: list[str] = []
-    place.server.pull_object = (  # type: ignore[method-assign]
-        lambda node_id, question, name: asked.append(name) or b""
-    )
+
+    def pull(node_id: int, question: Question, name: str) -> bytes:
+        asked.append(name)
+        return b""
+
+    place.server.pull_object = pull  # type: ignore[method-assign]
     assert place.ask(make_round()) == "policy-refused"
     assert asked == []
 
