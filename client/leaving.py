@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.enrolling import PENDING
+from client.fleet.status import STATUS_FILE
 from client.home import DeviceHome, NodeConfig
+from client.nodelog import before
 from client.state import LEDGER, LEDGER_KEY, NOTES
 from shared.errors import FedSLMError, FleetError
 from shared.privatefiles import remove_file
@@ -93,6 +95,8 @@ def forgettable(path: Path, *, ledger_too: bool) -> Forgettable:
         home.certificate,
         home.adapters,
         home.log,
+        before(home.log),
+        home.path / STATUS_FILE,
         home.ca,
         path.absolute() / PENDING,
         *(ledger if ledger_too else ()),
