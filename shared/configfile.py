@@ -147,7 +147,7 @@ def parse_json(text: str) -> RunConfig:
     """
     try:
         tables = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         msg = "A scenario in JSON form cannot be parsed."
         raise InvalidValue(msg) from error
     if not isinstance(tables, dict):

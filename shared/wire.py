@@ -276,6 +276,13 @@ def encode_failure(code: str) -> RecordDict:
     return _records({"protocol": PROTOCOL, "failure": code}, None)
 
 
+def failure_code(records: RecordDict) -> str | None:
+    """Return the code of a failure that a client of our own wrote; None for any other content."""
+    header = records.get(HEADER)
+    code = header.get("failure") if isinstance(header, ConfigRecord) else None
+    return code if isinstance(code, str) and code in known_codes() else None
+
+
 def keep_state(state: Records, name: str, data: bytes) -> None:
     """Keep some bytes in a node's own state until its next message."""
     state[name] = ConfigRecord({name: data})

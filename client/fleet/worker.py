@@ -58,9 +58,17 @@ class Desk:
 
     def answer(self, frame: Frame) -> Frame:
         """Return the answer to a question, or the code of what went wrong and nothing else."""
+        from client.fleet.records import encode
+        from shared.wire import failure_code
+
         started = time.monotonic()
         try:
-            tree = self._work(frame)
+            content = self._work(frame)
+            code = failure_code(content)
+            if code is not None:
+                # The parent writes the same failure again, and knows that it is one.
+                return Frame(header={"kind": "failed", "code": code})
+            tree = encode(from_flower(content))
         except FedSLMError as error:
             logger.warning("message refused with code %s", error.code)
             return Frame(header={"kind": "failed", "code": scrub_exception(error)})
@@ -75,13 +83,13 @@ class Desk:
         }
         return Frame(header=header, parts=list(tree.contents.values()))
 
-    def _work(self, frame: Frame) -> Tree:
+    def _work(self, frame: Frame) -> RecordDict:
         """Build Flower's message and context, call the app, and read its reply."""
         from flwr.app import Message
         from flwr.app.metadata import Metadata
         from flwr.supercore.task_identity import TaskIdentity
 
-        from client.fleet.records import decode, encode
+        from client.fleet.records import decode
 
         header = frame.header
         question = Question(**header["question"])
@@ -107,7 +115,8 @@ class Desk:
         content = to_flower(decode(tree))
         # The form that Flower keeps for itself; tests/contract pins it.
         message: Any = Message(content, metadata=metadata)  # type: ignore[call-overload]
-        return encode(from_flower(self._app(message, context).content))
+        reply: RecordDict = self._app(message, context).content
+        return reply
 
     def _context(self, header: Mapping[str, Any], run_id: int) -> Context:
         """Return the context of a run; the oldest of too many is forgotten."""

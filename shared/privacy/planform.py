@@ -85,7 +85,7 @@ def plan_fields(value: object, names: Set[str]) -> dict[str, Any]:
     """
     try:
         data = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         data = None
     forms = {1: set(names) - set(_SINCE_2), 2: set(names)}
     schema = data.get("schema") if isinstance(data, dict) else None

@@ -188,12 +188,12 @@ PLANS: dict[str, tuple[Callable[[], Round], str]] = {
         lambda: make_round().saying(config_digest="0" * 64),
         "schema-mismatch",
     ),
-    "a plan with less noise than its digest": (lambda: weaker(make_round()), ""),
+    "a plan with less noise than its digest": (lambda: weaker(make_round()), "policy-refused"),
     "no run": (lambda: make_round(run=""), "schema-mismatch"),
     "a plan that is no plan": (lambda: replace(make_round(), plan="[]"), "schema-mismatch"),
     "a plan of a thousand brackets": (
         lambda: replace(make_round(), plan="[" * 100_000),
-        "",
+        "schema-mismatch",
     ),
     "a scenario that is none": (lambda: replace(make_round(), scenario="{}"), ""),
 }

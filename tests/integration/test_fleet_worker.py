@@ -15,7 +15,7 @@ from client.fleet.limits import DEFAULT_LIMITS
 from client.fleet.messages import Question, RunInfo
 from client.fleet.records import decode, encode
 from client.fleet.worker import from_flower, to_flower
-from shared.wire import decode_update, encode_instruction
+from shared.wire import decode_update, encode_failure, encode_instruction
 from tests.client.device import EXAMPLE
 from tests.integration.device import Device, Round, adapter_size, code, make_device, make_round
 
@@ -52,7 +52,9 @@ def ask(child: Child, device: Device, asked: Round, *, seconds: float = 60.0) ->
         run=run,
         go_on=lambda: time.monotonic() < end,
     )
-    assert not isinstance(found, str), found
+    # A refusal reaches the parent as a code, so that the owner's log can say so.
+    if isinstance(found, str):
+        return encode_failure(found)
     return to_flower(decode(found[0]))
 
 
