@@ -13,7 +13,7 @@ from flwr.cli.build import build_fab_from_disk
 
 ROOT = Path(__file__).parents[2]
 ALLOWED = re.compile(
-    r"(client|server|shared)/([a-z_]+/)*[a-z_0-9]+\.py|LICENSE|pyproject\.toml|\.info/CONTENT"
+    r"(client|server|shared)/([a-z_0-9]+/)*[a-z_0-9]+\.py|LICENSE|pyproject\.toml|\.info/CONTENT"
 )
 PLANTED = (
     ".secrets.yaml",
