@@ -33,6 +33,7 @@ from shared.pki import (
     read_certificate,
     verify_certificate,
 )
+from shared.pkibuild import BACKDATED
 from shared.privatefiles import (
     create_private,
     make_private_folder,
@@ -127,7 +128,7 @@ def renewal_due(home: DeviceHome, *, now: datetime | None = None) -> bool:
     """
     facts = read_certificate(read_private(home.certificate))
     left = facts.not_after - (now or datetime.now(UTC))
-    return left < (facts.not_after - facts.not_before) * RENEW_SHARE
+    return left < (facts.not_after - facts.not_before - BACKDATED) * RENEW_SHARE
 
 
 def renew(home: DeviceHome, *, call: Renew, now: datetime | None = None) -> datetime:

@@ -17,7 +17,8 @@ from shared.enrolment import Role
 from shared.errors import InvalidValue
 
 MAX_DAYS: Final = 36_500
-BACKDATED: Final = timedelta(minutes=5)
+# A device without a battery for its clock starts with the date of its last shutdown.
+BACKDATED: Final = timedelta(days=30)
 _HOST = re.compile(
     r"(?=.{1,253}$)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
     r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
@@ -55,12 +56,12 @@ def host_name(host: str) -> x509.GeneralName:
 
 
 def validity(days: int, now: datetime | None) -> tuple[datetime, datetime]:
-    """Return from when to when; from five minutes ago, as clocks differ."""
+    """Return from when to when; from 30 days ago, for devices whose clock is behind."""
     if not (type(days) is int and 0 < days <= MAX_DAYS):
         msg = f"days={days!r}, expected an integer in 1..{MAX_DAYS}."
         raise InvalidValue(msg)
-    start = (now or datetime.now(UTC)).astimezone(UTC).replace(microsecond=0) - BACKDATED
-    return start, start + timedelta(days=days)
+    made = (now or datetime.now(UTC)).astimezone(UTC).replace(microsecond=0)
+    return made - BACKDATED, made + timedelta(days=days)
 
 
 def builder_for(

@@ -205,9 +205,12 @@ def certificate_of(data: bytes) -> x509.Certificate:
         else:
             found = x509.load_der_x509_certificate(bounded)
         numbered = found.serial_number > 0
+        # Another count of unused bits would be a second encoding of the same signature, and so a
+        # second fingerprint of the same certificate.
+        unique = found.public_bytes(serialization.Encoding.DER).endswith(b"\0" + found.signature)
     except FOREIGN:
         raise _damaged("certificate") from None
-    if not numbered:
+    if not (numbered and unique):
         raise _damaged("certificate")
     return found
 

@@ -44,7 +44,7 @@ def test_it_opens_with_the_settings_it_was_made_with(home: ServerHome) -> None:
 
 def test_the_certificate_is_for_the_server(home: ServerHome) -> None:
     facts = read_certificate(home.server_certificate.read_bytes())
-    assert (facts.not_after - facts.not_before).days == CONFIG.certificate_days
+    assert (facts.not_after - facts.not_before).days == CONFIG.certificate_days + 30
     authority = read_certificate(home.ca_certificate.read_bytes())
     assert authority.name == "test authority"
 

@@ -200,13 +200,13 @@ def test_serials_are_random_and_bounded() -> None:
     assert all(1 << 128 <= serial < 1 << 129 for serial in serials)
 
 
-def test_validity_starts_five_minutes_back_and_ends_with_the_authority() -> None:
+def test_validity_starts_30_days_back_and_ends_with_the_authority() -> None:
     ca = read_certificate(AUTHORITY.certificate)
     later = NOW + timedelta(days=10)
     csr = certificate_request(KEY, "a")
     found = read_certificate(AUTHORITY.sign_request(csr, name="a", role="node", days=7, now=later))
-    assert found.not_before == later.replace(microsecond=0) - timedelta(minutes=5)
-    assert found.not_after == found.not_before + timedelta(days=7)
+    assert found.not_before == later.replace(microsecond=0) - timedelta(days=30)
+    assert found.not_after == later.replace(microsecond=0) + timedelta(days=7)
     long = read_certificate(AUTHORITY.sign_request(csr, name="a", role="node", days=20_000))
     assert long.not_after == ca.not_after
     assert long.not_before >= ca.not_before
@@ -328,6 +328,22 @@ def test_no_byte_of_the_encoding_is_idle(flip: int) -> None:
         changed[at] ^= flip
         with pytest.raises(CertificateInvalid):
             verify_certificate(bytes(changed), AUTHORITY.certificate, usage="client")
+
+
+def test_a_second_encoding_of_a_signature_is_refused() -> None:
+    """A signature that ends in a zero bit might leave that bit out."""
+    ends: set[int] = set()
+    while ends != {0, 1}:
+        csr = certificate_request(KEY, "a")
+        pem = AUTHORITY.sign_request(csr, name="a", role="node", days=1)
+        found = x509.load_pem_x509_certificate(pem)
+        der = bytearray(found.public_bytes(serialization.Encoding.DER))
+        at = len(der) - len(found.signature) - 1
+        assert der[at] == 0
+        ends.add(der[-1] & 1)
+        der[at] = 1
+        with pytest.raises(CertificateInvalid):
+            read_certificate(bytes(der))
 
 
 def fingerprints_alike(data: bytes) -> bool:
