@@ -17,6 +17,7 @@ from server.logs import MOST_BYTES, JsonFormatter
 from server.messenger import Messenger
 from server.prepared import open_prepared
 from server.strategy import FederatedRun
+from server.superlink import pull_without_delay
 from shared.errors import FedSLMError, PrivacyBudgetExhausted
 from shared.lora import initial_factors
 
@@ -48,6 +49,7 @@ def run_in_fleet(
         AlreadyRunning: if another process works in the folder.
         FedSLMError: whatever stopped the run; ``outcome.json`` names it.
     """
+    pull_without_delay()
     with held_within(folder / LOCK, _LOCK_SECONDS), _logged(folder / LOG):
         (folder / OUTCOME).unlink(missing_ok=True)
         directory = FleetDirectory(FleetDatabase(fleet))

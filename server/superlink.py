@@ -1,13 +1,15 @@
 """The one place that works around what Flower 1.41 has no public way for (docs/adr/0016).
 
-Three things: starting the SuperLink with a door in front of its Control API, which in the open
-source has no authentication of its own; starting the executor of ServerApps; and calling the
-Control API over loopback. ``tests/contract/test_superlink_surface.py`` pins every private name used
-here. Flower is imported inside functions: the front and the supervisor need only the names.
+Four things: starting the SuperLink with a door in front of its Control API, which in the open
+source has no authentication of its own; starting the executor of ServerApps; calling the Control
+API over loopback; and the pause after which the Grid asks again for pieces of a reply.
+``tests/contract/test_superlink_surface.py`` pins every private name used here. Flower is imported
+inside functions: the front and the supervisor need only the names.
 """
 
 from __future__ import annotations
 
+import functools
 import hmac
 import os
 import ssl
@@ -70,6 +72,8 @@ CLOCK_BEHIND_SECONDS: Final = 305.0
 MEDIA_TYPE: Final = "application/protobuf"
 
 _TIMEOUT = 15.0
+_FIRST_PULL_PAUSE = 0.02
+_LONGEST_PULL_PAUSE = 2.0
 _MOST_RUNS = 1000
 _KEY_IN_USE = 23
 _NODE_NOT_FOUND = 24
@@ -458,6 +462,25 @@ def speaks_for_itself(request: bytes) -> bool:
     pushed = _parsed(PushMessagesRequest(), request)
     sources = {message.metadata.src_node_id for message in pushed.messages_list}
     return sources == {pushed.node.node_id}
+
+
+def pull_without_delay() -> None:
+    """Let Flower's Grid ask for missing pieces of a reply after 20 ms; it would wait a second.
+
+    A node announces its reply before it sends the pieces, so that the Grid often comes too early.
+    The pause doubles to two seconds. Tries are not counted, as a slow line may need many; the Grid
+    gives up after two hours, long after the deadline of a round.
+    """
+    from flwr.supercore.inflatable import inflatable_utils
+    from flwr.superlink.grid import http_grid
+
+    quick = functools.partial(
+        inflatable_utils.pull_objects,
+        initial_backoff=_FIRST_PULL_PAUSE,
+        backoff_cap=_LONGEST_PULL_PAUSE,
+        max_tries_per_object=None,
+    )
+    vars(http_grid)["pull_objects"] = quick
 
 
 def is_unreadable(error: Exception) -> bool:

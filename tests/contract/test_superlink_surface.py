@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,12 @@ import pytest
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
 from flwr.supercore import constant
 from flwr.supercore.error import ApiErrorCode
+from flwr.supercore.inflatable import inflatable_utils
+from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
+from flwr.superlink.grid import http_grid
 from flwr.superlink.main import create_app
 
 from server import superlink
@@ -61,6 +65,28 @@ def test_constants_are_flowers() -> None:
         ApiErrorCode.NODE_NOT_FOUND,
     )
     assert [int(code) for code in codes] == [16, 18, 23, 24]
+
+
+def test_the_grid_asks_again_soon_for_a_piece_that_is_not_there_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = vars(http_grid)
+    assert names["pull_objects"] is inflatable_utils.pull_objects
+    monkeypatch.setitem(names, "pull_objects", names["pull_objects"])
+    superlink.pull_without_delay()
+    asked: list[str] = []
+
+    def pull(identifier: str) -> bytes:
+        asked.append(identifier)
+        if len(asked) < 3:
+            raise ObjectUnavailableError(identifier)
+        return b"piece"
+
+    began = time.monotonic()
+    found = names["pull_objects"](object_ids=["a"], pull_object_fn=pull)
+    assert found == {"a": b"piece"}
+    # Flower's own pauses would be one and two seconds, less a fifth.
+    assert time.monotonic() - began < 1
 
 
 def test_the_start_takes_what_we_give() -> None:
