@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from server.control.refusals import NotThere
 from server.home import ServerHome
@@ -21,6 +21,8 @@ IDENTITY = "run.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 AUDIT = "audit.json"
+ORDER = "order.json"
+PROGRESS = "fleet.json"
 SIGNATURE = "audit.sig.json"
 
 # A larger file is not one that a run wrote.
@@ -28,7 +30,18 @@ _MAX_FILE = 16_000_000
 MAX_AUDIT_BYTES = 3_000_000
 _CACHED = 256
 
-State = Literal["prepared", "running", "completed", "damaged"]
+State = Literal[
+    "prepared",
+    "ordered",
+    "running",
+    "waiting",
+    "stopped",
+    "completed",
+    "budget-exhausted",
+    "failed",
+    "damaged",
+]
+_FLEET_STATES = frozenset(get_args(State)) - {"prepared", "damaged"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +50,9 @@ class RunState:
 
     Attributes:
         name: of its folder.
-        state: ``"prepared"`` before the first round has finished, ``"completed"`` once its summary
-            is written.
+        state: of a run on the fleet what its keeper says (:mod:`server.fleetruns`); of another
+            folder ``"prepared"`` before the first round has finished, then ``"running"``, and what
+            its summary says once that is written. ``"damaged"`` without a plan.
         mode: of the plan.
         rounds_done: finished rounds.
         rounds_planned: of the plan.
@@ -105,14 +119,13 @@ class RunStates:
         """
         folder = self.folder(name)
         identity = self._object(folder, IDENTITY)
-        summary = self._object(folder, SUMMARY)
         audit = self._object(folder, AUDIT)
         rounds = self._rounds(folder)
         plan = _mapping(identity.get("plan"))
         last = rounds[-1] if rounds else {}
         return RunState(
             name=name,
-            state=_state(identity, summary, rounds),
+            state=self._state(folder, identity, rounds),
             mode=_text(plan.get("mode")),
             rounds_done=len(rounds),
             rounds_planned=_count(plan.get("rounds")) or 0,
@@ -163,8 +176,19 @@ class RunStates:
     def _changed(self, name: str) -> float:
         """Return when a run last wrote."""
         folder = self._home.run_folder(name)
-        times = [_times(folder / file)[0] for file in (IDENTITY, METRICS, SUMMARY, AUDIT)]
+        times = [_times(folder / file)[0] for file in (IDENTITY, METRICS, PROGRESS, SUMMARY, AUDIT)]
         return max(times) / 1e9
+
+    def _state(
+        self, folder: Path, identity: Mapping[str, Any], rounds: tuple[Mapping[str, Any], ...]
+    ) -> State:
+        """Say how far a run is."""
+        if not _mapping(identity.get("plan")):
+            return "damaged"
+        if self._object(folder, ORDER):
+            return _known(self._object(folder, PROGRESS).get("state"), otherwise="ordered")
+        told = self._object(folder, SUMMARY).get("status")
+        return _known(told, otherwise="running" if rounds else "prepared")
 
     def _object(self, folder: Path, name: str) -> Mapping[str, Any]:
         """Return a JSON object of a run; empty if it is missing or damaged."""
@@ -191,15 +215,9 @@ class RunStates:
         return value
 
 
-def _state(
-    identity: Mapping[str, Any], summary: Mapping[str, Any], rounds: tuple[Mapping[str, Any], ...]
-) -> State:
-    """Say how far a run is."""
-    if not _mapping(identity.get("plan")):
-        return "damaged"
-    if summary.get("status") == "completed":
-        return "completed"
-    return "running" if rounds else "prepared"
+def _known(state: object, *, otherwise: State) -> State:
+    """Return a state that a keeper or a summary wrote; another one if it is none of ours."""
+    return cast(State, state) if isinstance(state, str) and state in _FLEET_STATES else otherwise
 
 
 def _times(path: Path) -> tuple[int, int]:

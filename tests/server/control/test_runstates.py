@@ -3,16 +3,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server import prepared
+from server import fleetruns, prepared
 from server.audit import verify
 from server.control import runstates
 from server.control.refusals import NotThere
 from server.control.runstates import RunStates
+from server.fleetruns import FleetRuns, RunProgress
 from server.home import ServerHome
 from simulations import runfolder
 from tests.ledgers import plan_of
@@ -56,6 +58,7 @@ def add_run(home: ServerHome, name: str, rounds: int = 0, *, completed: bool = F
 def test_the_names_of_files_are_those_that_runs_write() -> None:
     assert (runstates.SUMMARY, runstates.AUDIT) == (runfolder.SUMMARY, runfolder.AUDIT)
     assert (runstates.IDENTITY, runstates.METRICS) == (prepared.IDENTITY, prepared.METRICS)
+    assert (runstates.ORDER, runstates.PROGRESS) == (fleetruns.ORDER, fleetruns.STATE)
     assert runstates.SIGNATURE == verify.SIGNATURE
 
 
@@ -73,6 +76,22 @@ def test_a_run_goes_through_its_states(home: ServerHome) -> None:
     assert (state.state, state.rounds_done, state.epsilon) == ("running", 1, 0.5)
     (folder / "summary.json").write_text('{"status": "completed"}')
     assert runs.state("first").state == "completed"
+
+
+def test_a_run_on_the_fleet_is_where_its_keeper_says(home: ServerHome) -> None:
+    folder = add_run(home, "first", rounds=2)
+    runs = FleetRuns(home)
+    runs.order("first", base_model="demo", base_digest="d" * 64)
+    states = RunStates(home)
+    assert states.state("first").state == "ordered"
+    told: set[str] = set()
+    for state in get_args(fleetruns.State):
+        runs.set_progress("first", RunProgress(state=state, reason=f"it is {state}"))
+        assert states.state("first").state == state
+        told.add(state)
+    assert told | {"prepared", "damaged"} == set(get_args(runstates.State))
+    (folder / "fleet.json").write_text('{"state": "prepared"}')
+    assert states.state("first").state == "ordered"
 
 
 def test_infinite_and_missing_numbers_are_absent(home: ServerHome) -> None:
