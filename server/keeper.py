@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from shutil import disk_usage
 from types import FrameType
 from typing import Final, Protocol
 
@@ -42,7 +43,9 @@ START_SECONDS: Final = 60.0
 
 _LAST_WORD_SECONDS = 3.0
 
-_TRANSIENT = frozenset({QuorumNotReached.code, OutOfDisk.code, AlreadyRunning.code})
+_TRANSIENT = frozenset({QuorumNotReached.code, AlreadyRunning.code})
+_LITTLE_SPACE = 16 << 20
+_SPACE_SECONDS = 30.0
 
 
 class SuperLink(Protocol):
@@ -195,11 +198,11 @@ class Keeper:
         if outcome is not None:
             self._conclude(name, progress, outcome, now)
         elif found is None or found.status == "finished":
-            self._again(name, progress, "its ServerApp ended without a word", now)
+            self._ended_silently(name, progress, "its ServerApp ended without a word", now)
         elif now - self._unheld.setdefault(name, now) > self._patience(name, found):
             # Flower would notice by the missing heartbeat, minutes later.
             self._client.stop_run(found.run_id)
-            self._again(name, progress, "its ServerApp died", now)
+            self._ended_silently(name, progress, "its ServerApp died", now)
 
     def _patience(self, name: str, found: FlowerRun) -> float:
         """Return how long a ServerApp may take until it holds its folder, or says how it ended."""
@@ -215,10 +218,32 @@ class Keeper:
             self._runs.set_progress(name, done)
             self._database.event("run-finished", run=name, state=outcome.state)
             logger.info("run %s: %s after round %d", name, outcome.state, outcome.rounds)
+        elif outcome.code == OutOfDisk.code:
+            self._wait_for_space(name, progress, outcome.message, now)
         elif outcome.code in _TRANSIENT:
             self._again(name, progress, outcome.message, now)
         else:
             self._fail(name, progress, outcome.message, outcome.code)
+
+    def _ended_silently(self, name: str, progress: RunProgress, reason: str, now: float) -> None:
+        """Start a run again whose ServerApp said nothing, which it cannot on a full disk."""
+        if disk_usage(self._runs.folder(name)).free < _LITTLE_SPACE:
+            self._wait_for_space(name, progress, f"{reason}, and the disk is full", now)
+        else:
+            self._again(name, progress, reason, now)
+
+    def _wait_for_space(self, name: str, progress: RunProgress, reason: str, now: float) -> None:
+        """Let a run wait, for however long it takes: an attempt on a full disk is none."""
+        attempts = max(0, progress.attempts - 1)
+        waiting = replace(
+            progress,
+            state="waiting",
+            attempts=attempts,
+            reason=reason,
+            next_try=now + _SPACE_SECONDS,
+        )
+        self._runs.set_progress(name, waiting)
+        logger.warning("run %s: %s; again in %.0f s", name, reason, _SPACE_SECONDS)
 
     def _again(self, name: str, progress: RunProgress, reason: str, now: float) -> None:
         """Let a run wait before its next attempt, or give it up after many without a round."""

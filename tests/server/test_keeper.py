@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from server import keeper as keeping
 from server.fleetdb import FleetDatabase
 from server.fleetruns import (
     LOCK,
@@ -24,7 +26,7 @@ from server.prepared import IDENTITY, METRICS, describe_run
 from server.superlink import FlowerNode, FlowerRun
 from shared.bundle import BUNDLE_DIGEST
 from shared.canonical import sha256_hex
-from shared.errors import NotResumable, QuorumNotReached, SchemaMismatch, UsageError
+from shared.errors import NotResumable, OutOfDisk, QuorumNotReached, SchemaMismatch, UsageError
 from shared.lora import AdapterSpec, Factor
 from shared.privatefiles import held
 from shared.scenarioplan import plan_of
@@ -217,6 +219,33 @@ def test_a_run_is_given_up_after_many_attempts_without_a_round(
         now += 1000.0
     assert len(flower.configs) == MOST_ATTEMPTS
     assert "finished no round" in runs.view("one").reason
+
+
+def test_a_full_disk_is_waited_for_as_long_as_it_takes(
+    keeper: Keeper, runs: FleetRuns, flower: SmallSuperLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the app could still say so, or died of it."""
+    now, free = 0.0, 0
+    monkeypatch.setattr(keeping, "disk_usage", lambda path: SimpleNamespace(free=free))
+    for attempt in range(3 * MOST_ATTEMPTS):
+        keeper.step(now=now)
+        assert runs.view("one").state == "running"
+        if attempt % 2:
+            end(runs, flower, code=OutOfDisk.code)
+        else:
+            flower.end(len(flower.configs), "failed")
+        keeper.step(now=now + 1)
+        view = runs.view("one")
+        assert view.state == "waiting"
+        assert "disk is full" in view.reason or "said out-of-disk" in view.reason
+        now += 40
+    free = 1 << 30
+    for _ in range(MOST_ATTEMPTS):
+        keeper.step(now=now)
+        flower.end(len(flower.configs), "failed")
+        keeper.step(now=now + 1)
+        now += 200
+    assert runs.view("one").state == "failed"
 
 
 def test_rounds_reset_the_count(keeper: Keeper, runs: FleetRuns, flower: SmallSuperLink) -> None:
