@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -31,9 +31,9 @@ from shared.pki import (
     openssh_form,
     public_bytes,
     read_certificate,
+    renewal_is_due,
     verify_certificate,
 )
-from shared.pkibuild import BACKDATED
 from shared.privatefiles import (
     create_private,
     make_private_folder,
@@ -43,7 +43,6 @@ from shared.privatefiles import (
 )
 
 PENDING: Final = "enrolling"
-RENEW_SHARE: Final = 1 / 3
 _BASES = "base_models = [] "
 _SERVER_KEY = '# server_key = "" '
 
@@ -127,8 +126,7 @@ def renewal_due(home: DeviceHome, *, now: datetime | None = None) -> bool:
         FleetError: if the certificate is missing; CertificateInvalid if it is damaged.
     """
     facts = read_certificate(read_private(home.certificate))
-    left = facts.not_after - (now or datetime.now(UTC))
-    return left < (facts.not_after - facts.not_before - BACKDATED) * RENEW_SHARE
+    return renewal_is_due(facts, now=now)
 
 
 def renew(home: DeviceHome, *, call: Renew, now: datetime | None = None) -> datetime:

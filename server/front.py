@@ -14,12 +14,13 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import httpx
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.fleetdb import FleetDatabase
+from server.freshtls import context_factory
 from server.frontbody import Answer, Body, Refusal
 from server.frontgate import RateLimit, signer_of
 from server.home import ServerHome
@@ -34,11 +35,6 @@ from server.superlink import (
     speaks_for_itself,
 )
 from shared.errors import AccessDenied, FedSLMError, ProtocolError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from uvicorn import Config
 
 logger = logging.getLogger("fedslm.front")
 
@@ -275,17 +271,8 @@ def serve(home: ServerHome) -> None:
         timeout_graceful_shutdown=2,
         ssl_certfile=home.server_certificate,
         ssl_keyfile=home.server_key,
-        ssl_context_factory=_tls,
+        ssl_context_factory=context_factory(home),
     )
-
-
-def _tls(config: Config, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-    """Return uvicorn's TLS settings, without what is older than 1.2."""
-    del config
-    context = default()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    return context
 
 
 def _headers(scope: Scope) -> dict[str, list[str]]:

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 
 from server.settings import CONFIG
 from server.settings import ServerConfig as ServerConfig
-from shared.errors import FleetError, InvalidValue, RunFolderExists
+from shared.errors import CertificateInvalid, FleetError, InvalidValue, RunFolderExists
 from shared.files import disk_errors, write_bytes
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from shared.pki import Authority
 
 SIGNING_KEYS = ("ledger", "adapter", "audit")
@@ -115,6 +117,28 @@ class ServerHome:
         issued = self.authority().issue_server(self.config.certificate_hosts, days=days)
         write_secret(self.server_key, issued.key)
         write_bytes(self.server_certificate, issued.certificate)
+
+    def renew_server_certificate(self, *, now: datetime | None = None) -> bool:
+        """Write a new certificate and key if less than a third of the time of the old one is left.
+
+        Returns:
+            Whether it was time.
+
+        Raises:
+            CertificateInvalid: if the authority's files or the old certificate are damaged.
+            RunFolderError: if they cannot be written.
+        """
+        from shared.pki import read_certificate, renewal_is_due
+
+        try:
+            present = self.server_certificate.read_bytes()
+        except OSError as error:
+            msg = f"pki/{self.server_certificate.name} cannot be read."
+            raise CertificateInvalid(msg, hint="Run: fedslm server rotate certificate") from error
+        if not renewal_is_due(read_certificate(present), now=now):
+            return False
+        self.issue_server_certificate()
+        return True
 
     def run_folder(self, name: str) -> Path:
         """Return the folder of a run of this name, which need not exist.

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
+from server.freshtls import context_factory
 from server.home import ServerHome
 from shared.errors import AccessDenied, FedSLMError, FleetError, ProtocolError, ServerUnreachable
 
@@ -175,6 +176,7 @@ def serve(home: ServerHome) -> None:
         server_header=False,
         ssl_keyfile=key,
         ssl_certfile=certificate,
+        ssl_context_factory=context_factory(home),
         timeout_graceful_shutdown=2,
     )
 

@@ -25,7 +25,7 @@ from server.home import ServerHome
 from server.locks import held_within, is_held
 from server.processes import Service, ServiceRunner, wait_for_all
 from server.superlink import environment, superexec_command, superlink_command
-from shared.errors import OutOfDisk, RunFolderError
+from shared.errors import FedSLMError, OutOfDisk, RunFolderError
 from shared.files import write_json
 
 logger = logging.getLogger("fedslm.supervisor")
@@ -35,6 +35,7 @@ PID: Final = "supervisor.pid"
 TICK_SECONDS: Final = 0.2
 STATUS_SECONDS: Final = 2.0
 LOCK_SECONDS: Final = 1.0
+RENEWAL_SECONDS: Final = 3600.0
 
 _OPTIONAL = {"control": "server.control", "dashboard": "server.dashboard"}
 
@@ -118,9 +119,12 @@ class Supervisor:
 
     def _loop(self, runners: Sequence[ServiceRunner]) -> None:
         """Tend all services, and write the status now and then."""
-        written = float("-inf")
+        written = looked = float("-inf")
         while not self._stop.is_set():
             now = time.monotonic()
+            if now - looked >= RENEWAL_SECONDS:
+                self._renew_certificate()
+                looked = now
             for runner in runners:
                 before = runner.state.restarts
                 runner.tend(now=now)
@@ -131,6 +135,16 @@ class Supervisor:
                 self._write_status(runners)
                 written = now
             self._stop.wait(TICK_SECONDS)
+
+    def _renew_certificate(self) -> None:
+        """Renew the server's certificate in the last third of its time; nothing is restarted."""
+        try:
+            renewed = self._home.renew_server_certificate()
+        except FedSLMError as error:
+            logger.warning("the server's certificate was not renewed: %s", error.message)
+        else:
+            if renewed:
+                logger.info("the server's certificate was renewed")
 
     def _runner(self, service: Service) -> ServiceRunner:
         """Return the runner of a service."""

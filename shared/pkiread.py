@@ -17,6 +17,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 
 from shared.enrolment import Role, require_name, require_role
 from shared.errors import CertificateInvalid, InvalidValue
+from shared.pkibuild import BACKDATED
 
 MAX_REQUEST_BYTES: Final = 16 * 1024
 MAX_CERTIFICATE_BYTES: Final = 64 * 1024
@@ -33,6 +34,7 @@ FOREIGN: Final = (
 )
 _PUBLIC: Final = b"-----BEGIN PUBLIC KEY-----"
 _CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
+RENEW_SHARE: Final = 1 / 3
 _RESTORE = "Restore it from a copy, or enroll again."
 
 
@@ -127,6 +129,12 @@ def verify_certificate(
         msg = f"The certificate of {facts.name!r} was not issued by this authority for a {usage}."
         raise CertificateInvalid(msg, hint="It is of another server, or was forged.") from error
     return facts
+
+
+def renewal_is_due(facts: CertificateFacts, *, now: datetime | None = None) -> bool:
+    """Tell whether less than a third of a certificate's time, counted from its issue, is left."""
+    left = facts.not_after - (now or datetime.now(UTC))
+    return left < (facts.not_after - facts.not_before - BACKDATED) * RENEW_SHARE
 
 
 def require_clock(facts: CertificateFacts, *, now: datetime | None = None) -> None:

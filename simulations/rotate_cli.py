@@ -29,7 +29,7 @@ def rotate(
     ] = HOME_DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Make a new server certificate, or new secrets; restart the server afterwards."""
+    """Make a new server certificate, which is served at once, or new secrets."""
     from server.fleetdb import FleetDatabase
     from server.home import ServerHome, write_secret
     from shared.errors import UsageError
@@ -49,4 +49,7 @@ def rotate(
     if as_json:
         print_json({"rotated": what, "folder": str(home.path)})
         return
-    typer.echo(f"New {what}. Restart the server: all of its processes have to know.")
+    follows = "Connections from now on are served with it."
+    if what == SECRETS:
+        follows = "Restart the server: all of its processes have to know."
+    typer.echo(f"New {what}. {follows}")

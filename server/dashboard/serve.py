@@ -11,6 +11,7 @@ import uvicorn
 from server.dashboard.app import build_app
 from server.dashboard.board import Board
 from server.dashboard.controls import CommandControls
+from server.freshtls import context_factory
 from server.home import ServerHome
 from server.logs import log_as_json
 from shared.errors import CertificateInvalid
@@ -54,6 +55,7 @@ def configuration(board: Board) -> uvicorn.Config:
         port=home.config.dashboard_port,
         ssl_certfile=home.server_certificate,
         ssl_keyfile=home.server_key,
+        ssl_context_factory=context_factory(home),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -70,6 +72,4 @@ def configuration(board: Board) -> uvicorn.Config:
     except (OSError, ssl.SSLError) as error:
         msg = "the server's certificate or key cannot be used."
         raise CertificateInvalid(msg, hint="Restore pki/ from a copy, or issue it anew.") from error
-    if config.ssl is not None:
-        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
     return config
