@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,25 @@ def test_a_supervisor_restarts_what_dies_and_stops_when_told(tmp_path: Path) -> 
     assert not is_running(home)
     assert read_status(home)["state"] == "stopped"
     assert read_status(home)["processes"] == {}
+
+
+@pytest.mark.parametrize("hours", [0, 17], ids=["new", "old"])
+def test_a_supervisor_renews_a_certificate_in_the_last_third_of_its_day(
+    tmp_path: Path, hours: int
+) -> None:
+    home = make_home(tmp_path)
+    issued = datetime.now(UTC) - timedelta(hours=hours)
+    before = home.authority().issue_server(["localhost"], days=1, now=issued).certificate
+    home.server_certificate.write_bytes(before)
+    supervisor = Supervisor(home, services=[], checks={})
+    thread = threading.Thread(target=supervisor.run)
+    thread.start()
+    try:
+        wait_until("a status", home.status.exists, seconds=15)
+    finally:
+        supervisor.stop()
+        thread.join(10)
+    assert (home.server_certificate.read_bytes() == before) == (hours == 0)
 
 
 def _another(path: Path, first: int) -> bool:
