@@ -12,7 +12,8 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3; do 
 	if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
 	then echo $$candidate; break; fi; done)
 
-# Tests run side by side, a file at a time; WORKERS=0 runs them one after the other.
+# Tests run side by side, a file at a time; WORKERS=0 runs them one after the other. Those of a whole
+# fleet, which is many processes with deadlines of seconds, have the machine for themselves.
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
@@ -45,8 +46,9 @@ test: $(TEST_STAMP) ## install what tests need, then lint, types, import rules a
 
 check: lint ## the same without installing
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=40 \
-		--doctest-modules --cov \
+		-m "not fleet" --doctest-modules --cov \
 		--cov-report=term tests $(PACKAGES)
+	$(BIN)/python -m pytest -m fleet --durations=20 tests
 
 lint:
 	$(BIN)/ruff format --check .

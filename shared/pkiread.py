@@ -133,8 +133,9 @@ def verify_certificate(
 
 def renewal_is_due(facts: CertificateFacts, *, now: datetime | None = None) -> bool:
     """Tell whether less than a third of a certificate's time, counted from its issue, is left."""
+    issued = min(facts.not_before + BACKDATED, facts.not_after)
     left = facts.not_after - (now or datetime.now(UTC))
-    return left < (facts.not_after - facts.not_before - BACKDATED) * RENEW_SHARE
+    return left < (facts.not_after - issued) * RENEW_SHARE
 
 
 def require_clock(facts: CertificateFacts, *, now: datetime | None = None) -> None:

@@ -74,6 +74,7 @@ class Node:
         self._node_id: int | None = None
         self._heart: Heart | None = None
         self._watched = time.monotonic()
+        self._reason = ""
         self._away = Backoff(first=0.5, longest=20.0)
         self._denied = Backoff(first=5.0, longest=300.0, factor=1.5)
 
@@ -160,10 +161,11 @@ class Node:
             self._board.note("resumed", state="joining")
 
     def _trouble(self, state: str, error: FedSLMError, backoff: Backoff) -> None:
-        """Note that the server is away or refuses us, once, and wait."""
+        """Note why the server is away or refuses us, once for each reason, and wait."""
         if self._stop.is_set():
             return
-        if self._board.state != state:
+        if (self._board.state, self._reason) != (state, error.code):
+            self._reason = error.code
             self._board.keep(error={"code": error.code, "message": str(error)})
             self._board.note(
                 state, state="denied" if state == "denied" else "away", code=error.code

@@ -10,11 +10,11 @@ from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from server.home import ServerHome, write_secret
-from tests.faults.fleet import Fleet, check_books
+from tests.faults.fleet import Fleet, RealNode, check_books
 from tests.server.fleetkit import wait_until
 from tests.shared.certificates import EcKey, loaded_key
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.fleet, pytest.mark.timeout(240)]
 
 
 def expire(home: ServerHome) -> None:
@@ -41,20 +41,27 @@ def expire(home: ServerHome) -> None:
     )
 
 
+def doubts(node: RealNode) -> bool:
+    """Tell whether a node is away because of the server's certificate."""
+    status = node.status()
+    return status.get("state") == "away" and status["error"]["code"] == "certificate-invalid"
+
+
 def test_an_expired_certificate_stops_a_run_and_a_new_one_lets_it_go_on(fleet: Fleet) -> None:
     fleet.order("expired", "run.rounds=8", "server.quorum=1.0", "server.deadline_seconds=20")
     fleet.wait_round("expired", 2)
     node = fleet.nodes[0]
-    expire(fleet.home)
-    # Connections that are open stay so; the front is busy with them.
-    fleet.restart("front")
-    # A node with an answer in hand tries to send it until the deadline.
-    wait_until("doubt", lambda: node.status().get("state") == "away", seconds=60)
-    assert node.status()["error"]["code"] == "certificate-invalid"
-    assert "expired" in node.status()["error"]["message"]
-    assert fleet.runs.view("expired").round < 8
-    # As the supervisor does once an hour; nothing is restarted.
-    assert fleet.home.renew_server_certificate()
+    try:
+        expire(fleet.home)
+        # Connections that are open would stay so.
+        fleet.restart("front")
+        # A node with an answer in hand tries to send it until the deadline.
+        wait_until("doubt", lambda: doubts(node), seconds=60)
+        assert "expired" in node.status()["error"]["message"]
+        assert fleet.runs.view("expired").round < 8
+    finally:
+        # As the supervisor does once an hour; nothing is restarted.
+        assert fleet.home.renew_server_certificate()
     records = fleet.finish("expired", seconds=150)
     assert records[-1]["answered"] == 5
     check_books(fleet, "expired", 8, repeats=4)

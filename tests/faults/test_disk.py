@@ -12,7 +12,7 @@ import pytest
 from tests.faults.fleet import Fleet, RealNode, check_books, fill, fleet_of, small_disk
 from tests.server.fleetkit import wait_until, wait_until_healthy
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.fleet, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from simulations.benchmarks.lightnodes import Habit
 from tests.faults.fleet import Fleet, check_books
 from tests.server.fleetkit import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.fleet, pytest.mark.timeout(240)]
 
 ROUNDS = 20
 POPULATION = 10

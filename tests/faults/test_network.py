@@ -16,7 +16,7 @@ from client.home import DeviceHome
 from tests.faults.fleet import ADDRESS, Fleet, RealNode
 from tests.server.fleetkit import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.fleet, pytest.mark.timeout(240)]
 
 CUT_SECONDS = 15.0
 SPACE = "fedslm-fault"

@@ -14,7 +14,7 @@ from client.home import DeviceHome
 from tests.faults.fleet import Fleet, RealNode, check_books
 from tests.server.fleetkit import kill, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.fleet, pytest.mark.timeout(240)]
 
 # Of the device's clock, for every process that it is loaded into: time(), gettimeofday() and
 # clock_gettime(), which Python and OpenSSL ask.

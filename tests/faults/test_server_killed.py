@@ -11,7 +11,7 @@ from server.fleetapp import LOG
 from tests.faults.fleet import Fleet, Watch, check_books
 from tests.server.fleetkit import kill, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.fleet, pytest.mark.timeout(240)]
 
 ROUNDS = 6
 LIGHTS = frozenset({2, 3, 4})

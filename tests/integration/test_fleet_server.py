@@ -35,7 +35,7 @@ from tests.server.fleetkit import (
     wait_until_healthy,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.fleet, pytest.mark.timeout(420)]
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from server.home import ServerHome
 from server.registry.opening import server_registry
 from tests.server.fleetkit import ROOT, alive, family_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.fleet, pytest.mark.timeout(900)]
 
 NODES = 3
 # Small enough for a busy machine.
