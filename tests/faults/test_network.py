@@ -18,7 +18,7 @@ from tests.server.fleetkit import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.fleet, pytest.mark.timeout(240)]
 
-CUT_SECONDS = 15.0
+CUT_SECONDS = 60.0
 SPACE = "fedslm-fault"
 HOST_LINK = "fedslmf0"
 NODE_LINK = "fedslmf1"

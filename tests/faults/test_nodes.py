@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,8 @@ def test_a_worker_that_is_killed_costs_its_answer_only(fleet: Fleet, node: RealN
     # A worker that stands still cannot answer before it is killed.
     os.kill(worker, signal.SIGSTOP)
     wait_until("work", lambda: working(node), seconds=60)
+    # Until it was handed the message: one that dies idle costs nothing, and is not spoken of.
+    time.sleep(3.0)
     kill(worker)
     wait_until("notice", lambda: node.count("worker-lost") > lost, seconds=15)
     before = node.count("answered")

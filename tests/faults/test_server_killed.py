@@ -21,7 +21,7 @@ LIGHTS = frozenset({2, 3, 4})
 def test_killed_at_four_points_of_a_round(fleet: Fleet, victim: str) -> None:
     """Once it is charged, while clients train, while replies arrive, and once it is released."""
     name = f"killed-{victim}"
-    fleet.order(name, f"run.rounds={ROUNDS}")
+    fleet.order(name, f"run.rounds={ROUNDS}", "server.deadline_seconds=20")
     folder = fleet.runs.folder(name)
     fleet.wait_round(name, 1)
     # The log grows when a round was charged and before anything of it is sent.
