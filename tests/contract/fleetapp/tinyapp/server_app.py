@@ -15,6 +15,11 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     config: dict[str, Any] = dict(context.run_config)
+    if config["quick"]:
+        # As server.fleetapp does for our own runs.
+        from server.superlink import pull_without_delay
+
+        pull_without_delay()
     out, wanted = Path(config["out"]), config["nodes"]
     while len(nodes := sorted(grid.get_node_ids())) < wanted:
         time.sleep(0.2)
