@@ -9,6 +9,7 @@ one before. A device that has no memory yet cannot tell old from new.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NoReturn
 
 from shared.documents import digest_field, label_field, number_field, record, time_field, utc_now
@@ -35,6 +36,23 @@ class AdapterPolicy:
     unaudited: bool = False
     audit_key: str | None = None
     max_bytes: int = 1 << 30
+
+    @classmethod
+    def of_owner(cls, policy: Path) -> AdapterPolicy:
+        """Return what the owner's policy file demands; what is usual without one.
+
+        Raises:
+            ConfigError: if the file is damaged: nothing is used then.
+        """
+        from client.policyfile import read_adapters_section
+
+        asked = read_adapters_section(policy)
+        return cls(
+            verdicts=frozenset(asked.verdicts),
+            unaudited=asked.unaudited,
+            audit_key=asked.audit_key,
+            max_bytes=asked.max_megabytes * 1_000_000,
+        )
 
     def check(self, manifest: AdapterManifest, *, base_digest: str | None) -> None:
         """Require an adapter of this base that the owner would take.

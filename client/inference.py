@@ -75,7 +75,7 @@ class LocalModel:
             store: the verified adapters; by default the device's own.
             quantization: how the base is stored in memory, as :func:`client.model.load_base`.
             base_only: answer without an adapter, and look at none.
-            policy: what the owner demands of an adapter.
+            policy: what the owner demands of an adapter; by default what the policy file says.
             warn: is told at once what should be known; the module's logger by default.
 
         Returns:
@@ -207,7 +207,8 @@ def _store(
     if device is None or key is None:
         msg = "This device knows no key that signs adapters."
         raise AdapterUntrusted(msg, hint=f"Enroll again to get it. {_BASE_ONLY}")
-    return AdapterStore(device.adapters, trusted_key=key, base_digest=base_digest, policy=policy)
+    asked = policy or AdapterPolicy.of_owner(device.policy)
+    return AdapterStore(device.adapters, trusted_key=key, base_digest=base_digest, policy=asked)
 
 
 def _adapt_newest(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 from pydantic_core import PydanticCustomError
@@ -91,6 +91,13 @@ max_repeats = 0   # further answers to one round, after a crash of the server; e
 # max_load = 0.5                # of other programs, for each core, over the last minute
 # min_free_memory_mb = 2000     # what other programs leave free
 # pause_when_busy = true        # stop as soon as other programs need the processor
+
+# What an adapter must be to be used here; the server's signature and the base are always checked.
+# [adapters]
+# verdicts = ["consistent"]  # of the audit; "inconclusive" is taken too unless you leave it out
+# unaudited = true           # use adapters that nobody attacked
+# audit_key = ""             # 64 hex digits: the key that must have signed the audit
+# max_megabytes = 100        # of all files of one adapter
 """
 
 
@@ -139,6 +146,17 @@ class ConditionsSection(Section):
     )
 
 
+class AdaptersSection(Section):
+    """Which adapters the device uses; a key that is missing leaves what is usual."""
+
+    verdicts: tuple[Literal["consistent", "inconclusive"], ...] = Field(
+        default=("consistent", "inconclusive"), min_length=1, description="of the audit"
+    )
+    unaudited: Switch = Field(default=False, description="whether one without an audit is used")
+    audit_key: Digest | None = Field(default=None, description="public key of the auditor")
+    max_megabytes: PositiveInt = Field(default=1000, description="of all files of an adapter")
+
+
 class PolicyFile(Section):
     """A whole policy file."""
 
@@ -157,6 +175,7 @@ class PolicyFile(Section):
     client: BudgetSection | None = None
     secure_aggregation: SecureAggregationSection | None = None
     conditions: ConditionsSection | None = None
+    adapters: AdaptersSection | None = None
 
 
 def read_policy_file(path: Path) -> PolicyFile:
@@ -170,10 +189,7 @@ def read_policy_file(path: Path) -> PolicyFile:
         ConfigError: with every problem found (UnknownKey or InvalidValue where that tells more).
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        msg = f"{path.name} is not valid TOML: {error}."
-        raise InvalidValue(msg, hint="Fix the line it names.") from error
+        tables = _tables(path)
     except OSError as error:
         msg = f"The policy {path.name} cannot be read ({error.strerror})."
         hint = "A device without a policy takes part in nothing; see: fedslm client policy init"
@@ -186,6 +202,41 @@ def read_policy_file(path: Path) -> PolicyFile:
     if conflicts:
         raise _error(path, conflicts)
     return file
+
+
+def read_adapters_section(path: Path) -> AdaptersSection:
+    """Read what a policy file demands of adapters; the rest of it need not be filled in.
+
+    Args:
+        path: a TOML file; without one, or without the section, what is usual is demanded.
+
+    Raises:
+        ConfigError: if the file cannot be read, or with every problem of the section.
+    """
+    try:
+        found = _tables(path).get("adapters", {})
+    except FileNotFoundError:
+        found = {}
+    except OSError as error:
+        msg = f"The policy {path.name} cannot be read ({error.strerror})."
+        raise InvalidValue(msg, hint="Make it readable for whoever uses the device.") from error
+    try:
+        return AdaptersSection.model_validate(found)
+    except ValidationError as error:
+        raise _error(path, _problems(error, ("adapters",))) from None
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        InvalidValue: if it is not TOML; OSError if it cannot be read.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"{path.name} is not valid TOML: {error}."
+        raise InvalidValue(msg, hint="Fix the line it names.") from error
 
 
 def _conflicts(file: PolicyFile) -> list[Problem]:
@@ -221,11 +272,11 @@ def _conflicts(file: PolicyFile) -> list[Problem]:
     return found
 
 
-def _problems(error: ValidationError) -> list[Problem]:
-    """Translate pydantic's errors into problems."""
+def _problems(error: ValidationError, inside: tuple[str, ...] = ()) -> list[Problem]:
+    """Translate pydantic's errors, which may be about one section alone, into problems."""
     problems: dict[str, Problem] = {}
     for item in error.errors(include_url=False):
-        where = [str(part) for part in item["loc"]]
+        where = [*inside, *(str(part) for part in item["loc"])]
         key = ".".join(part for part in where if not part.isdigit())
         if key in problems:
             continue
@@ -248,6 +299,7 @@ def _keys(section: list[str]) -> list[str]:
         "client": BudgetSection,
         "secure_aggregation": SecureAggregationSection,
         "conditions": ConditionsSection,
+        "adapters": AdaptersSection,
     }
     model = models.get(section[0] if section else "", PolicyFile)
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -10,6 +10,7 @@ import typer
 from simulations.budget_common import AsJson, print_json
 
 if TYPE_CHECKING:
+    from client.adapterrules import AdapterPolicy
     from client.adapterstore import AdapterStore
     from client.control import ControlClient
     from client.home import DeviceHome
@@ -43,7 +44,8 @@ def fetch(
     if key is None:
         msg = "This device knows no key that signs adapters."
         raise AdapterUntrusted(msg, hint="Enroll again to get it.")
-    store = AdapterStore(device.adapters, trusted_key=key, base_digest=None)
+    policy = AdapterPolicy.of_owner(device.policy)
+    store = AdapterStore(device.adapters, trusted_key=key, base_digest=None, policy=policy)
     before = store.memory().current
     with ControlClient(device) as control:
         now = _take(control, store, device, again=again)
@@ -80,6 +82,8 @@ def _take(
     from client.model import base_digest
 
     digest = base_digest(base_folder(device.config.base))
-    bound = AdapterStore(store.folder, trusted_key=store.trusted_key, base_digest=digest)
+    bound = AdapterStore(
+        store.folder, trusted_key=store.trusted_key, base_digest=digest, policy=store.policy
+    )
     installed = fetch_adapter(control, bound, again=again)
     return None if installed is None else installed.digest

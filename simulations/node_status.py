@@ -128,12 +128,14 @@ def _work(events: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _adapter(home: DeviceHome) -> dict[str, Any] | None:
     """Return the adapter in use; None before the first."""
+    from client.adapterrules import AdapterPolicy
     from client.adapterstore import STATE, AdapterStore
 
     key = home.config.adapter_key
     if key is None or not (home.adapters / STATE).is_file():
         return None
-    store = AdapterStore(home.adapters, trusted_key=key, base_digest=None)
+    policy = AdapterPolicy.of_owner(home.policy)
+    store = AdapterStore(home.adapters, trusted_key=key, base_digest=None, policy=policy)
     current = store.current()
     refused = store.refusals()
     return {

@@ -20,10 +20,12 @@ from client.generation import Answer
 from client.home import DeviceHome, NodeConfig
 from client.inference import LocalModel, base_folder, load
 from client.model import load_base
+from client.policyfile import TEMPLATE
 from server.registry import AdapterRegistry, AdapterVersion
 from shared.errors import (
     AdapterCorrupt,
     AdapterUntrusted,
+    ConfigError,
     FleetError,
     InvalidValue,
     ModelNotFound,
@@ -183,6 +185,38 @@ def test_the_owners_rules_hold_for_what_is_installed_already(device: Device) -> 
     policy = AdapterPolicy(verdicts=frozenset({"inconclusive"}))
     with pytest.raises(AdapterUntrusted, match="audit verdict=consistent"):
         LocalModel.load(device.home, policy=policy, warn=lambda note: None)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('verdicts = ["inconclusive"]', "audit verdict=consistent"),
+        (f'audit_key = "{"0" * 64}"', "not signed with the key"),
+    ],
+)
+def test_the_policy_file_says_which_adapters_are_used(
+    device: Device, line: str, reason: str
+) -> None:
+    """The rest of the file need not be filled in to use an adapter."""
+    device.home.policy.write_text(TEMPLATE, encoding="utf-8")
+    assert LocalModel.load(device.home).adapter is not None
+    device.home.policy.write_text(f"{TEMPLATE}\n[adapters]\n{line}\n", encoding="utf-8")
+    with pytest.raises(AdapterUntrusted, match=reason):
+        LocalModel.load(device.home, warn=lambda note: None)
+
+
+def test_a_damaged_policy_file_lets_no_adapter_through(device: Device) -> None:
+    for text, found in (
+        ("[adapters", "not valid TOML"),
+        ('[adapters]\nverdicts = ["violation"]', r"adapters\.verdicts"),
+        ("[adapters]\nunaudited = 1", r"adapters\.unaudited"),
+        ("[adapters]\nmax_megabytes = 0", r"adapters\.max_megabytes"),
+        ("[adapters]\nunaudted = true", r"adapters\.unaudted: unknown key"),
+        ("adapters = 3", "adapters"),
+    ):
+        device.home.policy.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError, match=found):
+            LocalModel.load(device.home)
 
 
 def test_an_adapter_of_another_base_is_refused(device: Device, model_folder: MakeFolder) -> None:

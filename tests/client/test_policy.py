@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.adapterrules import AdapterPolicy
 from client.policy import ClientPolicy, SecureAggregationLimits
 from client.policyfile import TEMPLATE
 from shared.errors import ConfigError, InvalidValue, PolicyRefused, UnknownKey
@@ -360,7 +361,9 @@ def test_the_template_with_its_comments_taken_out_is_whole(tmp_path: Path) -> No
     lines = [line.removeprefix("# ") for line in text.splitlines() if not line.startswith("#  ")]
     prose = ("What", "As it", "Mode", "#", "must")
     kept = [line for line in lines if not line.startswith(prose)]
-    whole = "\n".join(kept).replace('server_key = ""', f'server_key = "{BASE}"')
+    whole = "\n".join(kept)
+    for name in ("server_key", "audit_key"):
+        whole = whole.replace(f'{name} = ""', f'{name} = "{BASE}"')
     path = tmp_path / "policy.toml"
     path.write_text(whole, encoding="utf-8")
     policy = ClientPolicy.load(path)
@@ -368,6 +371,9 @@ def test_the_template_with_its_comments_taken_out_is_whole(tmp_path: Path) -> No
     assert policy.client is not None
     assert policy.secure_aggregation is not None
     assert policy.server_key == BASE
+    assert AdapterPolicy.of_owner(path) == AdapterPolicy(
+        verdicts=frozenset({"consistent"}), unaudited=True, audit_key=BASE, max_bytes=100_000_000
+    )
 
 
 def test_the_roster_is_the_one_that_the_policy_names(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from client.policy import ClientPolicy
 from client.policyfile import (
+    AdaptersSection,
     BudgetSection,
     ConditionsSection,
     ExampleSection,
@@ -68,6 +69,7 @@ def test_the_example_is_a_policy_and_every_command_runs(
         ("has these keys:", ExampleSection),
         ("And `[secure_aggregation]`:", SecureAggregationSection),
         ("And `[conditions]`", ConditionsSection),
+        ("And `[adapters]`", AdaptersSection),
     ],
 )
 def test_every_key_is_explained(heading: str, model: type) -> None:
