@@ -15,10 +15,10 @@ from server.fleetruns import ADAPTER, LOCK, ORDER, OUTCOME, Outcome, read_order,
 from server.locks import held_within
 from server.logs import MOST_BYTES, JsonFormatter
 from server.messenger import Messenger
-from server.prepared import open_prepared
+from server.prepared import open_prepared, read_metrics
 from server.strategy import FederatedRun
 from server.superlink import pull_without_delay
-from shared.errors import FedSLMError, PrivacyBudgetExhausted
+from shared.errors import FedSLMError, FleetError, PrivacyBudgetExhausted
 from shared.lora import initial_factors
 
 logger = logging.getLogger("fedslm.server")
@@ -65,6 +65,9 @@ def run_in_fleet(
                     logger.warning("the budget is spent: %s", error.message)
                     state = "budget-exhausted"
                 rounds = run.finished_rounds
+                if rounds > 0 and all(record.get("aborted") for record in read_metrics(folder)):
+                    msg = f"None of {rounds} rounds released anything."
+                    raise FleetError(msg, hint="server.log in the run folder says why.")
                 if rounds > 0:
                     _write_adapter(run, folder)
         except FedSLMError as error:

@@ -59,8 +59,8 @@ class RunProgress:
     Attributes:
         state: see the module.
         flower_run: Flower's number of the newest attempt; None before the first.
-        attempts: attempts since a round was last finished.
-        rounds: finished rounds when the newest attempt began.
+        attempts: attempts since a round was last released.
+        rounds: released rounds when the newest attempt began.
         next_try: Unix seconds before which a waiting run is not started again.
         reason: why it waits or failed; a sentence.
         adapter: digest of the registered version, once there is one.
@@ -211,6 +211,10 @@ class FleetRuns:
     def rounds(self, name: str) -> list[dict[str, Any]]:
         """Return the metrics of the finished rounds of a run."""
         return read_metrics(self.folder(name))
+
+    def released(self, name: str) -> int:
+        """Return how many rounds of a run were finished and not lost."""
+        return sum(not record.get("aborted") for record in self.rounds(name))
 
     def view(self, name: str) -> RunView:
         """Return a run as it stands."""

@@ -163,7 +163,7 @@ class Keeper:
         """Hand a run to Flower, unless an earlier ServerApp is still on its way out."""
         if self._held(name):
             return
-        finished = len(self._runs.rounds(name))
+        finished = self._runs.released(name)
         (self._runs.folder(name) / OUTCOME).unlink(missing_ok=True)
         # A keeper that dies between the next two steps hands the run over twice; the lock on the
         # folder keeps the second ServerApp out.
@@ -182,8 +182,9 @@ class Keeper:
                 reason="",
             ),
         )
-        self._database.event("run-started", run=name, attempt=attempts, after_round=finished)
-        logger.info("run %s: attempt %d, after round %d", name, attempts, finished)
+        after = len(self._runs.rounds(name))
+        self._database.event("run-started", run=name, attempt=attempts, after_round=after)
+        logger.info("run %s: attempt %d, after round %d", name, attempts, after)
 
     def _look(
         self, name: str, progress: RunProgress, flower: dict[int, FlowerRun], now: float
@@ -247,10 +248,10 @@ class Keeper:
 
     def _again(self, name: str, progress: RunProgress, reason: str, now: float) -> None:
         """Let a run wait before its next attempt, or give it up after many without a round."""
-        finished = len(self._runs.rounds(name))
+        finished = self._runs.released(name)
         attempts = 1 if finished > progress.rounds else progress.attempts
         if attempts >= MOST_ATTEMPTS:
-            message = f"{attempts} attempts finished no round; the last: {reason}"
+            message = f"{attempts} attempts released nothing; the last: {reason}"
             self._fail(name, progress, message, "attempts")
             return
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempts - 1))

@@ -26,6 +26,8 @@ from server.cohort import (
     sample_cohort,
     within_quota,
 )
+from server.collect import Traffic
+from server.lostrounds import LOST, Begun, begin_round, begun_round
 from server.messenger import INTRODUCE, MEASURE, Messenger
 from server.optimizer import ServerOptimizer
 from server.release import Release, Releaser
@@ -173,8 +175,10 @@ class FederatedRun:
                 is intact.
             QuorumNotReached: if too few clients of a round answered.
         """
-        self._releaser.begin(self.finished_rounds)
         self._recorder.begin(self.finished_rounds)
+        if self._directory is not None:
+            self._count_lost_rounds()
+        self._releaser.begin(self.finished_rounds)
         for server_round in range(self.finished_rounds + 1, self._config.run.rounds + 1):
             self._round(messenger, server_round)
         self._releaser.end()
@@ -262,6 +266,9 @@ class FederatedRun:
         self._await_nodes()
         began = time.monotonic()
         cohort = self._cohort(server_round)
+        if self._directory is not None:
+            begun = Begun(server_round=server_round, cohort=len(cohort))
+            begin_round(self._setup.folder, begun)
         charge = self._budget.reserve(server_round, cohort)
         self._observer.started(server_round, len(cohort))
         clip = self._releaser.clip
@@ -288,6 +295,23 @@ class FederatedRun:
         self.finished_rounds = server_round
         self.last_record = record
         self._observer.finished(record)
+
+    def _count_lost_rounds(self) -> None:
+        """Count what was begun and not finished as aborted; devices are not asked it again."""
+        begun = begun_round(self._setup.folder)
+        if begun is None:
+            return
+        lost = Release(aggregate=None, traffic=Traffic(), failure=LOST)
+        for server_round in range(self.finished_rounds + 1, begun.server_round + 1):
+            logger.warning("round %d was %s; it is not done again", server_round, LOST)
+            self._fold_average(server_round)
+            record = self._record(server_round, begun.cohort, lost)
+            record |= {"clipping_norm": self._releaser.clip or self._setup.plan.clipping_norm}
+            record["seconds"] = 0.0
+            self._checkpoint(server_round, record)
+            self.finished_rounds = server_round
+            self.last_record = record
+            self._observer.finished(record)
 
     def _settle(self, charge: Charge, release: Release, server_round: int) -> None:
         """Commit what a round was charged; give it back where nobody could read anything.

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from shared.privacy.plan import PrivacyPlan
 
 RECORDS = "records.jsonl"
-# A round that is answered again after a crash is charged again; so often at most.
-MAX_REPEATS = 3
 _UNBOUNDED = 1e6
 _MANY = 1_000_000
 _TEXT = "text"
@@ -150,7 +148,6 @@ def policy_for(
         "base_models": [base_digest],
         "aggregation": [config.policy],
         "max_rounds": plan.rounds,
-        "max_repeats": MAX_REPEATS,
     }
     if server_key is not None:
         tables["server_key"] = server_key

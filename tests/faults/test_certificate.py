@@ -64,4 +64,4 @@ def test_an_expired_certificate_stops_a_run_and_a_new_one_lets_it_go_on(fleet: F
         assert fleet.home.renew_server_certificate()
     records = fleet.finish("expired", seconds=150)
     assert records[-1]["answered"] == 5
-    check_books(fleet, "expired", 8, repeats=4)
+    check_books(fleet, "expired", 8, lost=4)

@@ -113,13 +113,14 @@ def cut_and_mend(fleet: Fleet, node: RealNode) -> None:
     assert ip("link", "set", HOST_LINK, "down")
     number = fleet.runs.view("cut").round
     time.sleep(CUT_SECONDS)
-    # One round may have been past the node already.
-    assert fleet.runs.view("cut").round <= number + 1
+    # One round may have been past the node already, and one have waited for it in vain.
+    assert fleet.runs.view("cut").round <= number + 2
     assert ip("link", "set", HOST_LINK, "up")
     fleet.wait_round("cut", number + 3, seconds=120)
     fleet.runs.want("cut", "stopped")
     wait_until("a stop", lambda: fleet.runs.view("cut").state == "stopped", seconds=30)
     records = fleet.rounds("cut")
-    assert {record["answered"] for record in records} == {3}
+    assert {record["answered"] for record in records if not record["aborted"]} == {3}
+    assert sum(bool(record["aborted"]) for record in records) <= 2
     assert [record["round"] for record in records] == list(range(1, len(records) + 1))
-    assert len(fleet.charges("cut")) <= len(records) + 2
+    assert len(fleet.charges("cut")) <= len(records) + 1

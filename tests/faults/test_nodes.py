@@ -148,7 +148,7 @@ def test_a_second_node_with_the_same_key_is_kept_out_until_the_first_leaves(
         warm(fleet, "twins", node, "run.rounds=2")
         records = fleet.finish("twins")
         assert records[-1]["answered"] == 4
-        check_books(fleet, "twins", 2, repeats=0)
+        check_books(fleet, "twins", 2, lost=0)
         assert twin.count("message") == node.count("message") - 2 or twin.worker() is None
         assert node.status()["state"] in {"idle", "working"}
         node.stop()

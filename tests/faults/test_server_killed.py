@@ -33,8 +33,8 @@ def test_killed_at_four_points_of_a_round(fleet: Fleet, victim: str) -> None:
     fleet.wait_round(name, 4)
     at_once(fleet, victim, folder / CHECKPOINT)
     fleet.finish(name)
-    # One repetition for each kill, at most.
-    check_books(fleet, name, ROUNDS, repeats=4)
+    # One round for each kill, at most.
+    check_books(fleet, name, ROUNDS, lost=4)
 
 
 def at_once(fleet: Fleet, victim: str, path: Path) -> None:

@@ -109,7 +109,7 @@ def test_the_run_goes_on_whatever_one_node_does(scene: Scene) -> None:
     records = scene.fleet.rounds("one")
     assert [record["answered"] for record in records] == [OTHERS + n for _, n, _ in MISCHIEFS]
     assert all(record["epsilon"] > 0 for record in records)
-    check_books(scene.fleet, "one", len(MISCHIEFS), repeats=0)
+    check_books(scene.fleet, "one", len(MISCHIEFS), lost=0)
 
 
 def test_the_operator_sees_who_it_was(scene: Scene) -> None:

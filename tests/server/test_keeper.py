@@ -218,7 +218,7 @@ def test_a_run_is_given_up_after_many_attempts_without_a_round(
         keeper.step(now=now)
         now += 1000.0
     assert len(flower.configs) == MOST_ATTEMPTS
-    assert "finished no round" in runs.view("one").reason
+    assert "released nothing" in runs.view("one").reason
 
 
 def test_a_full_disk_is_waited_for_as_long_as_it_takes(
