@@ -34,7 +34,15 @@ from simulations.runfolder import EVALUATION, SUMMARY, RunFolder, open_folder
 from simulations.updeal import DealtDataset
 
 # What the fleet's own run folder has and a simulation's has not, or what is written anew here.
-_FLEETS_OWN = ("order.json", "fleet.json", "outcome.json", ".lock", "adapter", "server.log*")
+_FLEETS_OWN = (
+    "order.json",
+    "fleet.json",
+    "outcome.json",
+    "underway.json",
+    ".lock",
+    "adapter",
+    "server.log*",
+)
 
 Note = Callable[[str], None]
 

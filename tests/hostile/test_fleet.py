@@ -86,7 +86,7 @@ def _scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             f"run.rounds={len(MISCHIEFS)}",
             f"clients.population={OTHERS + 1}",
             "server.quorum=0.75",
-            "server.deadline_seconds=20",
+            "server.deadline_seconds=15",
         )
         fleet.finish("one", seconds=200)
         assert fleet.supervisor is not None
@@ -102,10 +102,8 @@ def _present(fleet: Fleet) -> int:
 
 
 def test_the_run_goes_on_whatever_one_node_does(scene: Scene) -> None:
-    names = [mischief.__name__ for mischief, _, _ in MISCHIEFS]
-    refused = [name for name in names if name == "speaks_for_another"]
-    assert scene.deeds.refused == refused
-    assert scene.deeds.done == [name for name in names if name not in refused]
+    assert scene.deeds.done == [mischief.__name__ for mischief, _, _ in MISCHIEFS]
+    assert scene.deeds.statuses == [403]
     records = scene.fleet.rounds("one")
     assert [record["answered"] for record in records] == [OTHERS + n for _, n, _ in MISCHIEFS]
     assert all(record["epsilon"] > 0 for record in records)
@@ -131,8 +129,8 @@ def secrets_of(scene: Scene) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for path in files:
         raw = path.read_bytes().strip()
-        lines = [line for line in raw.splitlines() if not line.startswith(b"-----")]
-        found[f"{path.name}: text"] = lines[min(1, len(lines) - 1)]
+        # Of a PEM the second line: the first is the same for every key.
+        found[f"{path.name}: text"] = raw.splitlines()[2] if raw.startswith(b"-----") else raw
         found[f"{path.name}: hex"] = raw.hex().encode()
         found[f"{path.name}: base64"] = base64.b64encode(raw).rstrip(b"=")[:-2]
     found["token"] = scene.token.encode()

@@ -137,7 +137,7 @@ def _check_run_folder(up: Up) -> None:
     wanted = "adapter audit.json audit.sig.json checkpoint.safetensors config.toml evaluation.json"
     wanted += " ledger.sqlite metrics.jsonl releases report.html run.json summary.json"
     assert set(wanted.split()) <= files
-    assert not {"ledger.key", "order.json", "fleet.json"} & files
+    assert not {"ledger.key", "order.json", "fleet.json", "underway.json"} & files
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["status"], summary["rounds"], summary["population"]) == ("completed", 2, NODES)
     assert summary["privacy"]["mode"] == "example"
