@@ -10,7 +10,6 @@ import typer
 from simulations.budget_common import AsJson, print_json
 
 if TYPE_CHECKING:
-    from client.adapterrules import AdapterPolicy
     from client.adapterstore import AdapterStore
     from client.control import ControlClient
     from client.home import DeviceHome
@@ -34,6 +33,7 @@ def fetch(
     as_json: AsJson = False,
 ) -> None:
     """Fetch and verify the adapter in use, now; a running node does it every quarter of an hour."""
+    from client.adapterrules import AdapterPolicy
     from client.adapterstore import AdapterStore
     from client.control import ControlClient
     from client.home import DeviceHome, default_home

@@ -13,7 +13,7 @@ from tests.server.fleetkit import kill, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.fleet, pytest.mark.timeout(240)]
 
-ROUNDS = 6
+ROUNDS = 12
 LIGHTS = frozenset({2, 3, 4})
 
 

@@ -189,6 +189,8 @@ def test_an_interrupted_fleet_leaves_no_process_and_goes_on(up: Up) -> None:
     assert len(family) >= NODES + 6
     assert process.wait(40) == 130, up.errors()
     _require_gone(family)
+    assert process.stdout is not None
+    process.stdout.close()
     again = up.start("--exit-when-done", "--json", *UNAUDITED)
     names = [event["event"] for event in events(again)]
     assert again.wait(60) == 0, up.errors()

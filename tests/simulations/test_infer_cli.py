@@ -17,17 +17,20 @@ from shared.crypto import SigningKey
 from shared.errors import (
     AdapterError,
     AdapterUntrusted,
+    ConfigError,
     FleetError,
     ReleaseRefused,
     RunFolderExists,
     UsageError,
 )
 from shared.manifest import REPORT, WEIGHTS
+from simulations import fetch_cli
 from simulations.infer_cli import add_commands
 from tests.adapterkit import STRANGER, add, report_about, write_folder
 
 adapter_app, client_app = typer.Typer(), typer.Typer()
 add_commands(adapter_app, client_app)
+fetch_cli.add_commands(client_app)
 client_app.callback()(lambda: None)
 
 
@@ -199,6 +202,16 @@ def test_a_question_is_answered_on_the_device(device: Path) -> None:
 def test_without_an_adapter_nothing_is_answered_by_accident(device: Path) -> None:
     with pytest.raises(AdapterUntrusted, match="No adapter is installed"):
         infer("The cat", "--home", device)
+
+
+def test_fetching_reads_the_owners_policy_before_it_calls_anybody(device: Path) -> None:
+    policy = DeviceHome.open(device).policy
+    policy.write_text("[adapters", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        command(client_app, "fetch", "--home", device)
+    policy.write_text("[adapters]\nunaudited = true\n", encoding="utf-8")
+    with pytest.raises(FleetError, match="ca.crt"):
+        command(client_app, "fetch", "--home", device)
 
 
 def test_what_is_no_text_or_too_long_is_refused(device: Path) -> None:
