@@ -210,7 +210,7 @@ def test_fetching_reads_the_owners_policy_before_it_calls_anybody(device: Path) 
     with pytest.raises(ConfigError, match="not valid TOML"):
         command(client_app, "fetch", "--home", device)
     policy.write_text("[adapters]\nunaudited = true\n", encoding="utf-8")
-    with pytest.raises(FleetError, match="ca.crt"):
+    with pytest.raises(FleetError, match=r"ca\.crt"):
         command(client_app, "fetch", "--home", device)
 
 
