@@ -14,13 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from server.budget import Charge, RunBudget
 from server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from server.cohort import (
-    Population,
     cohort_source,
     cyclic_cohort,
     sample_cohort,
@@ -28,8 +26,9 @@ from server.cohort import (
 )
 from server.collect import Traffic
 from server.lostrounds import LOST, Begun, begin_round, begun_round
-from server.messenger import INTRODUCE, MEASURE, Messenger
+from server.messenger import MEASURE, Messenger
 from server.optimizer import ServerOptimizer
+from server.presence import Presence
 from server.release import Release, Releaser
 from server.releases import ReleaseRecorder
 from server.setup import NodeDirectory, RoundObserver, RunSetup
@@ -38,17 +37,13 @@ from shared.lora import Vector, initial_factors
 from shared.seeding import data_rng
 from shared.wire import (
     Instruction,
-    Introduction,
-    decode_introduction,
     decode_measurement,
     encode_instruction,
-    encode_introduction,
 )
 
 logger = logging.getLogger("fedslm.server")
 
 _MOST_ABORTED = 3
-_PRESENCE_SECONDS = 1.0
 
 Losses = dict[int, float]
 Record = dict[str, Any]
@@ -74,7 +69,7 @@ class FederatedRun:
         directory: NodeDirectory | None = None,
     ) -> None:
         self._setup = setup
-        self._directory = directory
+        self.presence = Presence(setup.population, directory=directory)
         self._config = setup.config
         self._budget = budget
         self._observer = observer
@@ -91,11 +86,12 @@ class FederatedRun:
         self._averaged = 0
         self.finished_rounds = 0
         self.last_record: Record = {}
-        self._population: Population | None = None
         self._aborted = 0
-        self._messenger: Messenger | None = None
         self._releaser = Releaser(
-            setup, observer=observer, nodes_of=self._by_node, on_refused=self._flag
+            setup,
+            observer=observer,
+            nodes_of=self.presence.by_node,
+            on_refused=self.presence.flag,
         )
         self._recorder = ReleaseRecorder(setup)
 
@@ -136,36 +132,12 @@ class FederatedRun:
         return True
 
     def connect(self, grid: Grid) -> Messenger:
-        """Learn which node speaks for which client.
-
-        Our own grid numbers nodes by client. In a fleet, enrolment knows, and who is there is
-        looked up again before every message. On any other grid each node is asked once.
+        """Learn which node speaks for which client; see :class:`server.presence.Presence`.
 
         Raises:
             QuorumNotReached: if no node introduces itself.
         """
-        messenger = Messenger(grid, deadline_seconds=self._config.server.deadline_seconds)
-        if self._directory is not None:
-            self._messenger = messenger
-            self._population = Population(size=self._setup.population, nodes={})
-            return messenger
-        if getattr(grid, "nodes_are_clients", False):
-            self._population = Population(size=self._setup.population)
-            return messenger
-        hello = encode_introduction(Introduction(client=0))
-        asked = dict.fromkeys(messenger.gather(self._setup.population), hello)
-        nodes: dict[int, int] = {}
-        for node, content in messenger.exchange(INTRODUCE, asked, group="introduce"):
-            client = self._introduced(node, content)
-            if client is not None and client in nodes:
-                logger.warning("node %d speaks for client %d, which is taken", node, client)
-            elif client is not None:
-                nodes[client] = node
-        if not nodes:
-            msg = "No node introduced itself."
-            raise QuorumNotReached(msg, hint="Are the clients running?")
-        self._population = Population(size=self._setup.population, nodes=nodes)
-        return messenger
+        return self.presence.connect(grid, deadline_seconds=self._config.server.deadline_seconds)
 
     def train(self, messenger: Messenger) -> None:
         """Run all rounds that are not finished yet.
@@ -176,7 +148,7 @@ class FederatedRun:
             QuorumNotReached: if too few clients of a round answered.
         """
         self._recorder.begin(self.finished_rounds)
-        if self._directory is not None:
+        if self.presence.in_fleet:
             self._count_lost_rounds()
         self._releaser.begin(self.finished_rounds)
         for server_round in range(self.finished_rounds + 1, self._config.run.rounds + 1):
@@ -188,7 +160,7 @@ class FederatedRun:
     ) -> Losses:
         """Return held-out losses of some clients under an adapter; a simulation's instrument."""
         content = encode_instruction(self._instruction(0, vector))
-        by_node = self._by_node(clients)
+        by_node = self.presence.by_node(clients)
         losses: Losses = {}
         contents = dict.fromkeys(by_node, content)
         for node, reply in messenger.exchange(MEASURE, contents, group=group):
@@ -211,62 +183,12 @@ class FederatedRun:
         rng = data_rng(self._config.run.seed, "measured", stream)
         return sorted(int(i) for i in rng.choice(size, size=count, replace=False))
 
-    def _by_node(self, clients: Sequence[int]) -> dict[int, int]:
-        """Return client by node, without the clients that nobody speaks for now."""
-        self._meet()
-        nodes = ((self.known_population.node(client), client) for client in clients)
-        return {node: client for node, client in nodes if node is not None}
-
-    def _meet(self) -> int:
-        """Look up again who is there, in a fleet; returns how many clients are."""
-        if self._directory is None or self._messenger is None:
-            return self._setup.population
-        found = self._directory.clients_of(self._messenger.nodes())
-        size = self._setup.population
-        nodes = {client: node for node, client in found.items() if 0 <= client < size}
-        self._population = Population(size=size, nodes=nodes)
-        return len(nodes)
-
-    def _await_nodes(self) -> None:
-        """Wait, in a fleet, until a quorum of the population is there, however long that takes.
-
-        Before the round's coins are tossed and before it is charged: nights, weekends and cut
-        networks cost time, not budget. Whom the coins choose does not depend on it.
-        """
-        size = self._setup.population
-        needed = max(1, math.ceil(self._config.server.quorum * size))
-        told = -1
-        while (there := self._meet()) < needed:
-            if there != told:
-                logger.info("waiting for nodes: %d of %d, needed %d", there, size, needed)
-                told = there
-            time.sleep(_PRESENCE_SECONDS)
-
-    def _flag(self, client: int, code: str) -> None:
-        """Tell the fleet what a client sent, if there is a fleet."""
-        if self._directory is not None:
-            self._directory.flag(client, code)
-
-    def _introduced(self, node: int, content: RecordDict | None) -> int | None:
-        """Return the client that a node speaks for; None if it does not say or does not exist."""
-        if content is None:
-            return None
-        try:
-            client = decode_introduction(content).client
-        except ProtocolError as error:
-            logger.warning("node %d did not introduce itself: %s", node, error.message)
-            return None
-        if not 0 <= client < self._setup.population:
-            logger.warning("node %d speaks for a client that does not exist", node)
-            return None
-        return client
-
     def _round(self, messenger: Messenger, server_round: int) -> None:
         """Run one round from the coins to the commit."""
-        self._await_nodes()
+        self.presence.await_share(self._config.server.quorum)
         began = time.monotonic()
         cohort = self._cohort(server_round)
-        if self._directory is not None:
+        if self.presence.in_fleet:
             begun = Begun(server_round=server_round, cohort=len(cohort))
             begin_round(self._setup.folder, begun)
         charge = self._budget.reserve(server_round, cohort)
@@ -358,7 +280,7 @@ class FederatedRun:
 
     def _progress_loss(self, messenger: Messenger, server_round: int) -> float | None:
         """Measure the adapter on a few clients, in the rounds in which the scenario asks so."""
-        if self._directory is not None:
+        if self.presence.in_fleet:
             # Held-out losses do not leave a device, whoever asks.
             return None
         evaluation = self._config.evaluation
@@ -418,15 +340,3 @@ class FederatedRun:
             clipping_norm=self._releaser.clip,
             anchor=self._budget.signed_head(),
         )
-
-    @property
-    def known_population(self) -> Population:
-        """The clients and their nodes, known after :meth:`connect`.
-
-        Raises:
-            QuorumNotReached: before it.
-        """
-        if self._population is None:
-            msg = "The run is not connected to its nodes."
-            raise QuorumNotReached(msg)
-        return self._population

@@ -226,5 +226,5 @@ def test_nodes_that_introduce_themselves_badly_are_left_out(tmp_path: Path) -> N
         federated = FederatedRun(setup, budget=budget, observer=Quiet())
         messenger = federated.connect(ForeignGrid(app, POPULATION))
     assert messenger.nodes() == list(range(1, POPULATION + 1))
-    known = federated.known_population.nodes
+    known = federated.presence.population.nodes
     assert known == {2: 2, **{client: client + 1 for client in range(5, POPULATION)}}
