@@ -481,9 +481,13 @@ class AlreadyRunning(FleetError):
 
 
 def all_errors() -> Iterator[type[FedSLMError]]:
-    """Yield every error class of the tree, parents before children."""
+    """Yield every error class with a code of its own, parents before children.
+
+    Classes that only refine another one, inside one module, are told by the other's code.
+    """
     queue: list[type[FedSLMError]] = [FedSLMError]
     while queue:
         cls = queue.pop(0)
-        yield cls
+        if "code" in vars(cls):
+            yield cls
         queue.extend(cls.__subclasses__())

@@ -170,7 +170,8 @@ def test_an_unknown_condition_is_refused_with_the_nearest(tmp_path: Path) -> Non
 
 
 def test_the_template_with_its_conditions_is_a_policy(tmp_path: Path) -> None:
-    _, _, section = TEMPLATE.partition("# [conditions]")
+    _, _, rest = TEMPLATE.partition("# [conditions]")
+    section, _, _ = rest.partition("\n\n")
     lines = [line.removeprefix("# ") for line in section.splitlines()]
     path = tmp_path / "policy.toml"
     path.write_text("\n".join([toml(policy_tables()), "[conditions]", *lines]), encoding="utf-8")
