@@ -114,10 +114,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _trace_the_quick_ones(items: list[pytest.Item]) -> None:
     """Leave long tests out of the measurement of coverage, which slows tight loops tenfold.
 
-    The floor is thereby on what the quick tests reach alone.
+    The floor is thereby on what the quick tests reach, and the few long ones that are marked.
     """
     for item in items:
-        if any(item.get_closest_marker(name) for name in ("slow", "statistical", "timeout")):
+        if not item.get_closest_marker("traced") and any(
+            item.get_closest_marker(name) for name in ("slow", "statistical", "timeout")
+        ):
             item.add_marker(pytest.mark.no_cover)
 
 

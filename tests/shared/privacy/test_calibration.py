@@ -35,6 +35,7 @@ def spent(z: float, args: dict[str, Any]) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.traced
 @pytest.mark.parametrize(
     "change",
     [
@@ -90,6 +91,7 @@ def test_counts_at_the_ends() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.traced
 def test_a_generous_target_still_gets_the_smallest_noise() -> None:
     loose = {**GOOD, "epsilon": 1e7, "count": 1, "sampling_probability": 1.0}
     assert calibrate_noise_multiplier(**loose) == 0.01

@@ -168,6 +168,7 @@ def test_the_grid_is_the_finest_on_which_a_cohort_does_not_wrap() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.traced
 def test_more_noise_may_need_a_coarser_grid() -> None:
     calm = distributed(noise_multiplier=None, epsilon=0.05, rounds=2000, sampling_probability=1.0)
     assert calm.distributed is not None
