@@ -103,6 +103,21 @@ class RunBudget:
             raise
         return tuple(made)
 
+    def may_have_left(self, server_round: int) -> bool:
+        """Tell whether messages of a round that was begun and not finished may have left.
+
+        They leave after its charge is on the disk. A round without an event of its own (mode none;
+        correlated noise after the first round, which pays for the run) leaves no trace here.
+        """
+        parts = (part for part in (self._of_population, self._of_clients) if part is not None)
+        if all(part.event_for_round(server_round) == NoOpEvent() for part in parts):
+            return True
+        return any(
+            (charge.run_id, charge.server_round) == (self._run_id, server_round)
+            and charge.state != "abandoned"
+            for charge in self._ledger.charges(self._scope)
+        )
+
     def commit(self, charge: Charge) -> None:
         """Mark a charge as released."""
         for reservation in charge:

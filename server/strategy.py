@@ -219,12 +219,18 @@ class FederatedRun:
         self._observer.finished(record)
 
     def _count_lost_rounds(self) -> None:
-        """Count what was begun and not finished as aborted; devices are not asked it again."""
+        """Count what was begun and not finished as aborted; devices are not asked it again.
+
+        A round that died before its charge is not lost but begins again: nobody was asked, and
+        under correlated noise the charge of the first round is that of the run.
+        """
         begun = begun_round(self._setup.folder)
         if begun is None:
             return
         lost = Release(aggregate=None, traffic=Traffic(), failure=LOST)
         for server_round in range(self.finished_rounds + 1, begun.server_round + 1):
+            if not self._budget.may_have_left(server_round):
+                return
             logger.warning("round %d was %s; it is not done again", server_round, LOST)
             self._fold_average(server_round)
             record = self._record(server_round, begun.cohort, lost)

@@ -41,6 +41,10 @@ SETTINGS = (
     'privacy.noise_source="os-entropy"',
     "privacy.cap=1000.0",
 )
+CORRELATED = (
+    'privacy.mechanism="correlated"',
+    "clients.cohort=2.0",
+)
 POINTS = ("mark", "charge", "send", "reply", "quorum", "keep", "checkpoint", "commit", "metrics")
 """Where a server may die: before the round is marked, ..., before its metrics line is written."""
 
@@ -163,15 +167,28 @@ def test_whenever_it_dies_each_round_is_asked_and_paid_once(
     run = place.attempt()
     assert run.finished_rounds == ROUNDS
     lost, charged, committed = place.books()
-    # Before its mark a round has not begun; after its checkpoint it is done.
-    begun = {"charge", "send", "reply", "quorum", "keep"}
+    # Before its charge nobody was asked; after its checkpoint a round is done.
+    begun = {"send", "reply", "quorum", "keep"}
     assert lost == sorted(number for number, point in deaths if point in begun)
     assert len(charged) == len(set(charged))
-    unpaid = {number for number, point in deaths if point == "charge"}
-    assert set(charged) == set(range(1, ROUNDS + 1)) - unpaid
+    assert set(charged) == set(range(1, ROUNDS + 1))
     assert set(committed) <= set(charged) - set(lost)
     assert max(place.asked.values()) == 1
     assert run.last_record["releases"] == len(charged)
+
+
+@pytest.mark.parametrize("point", ["mark", "charge", "send", "keep", "checkpoint"])
+def test_a_run_that_is_paid_for_as_a_whole_is_never_run_unpaid(tmp_path: Path, point: str) -> None:
+    """Correlated noise: the first round pays for the run, so its charge may not be lost with it."""
+    place = Place(tmp_path / "run", *CORRELATED)
+    with pytest.raises(Killed):
+        place.attempt((1, point))
+    run = place.attempt()
+    lost, charged, _ = place.books()
+    assert charged == [1]
+    assert lost == ([1] if point in {"send", "keep"} else [])
+    assert run.last_record["epsilon"] > 0
+    assert max(place.asked.values()) == 1
 
 
 def test_a_lost_round_leaves_the_adapter_as_it_was_and_says_so(tmp_path: Path) -> None:
