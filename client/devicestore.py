@@ -14,6 +14,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from shared.errors import LedgerError, OutOfDisk
+from shared.sqlitefile import write_ahead
 
 SCHEMA_VERSION = 1
 _BUSY_SECONDS = 60.0
@@ -155,7 +156,7 @@ class DeviceStore:
 
     def _prepare(self) -> None:
         """Set durability and create or check the tables."""
-        self._db.execute("PRAGMA journal_mode = WAL")
+        write_ahead(self._db, _BUSY_SECONDS)
         self._db.execute("PRAGMA synchronous = FULL")
         with self.transaction():
             (version,) = self._db.execute("PRAGMA user_version").fetchone()

@@ -14,6 +14,7 @@ from typing import Final
 from urllib.parse import quote
 
 from shared.errors import FleetError, OutOfDisk
+from shared.sqlitefile import write_ahead
 
 SCHEMA_VERSION: Final = 1
 _BUSY_SECONDS = 30.0
@@ -125,7 +126,7 @@ class FleetFile:
 
     def _prepare(self) -> None:
         """Set durability, and create or check the schema."""
-        self._db.execute("PRAGMA journal_mode = WAL")
+        write_ahead(self._db, _BUSY_SECONDS)
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = ON")
         if self._version() == SCHEMA_VERSION:

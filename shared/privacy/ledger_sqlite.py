@@ -24,6 +24,7 @@ from shared.privacy.ledger_schema import (
     sqlite_schema,
     sqlite_table,
 )
+from shared.sqlitefile import write_ahead
 
 BUSY_SECONDS = 60.0
 
@@ -77,7 +78,7 @@ class SqliteStore:
 
     def _prepare_to_write(self) -> None:
         """Set durability and create, migrate or check the schema."""
-        self._db.execute("PRAGMA journal_mode = WAL")
+        write_ahead(self._db, BUSY_SECONDS)
         self._db.execute("PRAGMA synchronous = FULL")
         if _version(self._db) == SCHEMA_VERSION:
             return
