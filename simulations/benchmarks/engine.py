@@ -126,6 +126,18 @@ def run(*, quick: bool) -> BenchResult:
     )
 
 
+def plot(result: BenchResult, path: Path) -> None:
+    """Write the rates of a result as an SVG file.
+
+    Raises:
+        RunFolderError: if it cannot be written.
+    """
+    from shared.files import write_text
+    from simulations.benchmarks.engine_plot import draw_rates
+
+    write_text(path, draw_rates(result) + "\n")
+
+
 Part = tuple[list[Row], list[Check]]
 
 

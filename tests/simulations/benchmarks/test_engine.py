@@ -16,9 +16,11 @@ from simulations.assemble import assemble_runtime
 from simulations.benchmarks import engine
 from simulations.benchmarks.catalog import benchmark
 from simulations.benchmarks.engine_central import CentralLoop, batches_of, tokens_of
+from simulations.benchmarks.engine_plot import series_of
 from simulations.benchmarks.engine_ray import measure as measure_ray
 from simulations.benchmarks.engine_rows import row_of_rounds
 from simulations.benchmarks.engine_runs import M30, Clock, Work
+from simulations.benchmarks.protocol import BenchResult
 
 
 def unprotected(work: Work) -> RunConfig:
@@ -59,6 +61,25 @@ def test_the_clock_stands_still_between_rounds() -> None:
     assert clock.ended[-1] < 0.05
     assert (clock.answered, clock.up) == ([1, 1, 1], 7)
     assert clock.first_answer is not None
+
+
+def test_the_plot_has_a_line_for_each_engine_and_the_loop(tmp_path: Path) -> None:
+    rows = (
+        {**row_of_rounds("demo, rounds", 10, {"rounds": [4.0], "central": [2.0]})},
+        {**row_of_rounds("demo, rounds", 100, {"rounds": [40.0], "central": [20.0]})},
+        {"case": "demo, rounds, Flower's Ray engine", "clients": 10, "clients_per_s": 1.0},
+        {"case": "demo, start", "start_s": 1.0},
+    )
+    result = BenchResult(name="engine", parameters={}, rows=rows)
+    assert series_of(result) == {
+        "demo, rounds": [(10.0, 2.5), (100.0, 2.5)],
+        "demo, centralised loop": [(10.0, 5.0), (100.0, 5.0)],
+        "demo, rounds, Flower's Ray engine": [(10.0, 1.0)],
+    }
+    engine.plot(result, tmp_path / "engine.svg")
+    text = (tmp_path / "engine.svg").read_text()
+    assert text.startswith("<svg ")
+    assert "client-rounds a second" in text
 
 
 @pytest.mark.slow
