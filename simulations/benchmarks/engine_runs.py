@@ -116,6 +116,7 @@ class Clock:
         ended: seconds from ``began`` to the end of each round.
         answered: how many clients answered in each round.
         resident: MB resident after each round.
+        peak: MB resident at most until the last round ended; the report comes after it.
         up: bytes that one client sent, at most.
     """
 
@@ -127,6 +128,7 @@ class Clock:
     ended: list[float] = field(default_factory=list)
     answered: list[int] = field(default_factory=list)
     resident: list[float] = field(default_factory=list)
+    peak: float = 0.0
     up: int = 0
     _since: float | None = None
 
@@ -151,7 +153,9 @@ class Clock:
         self.rounds.append(now - (self._since or now))
         self.ended.append(now - self.began - self.paused)
         self.answered.append(int(record["answered"]))
-        self.resident.append(memory()["VmRSS"])
+        found = memory()
+        self.resident.append(found["VmRSS"])
+        self.peak = found["VmHWM"]
         self.up = max(self.up, int(record["bytes_up_per_client"]))
         if self.between is not None:
             self.between()
@@ -166,6 +170,7 @@ class Clock:
             "ended": self.ended,
             "answered": self.answered,
             "resident": self.resident,
+            "peak": self.peak,
             "up": self.up,
         }
 
