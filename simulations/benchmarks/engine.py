@@ -7,9 +7,9 @@ the same process; and Flower's Ray engine with as many actors as there are cores
 same ClientApp and does nothing else. One thread each, unless a row says otherwise.
 
 Every run has a process of its own. Flower's engine is not asked for more than 1,000 clients, and
-the 30 M shape for no more than 1,000: by then the rate no longer depends on their number. Memory is
-what the kernel says is resident; what a population costs is the largest size of a run, from its start to
-the end of its last round, above a process that imported the same and loaded the base.
+the 30 M shape for no more than 1,000, to bound the time. Memory is what the kernel says is
+resident; what a population costs is the largest size of a run, from its start to the end of its
+last round, above a process that imported the same and loaded the base.
 """
 
 from __future__ import annotations
