@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from shared.errors import ClientFailed
 from simulations.benchmarks.engine_rows import Row, row_of_rounds, spread
 from simulations.benchmarks.engine_runs import M30, Found, Work, in_child
 from simulations.benchmarks.footprintmodel import SMALL, write_base
@@ -158,13 +159,19 @@ class _Measure:
         self._seconds: dict[tuple[str, int], float] = {}
 
     def rounds(self) -> Part:
-        """Time rounds of our engine, with the centralised loop between them."""
+        """Time rounds of our engine, with the centralised loop between them.
+
+        Raises:
+            ClientFailed: if not every client answered.
+        """
         rows: list[Row] = []
         checks: list[Check] = []
         for model, work, cases in self._cases():
             for clients, rounds in cases:
                 asked = replace(work, population=clients, cohort=clients, rounds=rounds)
-                row = row_of_rounds(f"{model}, rounds", clients, in_child(_RUNS, asked))
+                found = in_child(_RUNS, asked)
+                _require_answers(found, clients=clients, rounds=rounds)
+                row = row_of_rounds(f"{model}, rounds", clients, found)
                 self._seconds[model, clients] = float(str(row["round_s"]))
                 rows.append(row)
                 if clients >= _ENOUGH or clients == max(cases)[0]:
@@ -316,6 +323,17 @@ class _Measure:
         found = in_child(_RUNS, work)
         case = f"{self._shape}, rounds, {work.threads} threads"
         return row_of_rounds(case, work.population, found)
+
+
+def _require_answers(found: Found, *, clients: int, rounds: int) -> None:
+    """Require that every client answered every round: otherwise less work was timed.
+
+    Raises:
+        ClientFailed: if one did not.
+    """
+    if found["answered"] != [clients] * rounds:
+        msg = f"{found['answered']} clients answered, expected {clients} in each of {rounds}."
+        raise ClientFailed(msg)
 
 
 def _cores() -> int:
