@@ -1,0 +1,321 @@
+"""A private step's gradients against those of plain training and of the field, in time and memory.
+
+LoRA of rank 8 on every linear layer, both factors, on llamas of random weights. Sequences are full:
+nothing is padded, which is what favours the engine ``microbatch`` the least. Time is the
+processor's in one thread; engines take turns, and a ratio is the median of the ratios of one turn
+each, with the least and the largest. Memory is the peak above what was resident before the step, in
+a fork of the process with the model loaded. See :mod:`simulations.benchmarks.dp_step_case`.
+
+The grid is not full: it fits in about a quarter of an hour on two slow cores. Where a step takes
+seconds, the engines that are nowhere near the front at any smaller point are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.errors import UsageError
+from shared.files import write_text
+from simulations.benchmarks.dp_step_case import ALPHA, RANK, Case
+from simulations.benchmarks.dp_step_peers import NON_PRIVATE, OURS, PEERS, STEPS
+from simulations.benchmarks.footprintmodel import M135, SMALL, Shape, write_base
+from simulations.benchmarks.protocol import BenchResult, Check, Scalar
+from simulations.svg import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    PURPLE,
+    VERMILLION,
+    legend,
+    plain_numbers,
+    render,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SUMMARY = "A private step against a plain one, Opacus, vmap and dp-lora: time, memory, exactness."
+
+M7 = Shape(hidden=256, inner=704, layers=7, heads=4, kv_heads=2, vocabulary=8_192)
+M30 = Shape(hidden=384, inner=1024, layers=11, heads=6, kv_heads=2, vocabulary=32_768)
+SHAPES: Mapping[str, Shape] = {"1M": SMALL, "7M": M7, "30M": M30, "135M": M135}
+ALL = tuple(STEPS)
+FRONT = (NON_PRIVATE, "fused", "microbatch", "opacus-hooks", "vmap", "dp-lora")
+
+FUSED_TIME = 1.03
+FUSED_MEMORY = 1.0
+MICROBATCH_TIME = 1.10
+MICROBATCH_MEMORY = 0.25
+ERROR = 1e-6
+_PROMISED_BATCH = 4
+_MARKS = {
+    "fused": (BLUE, "o"),
+    "microbatch": (VERMILLION, "s"),
+    "opacus": (GREY, "x"),
+    "opacus-hooks": (GREEN, "^"),
+    "opacus-functorch": (GREEN, "v"),
+    "opacus-ghost": (GREEN, "D"),
+    "vmap": (PURPLE, "P"),
+    "dp-lora": (INK, "*"),
+}
+_MB = 1e6
+Row = Mapping[str, Scalar]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One point of the grid.
+
+    Attributes:
+        shape: a key of :data:`SHAPES`.
+        base: how the frozen weights are held.
+        sequence: tokens of an example.
+        batch: number of examples.
+        engines: which are measured.
+        repetitions: timed steps of each.
+    """
+
+    shape: str
+    base: str
+    sequence: int
+    batch: int = _PROMISED_BATCH
+    engines: tuple[str, ...] = ALL
+    repetitions: int = 3
+
+
+FULL = (
+    *(Point(shape="7M", base="fp32", sequence=length, repetitions=7) for length in (64, 128, 256)),
+    Point(shape="7M", base="fp32", sequence=512, repetitions=5),
+    Point(shape="7M", base="fp32", sequence=128, batch=1, repetitions=7),
+    Point(shape="7M", base="fp32", sequence=128, batch=8, repetitions=5),
+    *(
+        Point(shape="7M", base=base, sequence=128, repetitions=5)
+        for base in ("bf16", "int8", "nf4")
+    ),
+    Point(shape="30M", base="fp32", sequence=64, repetitions=5),
+    Point(shape="30M", base="fp32", sequence=256),
+    *(
+        Point(shape="30M", base=base, sequence=128, engines=FRONT)
+        for base in ("bf16", "int8", "nf4")
+    ),
+    Point(shape="135M", base="fp32", sequence=64),
+    *(
+        Point(shape="135M", base=base, sequence=64, engines=FRONT)
+        for base in ("bf16", "int8", "nf4")
+    ),
+    Point(shape="135M", base="fp32", sequence=256, engines=FRONT),
+)
+QUICK = (
+    Point(shape="1M", base="fp32", sequence=32),
+    Point(shape="1M", base="nf4", sequence=32, engines=FRONT),
+)
+
+
+def run(*, quick: bool) -> BenchResult:
+    """Measure every point of the grid.
+
+    Raises:
+        UsageError: on a system other than Linux.
+    """
+    if sys.platform != "linux":
+        msg = "dp-step reads Linux's process table."
+        raise UsageError(msg, hint="Run it on the device that it is about.")
+    points = QUICK if quick else FULL
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as name:
+        folders = {shape: Path(name) / shape for shape in {point.shape for point in points}}
+        for shape, folder in folders.items():
+            write_base(folder, SHAPES[shape])
+        for point in points:
+            rows += rows_of(point, _measured(point, folders[point.shape]))
+    return BenchResult(
+        name="dp-step",
+        parameters={
+            "rank": RANK,
+            "alpha": ALPHA,
+            "factors": "AB",
+            "threads": 1,
+            "clock": "process time",
+            **{f"parameters_{shape}": SHAPES[shape].parameters for shape in folders},
+            "quick": quick,
+        },
+        rows=tuple(rows),
+        checks=checks_of(rows),
+    )
+
+
+def rows_of(point: Point, found: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Return one row for each engine of a point.
+
+    Args:
+        point: what was measured.
+        found: what :func:`simulations.benchmarks.dp_step_case.measure` returned.
+
+    Returns:
+        Rows with ``seconds`` (median), ``time_ratio`` to the non-private step with ``time_least``
+        and ``time_most`` (of the turns), ``fused_ratio`` (the fused engine's time over this one's,
+        the median of the turns), ``peak_mb`` (of 1e6 bytes), ``memory_ratio`` and ``error``; and
+        with ``status`` alone where an engine could not be measured.
+    """
+    rows: list[Row] = []
+    for engine in point.engines:
+        said = found[engine]
+        row: dict[str, Scalar] = {
+            "shape": point.shape,
+            "base": point.base,
+            "sequence": point.sequence,
+            "batch": point.batch,
+            "engine": engine,
+            "status": said["status"],
+        }
+        if said["status"] == "measured":
+            row |= _numbers(said, found[NON_PRIVATE], found.get("fused", {}))
+        rows.append(row)
+    return rows
+
+
+def checks_of(rows: Sequence[Row]) -> tuple[Check, ...]:
+    """Return the promises, each at the point of the grid where it is kept the least.
+
+    A number that is missing where it should be fails its check.
+    """
+    fused = _of(rows, "fused")
+    small = [row for row in _of(rows, "microbatch") if row["batch"] == _PROMISED_BATCH]
+    peers = _of(rows, *PEERS)
+    exact = [row for row in _of(rows, *OURS) if row["base"] != "bf16"]
+    of_four = f"at batch {_PROMISED_BATCH}"
+    return (
+        _check("fused over non-private, time", fused, "time_ratio", FUSED_TIME),
+        _check("fused over non-private, memory", fused, "memory_ratio", FUSED_MEMORY),
+        _check(
+            f"microbatch over non-private, time, {of_four}", small, "time_ratio", MICROBATCH_TIME
+        ),
+        _check(
+            f"microbatch over non-private, memory, {of_four}",
+            small,
+            "memory_ratio",
+            MICROBATCH_MEMORY,
+        ),
+        _check("fused over the best peer, time", _working(peers), "fused_ratio", 1.0),
+        _check("fused over the best peer, memory", _working(peers), "fused_memory_ratio", 1.0),
+        _check("distance of ours from the truth (not bf16)", exact, "error", ERROR),
+    )
+
+
+def plot(result: BenchResult, path: Path) -> None:
+    """Draw time against memory, one mark for each engine at each point, as an SVG file.
+
+    Args:
+        result: what :func:`run` returned.
+        path: of the file; an existing one is replaced.
+    """
+
+    def draw(axes: Axes) -> None:
+        for engine, (colour, marker) in _MARKS.items():
+            rows = [row for row in _of(result.rows, engine) if "memory_ratio" in row]
+            times = [float(row["time_ratio"] or math.nan) for row in rows]
+            memories = [float(row["memory_ratio"] or math.nan) for row in rows]
+            if rows:
+                axes.plot(times, memories, marker, color=colour, label=engine, fillstyle="none")
+        axes.axhline(1.0, color=GREY, linewidth=1)
+        axes.axvline(1.0, color=GREY, linewidth=1)
+        axes.set_yscale("log")
+        axes.set_xlabel("time, over a step without privacy")
+        axes.set_ylabel("memory, over the same")
+        plain_numbers(axes)
+        legend(axes)
+
+    write_text(path, render(draw) + "\n")
+
+
+def _numbers(
+    said: Mapping[str, Any], plain: Mapping[str, Any], fused: Mapping[str, Any]
+) -> dict[str, Scalar]:
+    """Return the numbers of one engine's row."""
+    seconds: list[float] = said["seconds"]
+    numbers: dict[str, Scalar] = {"seconds": statistics.median(seconds)}
+    if "seconds" in plain:
+        ratios = _ratios(seconds, plain["seconds"])
+        numbers["time_ratio"] = statistics.median(ratios)
+        numbers["time_least"] = min(ratios)
+        numbers["time_most"] = max(ratios)
+    if "seconds" in fused:
+        numbers["fused_ratio"] = statistics.median(_ratios(fused["seconds"], seconds))
+    peak = int(said["peak_bytes"])
+    numbers["peak_mb"] = peak / _MB
+    if "peak_bytes" in plain:
+        numbers["memory_ratio"] = _over(peak, plain["peak_bytes"])
+    if "peak_bytes" in fused:
+        numbers["fused_memory_ratio"] = _over(fused["peak_bytes"], peak)
+    numbers["error"] = said["error"]
+    return numbers
+
+
+def _ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Return the ratio of each turn."""
+    return [_over(a, b) for a, b in zip(above, below, strict=True)]
+
+
+def _over(above: float, below: float) -> float:
+    """Return a quotient; NaN where there is none."""
+    return above / below if below > 0 else math.nan
+
+
+def _of(rows: Sequence[Row], *engines: str) -> list[Row]:
+    """Return the rows of some engines, but for those of a base that this machine cannot hold."""
+    absent = {"no bf16 here", "not installed"}
+    return [row for row in rows if row["engine"] in engines and row["status"] not in absent]
+
+
+def _working(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of the engines that gave a result; no peer has to."""
+    return [row for row in rows if row["status"] == "measured"]
+
+
+def _check(name: str, rows: Sequence[Row], column: str, limit: float) -> Check:
+    """Return the check on the largest number of a column."""
+    numbers = [row.get(column) for row in rows]
+    known = [number for number in numbers if isinstance(number, float)]
+    complete = bool(known) and len(known) == len(numbers) and not any(map(math.isnan, known))
+    return Check(
+        name=f"{name}, worst point",
+        measured=max(known) if complete else math.nan,
+        limit=limit,
+        unit="x",
+    )
+
+
+def _measured(point: Point, folder: Path) -> dict[str, dict[str, Any]]:
+    """Measure a point in a process of its own."""
+    case = Case(
+        folder=str(folder),
+        base=point.base,
+        sequence=point.sequence,
+        batch=point.batch,
+        engines=point.engines,
+        repetitions=point.repetitions,
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-m", "simulations.benchmarks.dp_step_case", case.to_json()]
+    said = subprocess.run(  # noqa: S603 - our own program, no shell
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+    found: dict[str, dict[str, Any]] = json.loads(said.stdout)
+    return found
