@@ -153,7 +153,7 @@ def has_bfloat16() -> bool:
     import torch
 
     # Torch 2.9 and 2.10 do not say.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 

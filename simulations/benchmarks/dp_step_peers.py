@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -216,16 +217,16 @@ class DpLora(_Peer):
     def _attach(self, stack: ExitStack) -> None:
         """Register the hooks."""
         try:
-            from dp_lora import DPOptimizer, GradSampleModule
+            package: Any = import_module("dp_lora")
         except ImportError as error:
             msg = "The package dp-lora is not installed."
             raise MissingDependency(msg, hint="pip install dp-lora") from error
         from torch.optim import SGD
 
-        self._hooks = GradSampleModule(self._model.peft_model, method="vanilla")
+        self._hooks = package.GradSampleModule(self._model.peft_model, method="vanilla")
         stack.callback(self._hooks.remove_hooks)
         stack.callback(self._hooks.clear_per_sample_grads)
-        self._optimizer = DPOptimizer(
+        self._optimizer = package.DPOptimizer(
             SGD(self._parameters, lr=1.0),
             noise_multiplier=0.0,
             max_grad_norm=1.0,
