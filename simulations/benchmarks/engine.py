@@ -7,7 +7,7 @@ the same process; and Flower's Ray engine with as many actors as there are cores
 same ClientApp and does nothing else. One thread each, unless a row says otherwise.
 
 Every run has a process of its own. Flower's engine is not asked for more than 1,000 clients, and
-the 30 M shape for no more than 1,000, to bound the time. Memory is what the kernel says is
+the 30 M shape for no more than 100, to bound the time. Memory is what the kernel says is
 resident; what a population costs is the largest size of a run, from its start to the end of its
 last round, above a process that imported the same and loaded the base.
 """
@@ -71,8 +71,8 @@ class Sizes:
 
 
 FULL = Sizes(
-    demo=((10, 13), (100, 7), (1_000, 4), (10_000, 1)),
-    large=((10, 5), (100, 3), (1_000, 1)),
+    demo=((10, 9), (100, 5), (1_000, 3), (10_000, 1)),
+    large=((10, 4), (100, 3)),
     ray_demo=((10, 8), (100, 5), (1_000, 3)),
     ray_large=(100, 3),
     populations=(1_000, 1_000_000),
@@ -155,7 +155,7 @@ class _Measure:
         self._sizes = sizes
         self._shape = shape
         self.small = Work(what="rounds", population=10, cohort=10, rounds=1)
-        self.heavy = replace(self.small, base=base, records=1, max_length=32)
+        self.heavy = replace(self.small, base=base, records=1)
         self._seconds: dict[tuple[str, int], float] = {}
 
     def rounds(self) -> Part:

@@ -49,7 +49,7 @@ def draw_rates(result: BenchResult) -> str:
                 [rate for _, rate in points],
                 color=colour,
                 marker=marker,
-                linestyle=style,  # type: ignore[arg-type]
+                linestyle=style,
                 label=name,
             )
         axes.set_xscale("log")

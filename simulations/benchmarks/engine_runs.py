@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,8 @@ class Work:
 
     Attributes:
         what: ``"rounds"`` with the centralised loop between them, ``"alone"`` without it,
-            ``"quickstart"`` (that scenario's start, not its rounds), ``"base"`` (load and rest).
+            ``"quickstart"`` (that scenario up to its first client's answer, with one client
+            measured before it and not 1,000), ``"base"`` (load and rest).
         base: ``"demo"`` or the folder of a base model.
         population: registered clients.
         cohort: clients a round on average; the population means everyone, every round.
@@ -59,14 +61,14 @@ class Work:
     population: int
     cohort: int
     rounds: int
-    records: int = 4
-    max_length: int = 64
+    records: int = 2
+    max_length: int = 32
     threads: int = 1
 
     def resolved(self, *, engine: str = "inprocess") -> ResolvedConfig:
         """Return the scenario: client-level noise, one SGD step a client, nothing held out."""
         if self.what == "quickstart":
-            overrides = ("run.rounds=1", "evaluation.final_clients=1", "audit.profile=none")
+            overrides = ("evaluation.final_clients=1", "audit.profile=none")
             return load_config(_QUICKSTART, overrides, source="quickstart")
         everyone = self.cohort == self.population
         tables: dict[str, dict[str, Any]] = {
@@ -102,6 +104,10 @@ class Work:
         return resolve(tables, source="engine")
 
 
+class Enough(Exception):
+    """Ends a run whose start alone is measured."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Clock:
     """A display that notes when what happened.
@@ -109,6 +115,7 @@ class Clock:
     Attributes:
         began: when the run was started, by ``time.perf_counter``.
         between: what to do after each round while the clock stands still.
+        start_only: whether the first answer ends the run.
         paused: seconds that it stood still.
         first_answer: seconds from ``began`` to the first client's answer.
         rounds: seconds of each round, the first one from the charge on, the others from the end
@@ -122,6 +129,7 @@ class Clock:
 
     began: float
     between: Callable[[], None] | None = None
+    start_only: bool = False
     paused: float = 0.0
     first_answer: float | None = None
     rounds: list[float] = field(default_factory=list)
@@ -142,10 +150,16 @@ class Clock:
             self._since = time.perf_counter()
 
     def client_done(self, server_round: int, answered: int, cohort: int) -> None:
-        """Note the first answer."""
+        """Note the first answer.
+
+        Raises:
+            Enough: if that is all that was wanted.
+        """
         del server_round, answered, cohort
         if self.first_answer is None:
             self.first_answer = time.perf_counter() - self.began
+            if self.start_only:
+                raise Enough
 
     def finished(self, record: Mapping[str, Any]) -> None:
         """Note the end of a round, and do what is to be done between two."""
@@ -207,8 +221,10 @@ def simulated(
 
     with tempfile.TemporaryDirectory() as parent:
         resolved = work.resolved(engine=engine)
-        clock = Clock(began=time.perf_counter(), between=between)
-        simulate(resolved, folder=Path(parent) / "run", resume=False, progress=clock)
+        only = work.what == "quickstart"
+        clock = Clock(began=time.perf_counter(), between=between, start_only=only)
+        with suppress(Enough):
+            simulate(resolved, folder=Path(parent) / "run", resume=False, progress=clock)
     return clock
 
 

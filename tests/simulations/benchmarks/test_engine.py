@@ -18,7 +18,7 @@ from simulations.benchmarks.catalog import benchmark
 from simulations.benchmarks.engine_central import CentralLoop, batches_of, tokens_of
 from simulations.benchmarks.engine_plot import series_of
 from simulations.benchmarks.engine_ray import measure as measure_ray
-from simulations.benchmarks.engine_rows import row_of_rounds
+from simulations.benchmarks.engine_rows import Row, row_of_rounds
 from simulations.benchmarks.engine_runs import M30, Clock, Work
 from simulations.benchmarks.protocol import BenchResult
 
@@ -64,7 +64,7 @@ def test_the_clock_stands_still_between_rounds() -> None:
 
 
 def test_the_plot_has_a_line_for_each_engine_and_the_loop(tmp_path: Path) -> None:
-    rows = (
+    rows: tuple[Row, ...] = (
         {**row_of_rounds("demo, rounds", 10, {"rounds": [4.0], "central": [2.0]})},
         {**row_of_rounds("demo, rounds", 100, {"rounds": [40.0], "central": [20.0]})},
         {"case": "demo, rounds, Flower's Ray engine", "clients": 10, "clients_per_s": 1.0},
