@@ -14,6 +14,7 @@ from server.audit.catalog import AUDITS, PROFILES
 from server.audit.protocol import AuditContext, Control, Effort
 from server.audit.report import AuditReport
 from server.audit.run import run_audits
+from server.audit.target import KnownBase, Target
 from server.audit.verify import SIGNATURE, sign_report
 from shared.crypto import SigningKey, user_key
 from shared.errors import UsageError
@@ -89,6 +90,7 @@ def audit_dossier(
     from simulations.auditing.artefacts import context_of, subject_of
 
     context = context_of(dossier, EFFORTS[profile], extra=extra)
+    context = context.plus(KnownBase(context.need(Target)))
     made = controls(dossier, context, names)
     progress.expect(len(names))
     return run_audits(

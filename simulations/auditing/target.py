@@ -73,6 +73,7 @@ class ModelTarget(Target):
         self._max_length = max_length
         self._template = template
         self._batch_tokens = batch_tokens
+        self._examples: dict[Passage, Example | None] = {}
 
     def read(self, passages: Sequence[Passage], *, adapter: bool) -> list[Reading]:
         """Read passages as training would: same tokens, same cut, prompt not scored.
@@ -138,6 +139,12 @@ class ModelTarget(Target):
         return self._example(passage) is not None
 
     def _example(self, passage: Passage) -> Example | None:
+        """Tokenise a passage, once; None if training would leave it out."""
+        if passage not in self._examples:
+            self._examples[passage] = self._tokenised(passage)
+        return self._examples[passage]
+
+    def _tokenised(self, passage: Passage) -> Example | None:
         """Tokenise a passage; None if training would leave it out."""
         record = (
             Record(prompt=passage.prompt, response=passage.text)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import DynamicCache
 
 from server.audit.target import TOP_K
 from shared import validate
@@ -16,6 +17,8 @@ from shared.errors import AuditError, InvalidValue
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_WORTH_KEEPING = 0.8
+"""Share of rows still written on, from which on the ended ones are carried along no more."""
 _CONTEXT = 8
 """Tokens of the prompt that decoding sees, so that a first space is not taken for a margin."""
 
@@ -114,39 +117,35 @@ class Writer:
     ) -> list[list[int]]:
         """Return the tokens written after each prompt, up to the first end token.
 
-        Prompts are padded on the left, so that all go on from the same column; padding is masked
-        and positions count from the first real token.
+        Prompts whose text has ended leave the batch, and the cache, as soon as they are many.
         """
-        width = max(map(len, ids))
-        pad = int(self.tokenizer.pad_token_id or 0)
-        step = torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=self.device)
-        mask = torch.tensor(
-            [[0] * (width - len(row)) + [1] * len(row) for row in ids], device=self.device
-        )
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         ends = torch.tensor(sorted(self._end_tokens()), dtype=torch.int64, device=self.device)
-        open_rows = torch.ones(len(ids), dtype=torch.bool, device=self.device)
-        cache, written = None, []
+        written: list[list[int]] = [[] for _ in ids]
+        rows = _Rows.of(ids, pad=int(self.tokenizer.pad_token_id or 0), device=self.device)
+        cache = None
         for draw in draws.to(self.device).unbind(dim=1):
             output = self.model(
-                input_ids=step,
-                attention_mask=mask,
-                position_ids=positions,
+                input_ids=rows.step,
+                attention_mask=rows.mask,
+                position_ids=rows.positions,
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
             cache = output.past_key_values
-            token = _choose(output.logits[:, -1].float(), draw, temperature)
-            open_rows &= ~torch.isin(token, ends)
-            written.append(torch.where(open_rows, token, -1))
-            if not bool(open_rows.any()):
+            token = _choose(output.logits[:, -1].float(), draw[rows.prompts], temperature)
+            rows.end(torch.isin(token, ends))
+            for prompt, new, going in zip(
+                rows.prompts.tolist(), token.tolist(), rows.going.tolist(), strict=True
+            ):
+                if going:
+                    written[prompt].append(new)
+            if not bool(rows.going.any()):
                 break
-            step = torch.where(open_rows, token, pad)[:, None]
-            mask = torch.cat([mask, mask.new_ones((len(ids), 1))], dim=1)
-            positions = positions[:, -1:] + 1
-        columns = torch.stack(written, dim=1).tolist()
-        return [[token for token in row if token >= 0] for row in columns]
+            rows.go_on(token)
+            if isinstance(cache, DynamicCache) and rows.mostly_ended():
+                cache.batch_select_indices(rows.drop_ended())
+        return written
 
     def _end_tokens(self) -> set[int]:
         """Return the tokens that end a text, the tokenizer's and the model's own."""
@@ -154,6 +153,66 @@ class Writer:
         found = getattr(config, "eos_token_id", None)
         ends = set(found) if isinstance(found, list | tuple) else {found}
         return {int(token) for token in ends | {self.tokenizer.eos_token_id} if token is not None}
+
+
+@dataclass(slots=True, kw_only=True)
+class _Rows:
+    """The prompts of a batch that are still written on from.
+
+    They are padded on the left, so that all go on from the same column; padding is masked and
+    positions count from the first real token.
+
+    Attributes:
+        prompts: which prompt each row belongs to, shape ``(B,)``.
+        step: the tokens that the model has not seen yet, shape ``(B, t)``.
+        mask: 1 for every token of a text so far, 0 for padding.
+        positions: of the tokens in ``step``.
+        going: whether a row's text has not ended.
+        pad: the token of padding, and of what follows an ended text.
+    """
+
+    prompts: torch.Tensor
+    step: torch.Tensor
+    mask: torch.Tensor
+    positions: torch.Tensor
+    going: torch.Tensor
+    pad: int
+
+    @classmethod
+    def of(cls, ids: Sequence[list[int]], *, pad: int, device: torch.device) -> _Rows:
+        """Return the rows of prompts of which nothing has been read."""
+        width = max(map(len, ids))
+        lengths = torch.tensor([len(row) for row in ids], device=device)
+        mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
+        return cls(
+            prompts=torch.arange(len(ids), device=device),
+            step=torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=device),
+            mask=mask,
+            positions=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            going=torch.ones(len(ids), dtype=torch.bool, device=device),
+            pad=pad,
+        )
+
+    def end(self, ended: torch.Tensor) -> None:
+        """Note which rows came to their end token, shape ``(B,)``."""
+        self.going &= ~ended
+
+    def go_on(self, token: torch.Tensor) -> None:
+        """Append a token to every row, padding to those that have ended."""
+        self.step = torch.where(self.going, token, self.pad)[:, None]
+        self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.mask), 1))], dim=1)
+        self.positions = self.positions[:, -1:] + 1
+
+    def mostly_ended(self) -> bool:
+        """Tell whether so many rows have ended that it pays to copy the rest."""
+        return int(self.going.sum()) <= _WORTH_KEEPING * len(self.going)
+
+    def drop_ended(self) -> torch.Tensor:
+        """Leave out the rows that have ended; returns the places of those that stay."""
+        kept = self.going.nonzero()[:, 0]
+        for name in ("prompts", "step", "mask", "positions", "going"):
+            setattr(self, name, getattr(self, name)[kept])
+        return kept
 
 
 def _choose(logits: torch.Tensor, draw: torch.Tensor, temperature: float) -> torch.Tensor:

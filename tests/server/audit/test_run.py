@@ -14,7 +14,7 @@ from server.audit.catalog import AUDITS, PROFILES
 from server.audit.protocol import ALPHA, AuditContext, Claim, Control, Terms
 from server.audit.report import SCHEMA, AuditReport, overall
 from server.audit.run import run_audits
-from server.audit.target import Passage, Reading, Target
+from server.audit.target import KnownBase, Passage, Reading, Target
 from server.audit.verdict import Bound, bound_for, bound_for_client, judge, stated_delta
 from server.audit.verify import sign_report, verify_report
 from shared.crypto import SigningKey
@@ -108,6 +108,21 @@ def test_each_text_is_read_once_and_costs_are_announced_first() -> None:
     assert len(target.reads) == len(set(target.reads))
     assert [line.split(":")[0] for line in told[::2]] == list(ON_CANARIES)
     assert told[1::2] == [finding.verdict for finding in report.findings]
+
+
+def test_a_control_reads_its_own_adapter_and_no_text_twice_with_the_base() -> None:
+    """Two suites on one base, as for a run and its planted leak."""
+    plain = oracles.context(gain=1.0)
+    target = plain.need(oracles.FakeTarget)
+    alone = [audited(plain).to_dict() for _ in range(2)]
+    separately = list(target.reads)
+    target.reads.clear()
+    shared = plain.plus(KnownBase(target))
+    assert [audited(shared).to_dict() for _ in range(2)] == alone
+    reads = {side: [p for adapter, p in target.reads if adapter == side] for side in (True, False)}
+    assert reads[True] == [p for adapter, p in separately if adapter]
+    assert reads[False]
+    assert len(reads[False]) == len(set(reads[False])) == len(separately) // 4
 
 
 class Wrong(Target):

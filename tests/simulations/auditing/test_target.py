@@ -263,6 +263,20 @@ def test_writing_stops_at_any_end_token(make: Make) -> None:
     assert cut == [generated(model.peft_model, tokenizer, prompt, 12) for prompt in PROMPTS]
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_texts_that_have_ended_leave_the_batch_and_change_no_other(make: Make, family: str) -> None:
+    """Caches of every family lose rows, sliding windows included; the library writes each alone."""
+    model, _ = make(family)
+    target = ModelTarget(model, max_length=64)
+    tokenizer = model.base.tokenizer
+    free = target.write(PROMPTS, adapter=True, max_tokens=24)
+    config: Any = model.base.model.generation_config
+    config.eos_token_id = [1, tokenizer.convert_tokens_to_ids(free[0].split()[1])]
+    cut = target.write(PROMPTS, adapter=True, max_tokens=24)
+    assert len(cut[0].split()) <= 1
+    assert cut == [generated(model.peft_model, tokenizer, prompt, 24) for prompt in PROMPTS]
+
+
 def test_sampling_depends_on_the_seed_and_not_on_the_batches(make: Make) -> None:
     model, _ = make()
     one, other = (ModelTarget(model, max_length=64, batch_tokens=size) for size in (1, 4096))
