@@ -21,6 +21,7 @@ keeps for them::
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,9 +32,10 @@ from numpy.typing import NDArray
 from shared.errors import ConflictingSettings, SchemaMismatch
 from shared.lora import Vector
 from shared.privacy.correlated import CorrelatedGaussian, CorrelatedNoise
-from shared.privacy.mechanism import AdapterDelta, ClippedSum, clip_update
+from shared.privacy.mechanism import AdapterDelta, ClippedSum
 from shared.privacy.noise import SEEDED, NoiseSource
 from shared.privacy.noiserows import NoiseRows
+from shared.privacy.norms import add_scaled, norm_of
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.quantile import QuantileGaussian, QuantileSum
 from shared.wire import Stage
@@ -47,11 +49,6 @@ STAGE_OF_MODE: dict[str, Stage] = {
 
 LONGEST_UPDATE = 1e6
 """L2 norm that no update of use has; longer ones are scaled down where the plan has no clip."""
-
-
-def norm_of(vector: Vector) -> float:
-    """Return the L2 norm of an update; squares of 32-bit numbers are summed in 64 bits."""
-    return float(np.linalg.norm(vector.astype(np.float64)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +69,11 @@ class Aggregate:
 class Aggregator(Protocol):
     """Takes updates one at a time and releases one mean."""
 
-    def add(self, vector: Vector) -> None:
-        """Take one client's update."""
+    def add(self, vector: Vector) -> float:
+        """Take one client's update; return its norm as it came, which is sensitive.
+
+        The norm is NaN or infinite if a coordinate is. It is taken once, here, for everybody.
+        """
 
     def release(self) -> Aggregate | None:
         """Return the mean; None if there is nothing to release."""
@@ -91,14 +91,16 @@ class UniformMean:
         self._total: NDArray[np.float64] = np.zeros(size, dtype=np.float64)
         self._count = 0
 
-    def add(self, vector: Vector) -> None:
-        """Take one client's update."""
+    def add(self, vector: Vector) -> float:
+        """Take one client's update; return its norm as it came."""
         if vector.shape != self._total.shape:
             msg = f"Found an update of shape {vector.shape}, expected {self._total.shape}."
             raise SchemaMismatch(msg)
-        if np.isfinite(vector).all():
-            self._total += vector * min(1.0, LONGEST_UPDATE / max(norm_of(vector), 1.0))
+        norm = norm_of(vector)
+        if math.isfinite(norm):
+            add_scaled(self._total, vector, min(1.0, LONGEST_UPDATE / max(norm, 1.0)))
         self._count += 1
+        return norm
 
     def release(self) -> Aggregate | None:
         """Return the mean, or None if nobody answered."""
@@ -127,10 +129,9 @@ class CentralGaussian:
         self._total = ClippedSum(dimension=size, clipping_norm=self._mechanism.clipping_norm)
         self._source = source
 
-    def add(self, vector: Vector) -> None:
-        """Clip one client's update and add it to the sum."""
-        norm = self._mechanism.clipping_norm
-        self._total.add(clip_update(AdapterDelta(vector=vector), clipping_norm=norm))
+    def add(self, vector: Vector) -> float:
+        """Clip one client's update and add it to the sum; return its norm as it came."""
+        return self._total.clip_and_add(AdapterDelta(vector=vector))
 
     def release(self) -> Aggregate | None:
         """Noise the sum and divide by the expected cohort."""
@@ -169,10 +170,9 @@ class QuantileCentral:
         self._total = QuantileSum(dimension=size, clipping_norm=clip)
         self._source = source
 
-    def add(self, vector: Vector) -> None:
-        """Clip one client's update, add it, and count whether it was within the clip."""
-        norm = self._mechanism.clipping_norm
-        self._total.add(clip_update(AdapterDelta(vector=vector), clipping_norm=norm))
+    def add(self, vector: Vector) -> float:
+        """Clip one client's update, add it, count whether it was within; return its norm."""
+        return self._total.clip_and_add(AdapterDelta(vector=vector))
 
     def release(self) -> Aggregate | None:
         """Noise sum and count, divide by the expected cohort, and move the clip."""
@@ -208,10 +208,9 @@ class CorrelatedCentral:
         self._round = server_round
         self._noise = noise
 
-    def add(self, vector: Vector) -> None:
-        """Clip one client's update and add it to the sum."""
-        norm = self._mechanism.clipping_norm
-        self._total.add(clip_update(AdapterDelta(vector=vector), clipping_norm=norm))
+    def add(self, vector: Vector) -> float:
+        """Clip one client's update and add it to the sum; return its norm as it came."""
+        return self._total.clip_and_add(AdapterDelta(vector=vector))
 
     def release(self) -> Aggregate | None:
         """Add the round's row of noise and divide by the largest cohort."""

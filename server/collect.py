@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
-
-from server.aggregation import LONGEST_UPDATE, STAGE_OF_MODE, Aggregator, norm_of
+from server.aggregation import LONGEST_UPDATE, STAGE_OF_MODE, Aggregator
 from server.messenger import TRAIN, Messenger
 from shared.errors import ConflictingSettings, ProtocolError
-from shared.lora import Vector
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.secagg.coordinator import Coordinator, SecureSum, Upload
 from shared.privacy.secagg.keys import Roster
@@ -130,24 +128,27 @@ def collect_updates(
             logger.warning("round %s, node %d: %s", group, node, error.message)
             on_refused(nodes[node], error.code)
             continue
-        oddity = _oddity(update.vector, instruction.clipping_norm or plan.clipping_norm, plan)
+        norm = aggregator.add(update.vector)
+        oddity = _oddity(norm, instruction.clipping_norm or plan.clipping_norm, plan)
         if oddity is not None:
             # Counted like any other, as zero or clipped; that it came is worth knowing.
             on_refused(nodes[node], oddity)
-        aggregator.add(update.vector)
         answered += 1
         up = max(up, payload_bytes(reply))
         on_answer(answered)
     return answered, Traffic(up=up, down=payload_bytes(content))
 
 
-def _oddity(vector: Vector, clip: float | None, plan: PrivacyPlan) -> str | None:
-    """Return the code of an update that no honest client sends; None if there is nothing odd."""
-    if not np.isfinite(vector).all():
+def _oddity(norm: float, clip: float | None, plan: PrivacyPlan) -> str | None:
+    """Return the code of a norm that no honest client's update has; None if there is nothing odd.
+
+    A norm is not finite where a coordinate is not, and only there.
+    """
+    if not math.isfinite(norm):
         return "update-not-finite"
     clipped = plan.mode == "client-central" and clip is not None
     most = clip * _ROUNDING if clipped and clip is not None else LONGEST_UPDATE
-    return "update-too-long" if norm_of(vector) > most else None
+    return "update-too-long" if norm > most else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

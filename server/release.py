@@ -46,6 +46,29 @@ class Release:
     opened: bool = True
 
 
+def choose_others(
+    rng: np.random.Generator, cohort: Sequence[int], *, count: int, population: int
+) -> list[int]:
+    """Draw clients that are not in a cohort, without listing the population.
+
+    Args:
+        rng: where the draw comes from.
+        cohort: different clients of the population.
+        count: how many others, at most ``population - len(cohort)``.
+        population: number of clients.
+
+    Returns:
+        Different clients in ascending order, every set of that many equally likely. Memory grows
+        with cohort and count alone.
+    """
+    taken = np.sort(np.asarray(cohort, dtype=np.int64))
+    ranks = rng.choice(population - taken.size, size=count, replace=False)
+    # So many clients before the i-th of the cohort are not in it.
+    before = taken - np.arange(taken.size)
+    others: list[int] = (ranks + np.searchsorted(before, ranks, side="right")).tolist()
+    return sorted(others)
+
+
 class Releaser:
     """Holds what a mechanism remembers between rounds, and releases one mean a round.
 
@@ -176,9 +199,8 @@ class Releaser:
         missing = least - len(cohort)
         if missing <= 0:
             return []
-        rest = sorted(set(range(self._setup.population)) - set(cohort))
         rng = data_rng(self._setup.config.run.seed, "padding", server_round)
-        return sorted(int(i) for i in rng.choice(rest, size=missing, replace=False))
+        return choose_others(rng, cohort, count=missing, population=self._setup.population)
 
     def _teller(self, server_round: int, cohort: int) -> OnAnswer:
         """Return what tells the observer about each answer."""

@@ -141,7 +141,7 @@ def decode_instruction(records: RecordDict) -> Instruction:
     moving = "clipping-norm" in header
     return Instruction(
         **_addressed(header),
-        vector=_vector(records),
+        vector=np.array(_vector(records)),
         clipping_norm=_field(header, "clipping-norm", float) if moving else None,
         empty=_field(header, "empty", bool),
         anchor=_anchor(header),
@@ -208,6 +208,7 @@ def decode_update(
 
     A vector with NaN or infinity is accepted here: what it becomes (the zero update) is decided
     where it is clipped or averaged, so that failure looks like any other update on the wire.
+    The vector is a view of the message's own bytes, which nobody can write to: nothing is copied.
 
     Args:
         records: what the client sent.
@@ -393,7 +394,7 @@ def _field(header: ConfigRecord, name: str, kind: type[T]) -> T:
 
 
 def _vector(records: RecordDict) -> Vector:
-    """Return the flat float32 vector of a message."""
+    """Return the flat float32 vector of a message, a view of its bytes that cannot be written."""
     record = records.get(ADAPTER)
     array = record.get(VECTOR) if isinstance(record, ArrayRecord) else None
     if array is None or len(records[ADAPTER]) != 1:
@@ -403,7 +404,7 @@ def _vector(records: RecordDict) -> Vector:
         msg = f"Found an adapter of dtype {_shown(array.dtype)}, expected float32 in one dimension."
         raise SchemaMismatch(msg)
     # numpy's own reader raises what it likes, unpacks archives and believes the header's shape.
-    return np.array(read_npy(memoryview(array.data), dtype="float32", shape=array.shape))
+    return read_npy(memoryview(array.data).toreadonly(), dtype="float32", shape=array.shape)
 
 
 def _expect(name: str, found: object, expected: object) -> None:

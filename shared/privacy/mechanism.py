@@ -4,6 +4,10 @@
 :meth:`GaussianMechanism.release` -> ``NoisedMean``. Each stage is its own type: an unclipped
 delta cannot be summed, and a sum cannot be read before noise is added. The sensitivity is the
 clipping norm by construction, not a setting of its own.
+
+A server that needs only the sum goes from the first to the third in one step,
+:meth:`ClippedSum.clip_and_add`: the sum measures the update itself, once, and takes nobody's word
+for a norm.
 """
 
 from __future__ import annotations
@@ -19,11 +23,9 @@ from shared.errors import SensitivityError
 from shared.privacy.accountant import relation_of
 from shared.privacy.events import GaussianEvent, NeighboringRelation
 from shared.privacy.noise import NoiseKind, NoiseSource
+from shared.privacy.norms import add_scaled, clip_factor, is_within, norm_of, scaled_towards_zero
 
 Vector: TypeAlias = npt.NDArray[np.float32]
-
-# Rounding of a float64 norm over up to 2**40 coordinates stays far below this.
-_MARGIN = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,8 +54,8 @@ class ClippedDelta:
         bound: the clipping norm C > 0.
 
     Raises:
-        SensitivityError: if the vector is not finite or its float64 norm is above the bound, so
-            that the type itself is the proof.
+        SensitivityError: if the vector is not finite or may be longer than the bound, so that the
+            type itself is the proof. Nobody hands in a norm: it is taken here.
     """
 
     vector: Vector = field(repr=False)
@@ -62,7 +64,7 @@ class ClippedDelta:
     def __post_init__(self) -> None:
         validate.positive(bound=self.bound)
         _require_vector(self.vector)
-        if not _norm(self.vector.astype(np.float64)) <= self.bound:
+        if not is_within(norm_of(self.vector), self.bound):
             msg = f"a delta is not within its bound={self.bound!r}."
             raise SensitivityError(msg, hint="Build it with clip_update.")
         self.vector.setflags(write=False)
@@ -92,12 +94,14 @@ def clip_update(delta: AdapterDelta, *, clipping_norm: float) -> ClippedDelta:
     zero on the way back to float32, so rounding cannot push the norm above the bound.
 
     Guarantee:
-        ``norm(result) <= clipping_norm`` for every input. Client-level sensitivity of a sum: C
-        under add-or-remove-one, 2C under replace-one. Clipping twice changes nothing.
+        ``norm(result) <= clipping_norm`` for every input, in exact arithmetic. Client-level
+        sensitivity of a sum: C under add-or-remove-one, 2C under replace-one. Clipping twice
+        changes nothing.
 
     Edge cases:
-        Zero, and anything within the bound, is returned unchanged. Any NaN or infinity gives the
-        zero update, so that a failure looks like an update with nothing to say.
+        Zero, and anything within the bound, is returned unchanged; the last ``2**-39`` of the
+        bound, where a norm in float64 decides nothing, counts as beyond it. Any NaN or infinity
+        gives the zero update, so that a failure looks like an update with nothing to say.
 
     Args:
         delta: the raw update; a server also passes what it received through here, so that a
@@ -114,11 +118,17 @@ def clip_update(delta: AdapterDelta, *, clipping_norm: float) -> ClippedDelta:
         McMahan et al. 2018, arXiv:1710.06963, Algorithm 1 (FlatClip).
     """
     validate.positive(clipping_norm=clipping_norm)
-    return ClippedDelta(vector=_clip(delta.vector, clipping_norm), bound=clipping_norm)
+    factor = clip_factor(norm_of(delta.vector), clipping_norm)
+    return ClippedDelta(vector=scaled_towards_zero(delta.vector, factor), bound=clipping_norm)
 
 
 class ClippedSum:
     """A running sum of clipped updates, one added at a time; its value cannot be read.
+
+    Guarantee:
+        Every update is measured and clipped by the sum itself, whichever way it comes, and moves
+        it by at most C in exact arithmetic (the sum is kept in float64). Memory: the sum, and a
+        block of an update.
 
     Args:
         dimension: d >= 1.
@@ -138,26 +148,50 @@ class ClippedSum:
         self.count = 0
         self._sum: npt.NDArray[np.float64] | None = np.zeros(dimension, dtype=np.float64)
 
-    def add(self, delta: ClippedDelta) -> None:
+    def add(self, delta: ClippedDelta) -> float:
         """Add one client's update with weight one; its client must not be added again.
 
         The norm is checked again here, so that a vector changed after clipping is clipped again.
 
+        Returns:
+            The norm of the update as it came; sensitive.
+
         Raises:
             SensitivityError: if the bound or the dimension differ, or the sum was released.
         """
-        _require_clipped(delta)
+        _require(delta, ClippedDelta, hint="Clip it first with clip_update.")
         if delta.bound != self.clipping_norm:
             msg = f"a delta has bound={delta.bound!r}, expected {self.clipping_norm!r}."
             raise SensitivityError(msg, hint="Client and server must use the same plan.")
-        if delta.vector.size != self.dimension:
-            msg = f"a delta has {delta.vector.size} coordinates, expected {self.dimension}."
+        return self._clip_and_add(delta.vector)
+
+    def clip_and_add(self, delta: AdapterDelta) -> float:
+        """Clip one client's raw update and add it; as :func:`clip_update` and :meth:`add`.
+
+        The clipped update is added in float64 and never stored, so it is not rounded to float32 in
+        between: the two ways differ by less than ``2**-22`` of each coordinate.
+
+        Returns:
+            The norm of the update as it came, NaN or infinite if a coordinate is; sensitive.
+
+        Raises:
+            SensitivityError: if the dimension differs, or the sum was released.
+        """
+        _require(delta, AdapterDelta, hint="Wrap what a client sent in one.")
+        return self._clip_and_add(delta.vector)
+
+    def _clip_and_add(self, vector: Vector) -> float:
+        """Measure an update once, add it scaled to the bound, and return its norm."""
+        if vector.size != self.dimension:
+            msg = f"a delta has {vector.size} coordinates, expected {self.dimension}."
             raise SensitivityError(msg)
         if self._sum is None:
             msg = "the sum was already released."
             raise SensitivityError(msg, hint="A second release needs a second charge.")
-        self._sum += _clip(delta.vector, self.clipping_norm)
+        norm = norm_of(vector)
+        add_scaled(self._sum, vector, clip_factor(norm, self.clipping_norm))
         self.count += 1
+        return norm
 
     def take(self) -> npt.NDArray[np.float64]:
         """Hand the un-noised sum to the mechanism, once.
@@ -257,32 +291,11 @@ class GaussianMechanism:
         )
 
 
-def _clip(vector: Vector, bound: float) -> Vector:
-    """Return a float32 copy with float64 norm at most ``bound``; zero if not finite."""
-    exact = vector.astype(np.float64)
-    norm = _norm(exact)
-    if norm <= bound:
-        return vector.copy()
-    if not np.isfinite(norm):
-        return np.zeros_like(vector)
-    exact *= bound / norm * (1.0 - _MARGIN)
-    rounded = exact.astype(np.float32)
-    too_far = np.abs(rounded.astype(np.float64)) > np.abs(exact)
-    rounded[too_far] = np.nextafter(rounded[too_far], np.float32(0.0))
-    return rounded
-
-
-def _norm(exact: npt.NDArray[np.float64]) -> float:
-    """Return the L2 norm in float64; NaN or infinite if a coordinate is."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.sqrt(np.sum(np.square(exact))))
-
-
-def _require_clipped(delta: object) -> None:
-    """Require the type that carries a bound, also from callers that no type checker saw."""
-    if not isinstance(delta, ClippedDelta):
-        msg = f"a {type(delta).__name__} was to be summed, expected a ClippedDelta."
-        raise SensitivityError(msg, hint="Clip it first with clip_update.")
+def _require(delta: object, kind: type, *, hint: str) -> None:
+    """Require the type that says what a vector is, also from callers that no type checker saw."""
+    if not isinstance(delta, kind):
+        msg = f"a {type(delta).__name__} was to be summed, expected a {kind.__name__}."
+        raise SensitivityError(msg, hint=hint)
 
 
 def _require_vector(vector: object) -> None:

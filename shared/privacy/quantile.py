@@ -19,7 +19,7 @@ from shared import validate
 from shared.errors import ConflictingSettings, SensitivityError
 from shared.privacy.accountant import relation_of
 from shared.privacy.events import GaussianEvent, NeighboringRelation
-from shared.privacy.mechanism import ClippedDelta, ClippedSum, NoisedMean
+from shared.privacy.mechanism import AdapterDelta, ClippedDelta, ClippedSum, NoisedMean
 from shared.privacy.noise import NoiseSource
 from shared.privacy.stored import stored_fields
 
@@ -139,8 +139,9 @@ class QuantileSum:
     """A running sum of clipped updates and of the centred bits that go with them.
 
     The bit of a client is +1/2 if its update is within the clip and -1/2 if it was cut down to it.
-    It is read off the clipped update, so nothing beyond the update has to travel. Whatever the
-    update, the bit has magnitude 1/2: a client that lies about it moves it no further.
+    It is read off the norm that the sum takes to clip, so nothing beyond the update has to travel;
+    what is not finite counts as the zero update, which is within. Whatever the update, the bit has
+    magnitude 1/2: a client that lies about it moves it no further.
 
     Args:
         dimension: d >= 1.
@@ -166,15 +167,33 @@ class QuantileSum:
         """Return how many updates are in the sum; not released."""
         return self._updates.count
 
-    def add(self, delta: ClippedDelta) -> None:
+    def add(self, delta: ClippedDelta) -> float:
         """Add one client's update and its bit; its client must not be added again.
+
+        Returns:
+            The norm of the update as it came; sensitive.
 
         Raises:
             SensitivityError: if the bound or the dimension differ, or the sum was released.
         """
-        self._updates.add(delta)
-        norm = float(np.linalg.norm(delta.vector.astype(np.float64)))
-        self._centred += 0.5 if norm <= self.clipping_norm * _WITHIN else -0.5
+        return self._add_bit(self._updates.add(delta))
+
+    def clip_and_add(self, delta: AdapterDelta) -> float:
+        """Clip one client's raw update and add it and its bit; as ``clip_update`` and :meth:`add`.
+
+        Returns:
+            The norm of the update as it came, NaN or infinite if a coordinate is; sensitive.
+
+        Raises:
+            SensitivityError: if the dimension differs, or the sum was released.
+        """
+        return self._add_bit(self._updates.clip_and_add(delta))
+
+    def _add_bit(self, norm: float) -> float:
+        """Add the bit of an update of this norm, and return the norm."""
+        within = norm <= self.clipping_norm * _WITHIN or not math.isfinite(norm)
+        self._centred += 0.5 if within else -0.5
+        return norm
 
     def take(self) -> tuple[npt.NDArray[np.float64], float]:
         """Hand the un-noised sum and count to the mechanism, once; both are sensitive.

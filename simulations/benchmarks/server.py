@@ -1,12 +1,18 @@
 """What a round costs the server beside its clients: aggregation, checkpoint, ledger.
 
-Updates are encoded once, before the clock, and reach :func:`server.collect.collect_updates` as
-messages: decoding, every check, the clip, the sum, and the noise of the release are on the clock.
-The naive way decodes the same messages with numpy, stacks them all and takes the mean, with no
-check, clip or noise; it is timed in turns with ours, on fewer updates, because it keeps them all.
+Eight different updates are encoded before the clock, and reach
+:func:`server.collect.collect_updates` in turns as Flower's messages, in memory. On the clock is all
+that a server does with a message: the checks of its header, reading its vector, the norm, the
+verdict on it, the clip and the sum; and at the end the noise of the release and the division. Off
+the clock is what brings a message in: the network, TLS and Flower's own objects.
 
-Seconds are wall-clock time in one process. Memory is the largest size of a process of its own above
-what it had before the first update, in MB of 1e6 bytes.
+The promise is in processor seconds, so that it is one core's whatever else the machine does; other
+seconds are wall-clock time. The naive way decodes the same messages with numpy, stacks them all and
+takes the mean, with no check, clip or noise; it is timed in turns with ours, on fewer updates,
+because it keeps them all. Memory is the largest size of a process of its own above what it had
+before the first update, in MB of 1e6 bytes.
+
+A row is one thing that was measured: median, least and most of so many times, in its unit.
 """
 
 from __future__ import annotations
@@ -33,7 +39,14 @@ from shared.privacy.plan import PrivacyPlan
 from shared.privacy.planning import make_plan
 from simulations.benchmarks.engine_runs import child_environment
 from simulations.benchmarks.protocol import BenchResult, Check, Scalar
-from simulations.benchmarks.server_cohort import DIGEST, DISTINCT, Cohort, plan_of_case, update
+from simulations.benchmarks.server_cohort import (
+    DIGEST,
+    DISTINCT,
+    MOVING,
+    Cohort,
+    plan_of_case,
+    update,
+)
 
 SUMMARY = "Aggregation of large cohorts, checkpoints and the ledger: seconds and memory a round."
 
@@ -41,6 +54,7 @@ AGGREGATION_SECONDS = 3.0
 MEMORY_MB = 8.0
 _COHORT = "simulations.benchmarks.server_cohort"
 _SCOPE = "benchmark"
+CASES = ("none", "client-central", MOVING)
 
 Row = dict[str, Scalar]
 
@@ -51,6 +65,7 @@ class Sizes:
 
     Attributes:
         updates: of the promise.
+        turns: how often that many are timed.
         few: of the comparisons with keeping them all, and of memory.
         parameters: of an update.
         repeats: of what is repeated.
@@ -58,14 +73,15 @@ class Sizes:
     """
 
     updates: int
+    turns: int
     few: int
     parameters: int
     repeats: int
     cohort: int
 
 
-FULL = Sizes(updates=1_000, few=100, parameters=1_000_000, repeats=5, cohort=1_000)
-QUICK = Sizes(updates=40, few=10, parameters=20_000, repeats=3, cohort=20)
+FULL = Sizes(updates=1_000, turns=3, few=100, parameters=1_000_000, repeats=5, cohort=1_000)
+QUICK = Sizes(updates=40, turns=3, few=10, parameters=20_000, repeats=3, cohort=20)
 
 
 def run(*, quick: bool) -> BenchResult:
@@ -98,28 +114,26 @@ Part = tuple[list[Row], list[Check]]
 
 
 def _promised(sizes: Sizes) -> Part:
-    """Time the promised number of updates, once in each mode."""
-    rows: list[Row] = []
-    for case in ("none", "client-central", "client-central, moving clip"):
-        cohort = Cohort.of(case, sizes.parameters)
+    """Time the promised number of updates in each mode, the modes in turns."""
+    cohorts = {case: Cohort.of(case, sizes.parameters) for case in CASES}
+    seconds: dict[str, list[float]] = {case: [] for case in CASES}
+    for cohort in cohorts.values():
         cohort.aggregate(DISTINCT)
-        seconds = _timed(cohort.aggregate, sizes.updates)
-        rows.append(
-            {
-                "case": f"mode {case}",
-                "updates": sizes.updates,
-                "seconds": round(seconds, 4),
-                "ms_an_update": round(1e3 * seconds / sizes.updates, 4),
-            }
-        )
+    for _ in range(sizes.turns):
+        for case, cohort in cohorts.items():
+            seconds[case].append(_timed(cohort.aggregate, sizes.updates, clock=time.process_time))
+    rows = [
+        _row_of(f"{case}, {sizes.updates} updates", found, "CPU s")
+        for case, found in seconds.items()
+    ]
     checks = [
         Check(
-            name=f"{row['case']}: {sizes.updates} updates of {sizes.parameters} parameters",
-            measured=float(str(row["seconds"])),
+            name=f"{case}: {sizes.updates} of {sizes.parameters} parameters",
+            measured=statistics.median(found),
             limit=AGGREGATION_SECONDS,
-            unit="s",
+            unit="CPU s",
         )
-        for row in rows
+        for case, found in seconds.items()
     ]
     return rows, checks
 
@@ -131,7 +145,7 @@ def _beside_naive(sizes: Sizes) -> Part:
         SchemaMismatch: if the two means differ by more than rounding.
     """
     rows: list[Row] = []
-    for case in ("none", "client-central"):
+    for case in CASES[:2]:
         cohort = Cohort.of(case, sizes.parameters)
         ours: list[float] = []
         naive: list[float] = []
@@ -141,30 +155,22 @@ def _beside_naive(sizes: Sizes) -> Part:
         if case == "none":
             _compare(cohort.aggregate(sizes.few).vector, cohort.stack(sizes.few))
         ratios = [a / b for a, b in zip(ours, naive, strict=True)]
-        rows.append(
-            {
-                "case": f"mode {case}, beside stacking",
-                "updates": sizes.few,
-                "seconds": round(statistics.median(ours), 4),
-                "ms_an_update": round(1e3 * statistics.median(ours) / sizes.few, 4),
-                "naive_s": round(statistics.median(naive), 4),
-                "over_naive": round(statistics.median(ratios), 3),
-                "ratio_min": round(min(ratios), 3),
-                "ratio_max": round(max(ratios), 3),
-            }
-        )
+        rows += [
+            _row_of(f"{case}, {sizes.few} updates", ours, "s"),
+            _row_of(f"{case}, {sizes.few} stacked", naive, "s"),
+            _row_of(f"{case}, over stacking", ratios, "x"),
+        ]
     return rows, []
 
 
 def _memory(sizes: Sizes) -> Part:
     """Measure memory with few and with many updates, and of keeping a few."""
-    few = _in_child("stream", sizes.few, sizes.parameters)
-    many = _in_child("stream", sizes.updates, sizes.parameters)
-    kept = _in_child("stack", sizes.few, sizes.parameters)
-    rows: list[Row] = [
-        {"case": "memory, ours", "updates": sizes.few, "peak_mb": round(few, 1)},
-        {"case": "memory, ours", "updates": sizes.updates, "peak_mb": round(many, 1)},
-        {"case": "memory, stacking", "updates": sizes.few, "peak_mb": round(kept, 1)},
+    asked = (("stream", sizes.few), ("stream", sizes.updates), ("stack", sizes.few))
+    few, many, kept = _in_child(asked, sizes.parameters)
+    rows = [
+        _row_of(f"memory, {sizes.few} updates", [few], "MB"),
+        _row_of(f"memory, {sizes.updates} updates", [many], "MB"),
+        _row_of(f"memory, {sizes.few} stacked", [kept], "MB"),
     ]
     name = f"memory of {sizes.updates} updates above that of {sizes.few}"
     return rows, [Check(name=name, measured=many - few, limit=MEMORY_MB, unit="MB")]
@@ -187,7 +193,7 @@ def _disk(sizes: Sizes) -> Part:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         seconds = [_timed(write_checkpoint, path, checkpoint) for _ in range(sizes.repeats)]
-    return [_row_of("checkpoint with Adam's moments", seconds)], []
+    return [_row_of("checkpoint with Adam's moments", seconds, "s")], []
 
 
 def _ledger(sizes: Sizes) -> Part:
@@ -217,7 +223,7 @@ def _rounds_of(ledger: Ledger, plan: PrivacyPlan, *, cohort: int, rounds: int) -
         spent["signed end"].append(_timed(budget.signed_head))
     subjects = "population" if plan.mode == "client-central" else f"{cohort} clients"
     return [
-        _row_of(f"ledger, mode {plan.mode}, {subjects}: {name}", seconds)
+        _row_of(f"ledger, {subjects}: {name}", [1e3 * value for value in seconds], "ms")
         for name, seconds in spent.items()
     ]
 
@@ -237,22 +243,32 @@ def _plan_of_examples() -> PrivacyPlan:
     )
 
 
-def _row_of(case: str, seconds: Sequence[float]) -> Row:
-    """Return the row of something that was timed several times."""
+def _row_of(case: str, found: Sequence[float], unit: str) -> Row:
+    """Return the row of something that was measured several times."""
     return {
         "case": case,
-        "times": len(seconds),
-        "seconds": round(statistics.median(seconds), 5),
-        "seconds_min": round(min(seconds), 5),
-        "seconds_max": round(max(seconds), 5),
+        "times": len(found),
+        "median": _short(statistics.median(found)),
+        "least": _short(min(found)),
+        "most": _short(max(found)),
+        "unit": unit,
     }
 
 
-def _timed(work: Callable[..., object], *arguments: object) -> float:
-    """Return the seconds that something took."""
-    began = time.perf_counter()
+def _short(value: float) -> float:
+    """Return a number with four digits that count."""
+    return float(f"{value:.4g}")
+
+
+def _timed(
+    work: Callable[..., object],
+    *arguments: object,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Return the seconds that something took by a clock."""
+    began = clock()
     work(*arguments)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def _compare(ours: NDArray[np.float64], naive: NDArray[np.float32]) -> None:
@@ -266,13 +282,14 @@ def _compare(ours: NDArray[np.float64], naive: NDArray[np.float32]) -> None:
         raise SchemaMismatch(msg)
 
 
-def _in_child(way: str, updates: int, parameters: int) -> float:
-    """Return the MB that a process of its own needed at most, above what it had before."""
+def _in_child(asked: Sequence[tuple[str, int]], parameters: int) -> list[float]:
+    """Return the MB that a process of its own needed at most for each, above what it had before."""
+    words = [word for way, updates in asked for word in (way, str(updates))]
     run = subprocess.run(  # noqa: S603 - our own program, no shell
-        [sys.executable, "-m", _COHORT, way, str(updates), str(parameters)],
+        [sys.executable, "-m", _COHORT, str(parameters), *words],
         capture_output=True,
         text=True,
         check=True,
         env=child_environment(1),
     )
-    return float(json.loads(run.stdout.strip().splitlines()[-1]))
+    return [float(value) for value in json.loads(run.stdout.strip().splitlines()[-1])]

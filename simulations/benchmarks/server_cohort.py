@@ -1,7 +1,7 @@
 """A server's cohort whose updates are encoded already, for the benchmark ``server``.
 
-``python -m simulations.benchmarks.server_cohort WAY UPDATES PARAMETERS`` aggregates in one way and
-prints the MB that it took at most above what the process had before.
+``python -m simulations.benchmarks.server_cohort PARAMETERS WAY UPDATES ...`` aggregates in one way
+after the other and prints the MB that each took at most above what the process had before it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from simulations.benchmarks.engine_runs import memory
 
 DIGEST = "0" * 64
 DISTINCT = 8
+MOVING = "moving clip"
 _CLIP = 1.0
 
 
@@ -136,7 +137,7 @@ def plan_of_case(case: str) -> PrivacyPlan:
         sampling_probability=0.1,
         rounds=100,
         population=10_000,
-        quantile=moving if case == "client-central, moving clip" else None,
+        quantile=moving if case == MOVING else None,
     )
 
 
@@ -152,16 +153,18 @@ def _tell_nobody(answered: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Aggregate in the way that is asked for, and print the memory that it took."""
-    way, updates, parameters = arguments[0], int(arguments[1]), int(arguments[2])
-    cohort = Cohort.of("client-central", parameters)
-    work = cohort.aggregate if way == "stream" else cohort.stack
-    work(2)
-    before = memory()["VmRSS"]
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    work(updates)
-    sys.stdout.write(json.dumps(memory()["VmHWM"] - before) + "\n")
+    """Aggregate in the ways that are asked for, and print the memory that each took."""
+    cohort = Cohort.of("client-central", int(arguments[0]))
+    found: list[float] = []
+    for way, updates in zip(arguments[1::2], arguments[2::2], strict=True):
+        work = cohort.aggregate if way == "stream" else cohort.stack
+        work(2)
+        before = memory()["VmRSS"]
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        work(int(updates))
+        found.append(memory()["VmHWM"] - before)
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from server.aggregation import (
+    LONGEST_UPDATE,
+    Aggregator,
     CorrelatedCentral,
     QuantileCentral,
     UniformMean,
@@ -102,6 +105,46 @@ def test_the_plain_mean_is_uniform_and_nothing_where_nobody_answered() -> None:
     assert np.allclose(found.vector, 3.0)
     with pytest.raises(SchemaMismatch):
         mean.add(np.zeros(3, dtype=np.float32))
+
+
+@pytest.mark.parametrize("case", ["none", "fixed clip", "moving clip", "correlated"])
+def test_memory_is_independent_of_the_cohort(case: str, tmp_path: Path) -> None:
+    """After the sum is there, an update costs one block: less than a copy of it in float64."""
+    size = 400_000
+    of = {"fixed clip": plan(), "moving clip": adaptive(), "correlated": correlated()}.get(case)
+    aggregator: Aggregator = UniformMean(size)
+    if of is not None:
+        noise = correlated_noise(size, plan=of, folder=tmp_path, seed=1, finished=0)
+        aggregator = make_aggregator(size, plan=of, source=NoiseSource.seeded(0), noise=noise)
+    vector = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
+    expected = float(np.linalg.norm(vector.astype(np.float64)))
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            assert aggregator.add(vector) == pytest.approx(expected, rel=1e-12)
+        now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * size / 2
+    assert now < 10_000
+
+
+def test_the_plain_mean_adds_bit_for_bit_and_bounds_what_is_absurd() -> None:
+    """Oracle: whole vectors in float64."""
+    rng = np.random.default_rng(5)
+    vectors = [rng.standard_normal(SIZE, dtype=np.float32) for _ in range(4)]
+    mean, expected = UniformMean(SIZE), np.zeros(SIZE)
+    for vector in vectors:
+        mean.add(vector)
+        expected += vector
+    found = mean.release()
+    assert found is not None
+    np.testing.assert_array_equal(found.vector, expected / 4)
+    absurd = UniformMean(2)
+    assert absurd.add(np.array([3e30, 4e30], dtype=np.float32)) == pytest.approx(5e30, rel=1e-6)
+    bounded = absurd.release()
+    assert bounded is not None
+    assert bounded.vector == pytest.approx([0.6 * LONGEST_UPDATE, 0.8 * LONGEST_UPDATE], rel=1e-6)
 
 
 def test_rounds_have_independent_noise() -> None:

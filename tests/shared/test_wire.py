@@ -253,3 +253,22 @@ def _without_payload() -> RecordDict:
 def test_payloads_are_not_shown() -> None:
     assert "payload" not in repr(call())
     assert "payload" not in repr(PhaseReply(phase="mask", payload=b"secret"))
+
+
+def test_an_update_is_read_in_place_and_cannot_be_written() -> None:
+    """Nothing is copied; what a client trains from is a copy of its own."""
+    records = encode_update(update(np.arange(5, dtype=np.float32)))
+    array = records[ADAPTER][VECTOR]
+    assert isinstance(array, Array)
+    found = decode(records, size=5).vector
+    assert np.shares_memory(found, np.frombuffer(array.data, dtype=np.uint8))
+    with pytest.raises(ValueError, match="read-only"):
+        found[0] = 9.0
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        found.setflags(write=True)
+    array.data = bytearray(array.data)  # type: ignore[assignment]
+    assert not decode(records, size=5).vector.flags.writeable
+    told = Instruction(run_id="r", server_round=1, config_digest="c", plan_digest="p", vector=found)
+    taken = decode_instruction(encode_instruction(told)).vector
+    assert taken.flags.writeable
+    assert taken.flags.owndata

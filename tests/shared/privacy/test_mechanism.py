@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,11 @@ def exact_norm(vector: Vector) -> float:
     return scale * math.sqrt(math.fsum((float(v) / scale) ** 2 for v in vector))
 
 
+def squared(values: npt.NDArray[np.floating]) -> Fraction:
+    """Return the sum of squares, exactly."""
+    return sum((Fraction(float(value)) ** 2 for value in values), Fraction(0))
+
+
 def clipped(values: Any, bound: float = 1.0) -> ClippedDelta:
     vector = np.asarray(values, dtype=np.float32)
     return clip_update(AdapterDelta(vector=vector), clipping_norm=bound)
@@ -57,7 +63,7 @@ def test_no_update_exceeds_the_bound(vector: Vector, bound: float) -> None:
     before = vector.copy()
     result = clip_update(AdapterDelta(vector=vector), clipping_norm=bound)
     assert np.isfinite(result.vector).all()
-    assert exact_norm(result.vector) <= bound * (1 + 1e-12)
+    assert squared(result.vector) <= Fraction(bound) ** 2
     assert result.bound == bound
     np.testing.assert_array_equal(vector, before)
 
@@ -73,7 +79,8 @@ def test_clipping_twice_changes_nothing(vector: Vector, bound: float) -> None:
 def test_a_long_update_keeps_its_direction_and_reaches_the_bound(vector: Vector) -> None:
     result = clipped(vector, 1.0).vector.astype(np.float64)
     norm = exact_norm(vector)
-    if norm > 1.0:
+    # So close to the bound, a norm in float64 leaves it open which side the vector is on.
+    if norm > 1.0 - 1e-11:
         np.testing.assert_allclose(result, vector.astype(np.float64) / norm, rtol=1e-5, atol=1e-9)
         assert np.linalg.norm(result) > 1.0 - 1e-6
     else:
@@ -124,7 +131,7 @@ def test_an_update_is_a_float32_vector(bad: Any) -> None:
         AdapterDelta(vector=bad)
 
 
-@pytest.mark.parametrize("values", [[1.0, 1.0], [np.nan], [np.inf]])
+@pytest.mark.parametrize("values", [[1.0, 1.0], [np.nan], [np.inf], [1e30], [1.0]])
 def test_the_clipped_type_is_its_own_proof(values: list[float]) -> None:
     with pytest.raises(SensitivityError, match="within its bound"):
         ClippedDelta(vector=np.array(values, dtype=np.float32), bound=1.0)
@@ -167,6 +174,103 @@ def test_a_lying_client_cannot_exceed_the_bound() -> None:
     total = ClippedSum(dimension=2, clipping_norm=1.0)
     total.add(delta)
     assert release(total, expected=1.0) == pytest.approx([0.6, 0.8], abs=1e-6)
+
+
+def the_plain_way(vectors: list[Vector], bound: float) -> npt.NDArray[np.float64]:
+    """Clip and add whole vectors in float64; what is not finite is zero."""
+    total = np.zeros(vectors[0].size)
+    for vector in vectors:
+        if np.isfinite(vector).all():
+            total += vector.astype(np.float64) * (bound / max(exact_norm(vector), bound))
+    return total
+
+
+@given(
+    st.lists(hnp.arrays(np.float32, 6, elements=st.floats(width=32)), min_size=1, max_size=6),
+    st.floats(1e-6, 1e6),
+)
+def test_clipping_while_adding_is_clipping_and_adding(many: list[Vector], bound: float) -> None:
+    """Oracles: whole vectors in float64, and the way over the clipped type, which rounds."""
+    fused, stepwise = (ClippedSum(dimension=6, clipping_norm=bound) for _ in range(2))
+    for vector in many:
+        before = vector.copy()
+        norm = fused.clip_and_add(AdapterDelta(vector=vector))
+        np.testing.assert_array_equal(vector, before)
+        assert math.isfinite(norm) == np.isfinite(vector).all()
+        if math.isfinite(norm):
+            assert norm == pytest.approx(exact_norm(vector), rel=1e-12)
+        stepwise.add(clip_update(AdapterDelta(vector=vector), clipping_norm=bound))
+    assert fused.count == stepwise.count == len(many)
+    found, other = fused.take(), stepwise.take()
+    # The clip itself keeps 1e-9 of the bound; what is within it is added bit for bit.
+    allowed = 1e-8 * bound * len(many)
+    np.testing.assert_allclose(found, the_plain_way(many, bound), rtol=0, atol=allowed)
+    np.testing.assert_allclose(found, other, rtol=0, atol=2**-22 * bound * len(many))
+
+
+@given(
+    st.lists(hnp.arrays(np.float32, 6, elements=st.floats(-1, 1, width=32)), min_size=1, max_size=6)
+)
+def test_what_is_within_the_bound_is_added_bit_for_bit(many: list[Vector]) -> None:
+    fused, expected = ClippedSum(dimension=6, clipping_norm=3.0), np.zeros(6)
+    for vector in many:
+        fused.clip_and_add(AdapterDelta(vector=vector))
+        expected += vector.astype(np.float64)
+    np.testing.assert_array_equal(fused.take(), expected)
+
+
+def test_a_clipped_sum_is_scaled_to_twelve_digits() -> None:
+    """Many updates beyond the bound, over several blocks; oracle: whole vectors in float64."""
+    rng = np.random.default_rng(3)
+    total, expected = ClippedSum(dimension=300_000, clipping_norm=2.0), np.zeros(300_000)
+    for _ in range(5):
+        vector = rng.standard_normal(300_000, dtype=np.float32)
+        total.clip_and_add(AdapterDelta(vector=vector))
+        wide = vector.astype(np.float64)
+        expected += wide * (2.0 / float(np.linalg.norm(wide)) * (1.0 - 1e-9))
+    scale = float(np.abs(expected).max())
+    np.testing.assert_allclose(total.take(), expected, rtol=1e-12, atol=1e-12 * scale)
+
+
+@given(vectors, bounds)
+@example(np.array([1e30, -1e30], dtype=np.float32), 1.0)
+@example(np.array([np.nan, 1e30], dtype=np.float32), 1.0)
+def test_one_client_moves_the_sum_by_at_most_the_sensitivity(vector: Vector, bound: float) -> None:
+    """Exact arithmetic: the sum of one client is what adding or removing it changes."""
+    total = ClippedSum(dimension=vector.size, clipping_norm=bound)
+    total.clip_and_add(AdapterDelta(vector=vector))
+    assert squared(total.take()) <= Fraction(bound) ** 2
+
+
+def test_peers_bug_a_norm_that_the_client_reports() -> None:
+    """There is no way to hand in a norm: neither type has one, and the sum takes its own."""
+    delta = clipped([0.6, 0.0])
+    delta.vector.setflags(write=True)
+    delta.vector[:] = [1e30, 0.0]
+    total = ClippedSum(dimension=2, clipping_norm=1.0)
+    assert total.add(delta) == pytest.approx(1e30, rel=1e-6)
+    assert total.take() == pytest.approx([1.0, 0.0], abs=1e-8)
+    with pytest.raises(TypeError, match="norm"):
+        ClippedDelta(vector=np.ones(2, np.float32), bound=1.0, norm=0.5)  # type: ignore[call-arg]
+    assert {field.name for field in dataclasses.fields(ClippedDelta)} == {"vector", "bound"}
+    assert {field.name for field in dataclasses.fields(AdapterDelta)} == {"vector"}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: np.zeros(2, dtype=np.float32), lambda: clipped([0.1, 0.1]), lambda: None],
+    ids=["an array", "already clipped", "nothing"],
+)
+def test_only_a_raw_update_is_clipped_while_adding(make: Callable[[], Any]) -> None:
+    total = ClippedSum(dimension=2, clipping_norm=1.0)
+    with pytest.raises(SensitivityError, match="expected a AdapterDelta"):
+        total.clip_and_add(make())
+    with pytest.raises(SensitivityError, match="3 coordinates"):
+        total.clip_and_add(AdapterDelta(vector=np.zeros(3, dtype=np.float32)))
+    assert total.count == 0
+    total.take()
+    with pytest.raises(SensitivityError, match="already released"):
+        total.clip_and_add(AdapterDelta(vector=np.zeros(2, dtype=np.float32)))
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,27 @@ def test_a_clip_that_this_plan_cannot_have_is_refused(clip: float) -> None:
         QuantileGaussian(noise_multiplier=1.0, clipping=CLIPPING, clipping_norm=clip)
 
 
+@given(
+    st.lists(
+        st.one_of(st.floats(0.0, 5.0), st.sampled_from([math.nan, math.inf, 1e30])), max_size=9
+    )
+)
+def test_a_bit_is_the_same_whichever_way_an_update_comes(norms: list[float]) -> None:
+    """Oracle: the norm of what ``clip_update`` makes of it, as numpy takes it."""
+    total, expected = QuantileSum(dimension=8, clipping_norm=1.0), 0.0
+    for norm in norms:
+        raw = AdapterDelta(vector=of_norm(norm))
+        total.clip_and_add(raw)
+        found = clip_update(raw, clipping_norm=1.0).vector.astype(np.float64)
+        expected += 0.5 if np.linalg.norm(found) <= 1.0 - 1e-6 else -0.5
+    assert total.count == len(norms)
+    values, centred = total.take()
+    assert centred == expected
+    stepwise, bits = summed(norms).take()
+    assert bits == expected
+    np.testing.assert_allclose(values, stepwise, rtol=0, atol=2**-22 * 9)
+
+
 def test_the_stored_form() -> None:
     whole = QuantileClipping(target=0.5, learning_rate=1, count_noise_stddev=5, initial=1)
     assert QuantileClipping.from_json(whole.to_json()) == whole
