@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import torch
 
 from client.losses import Batch, per_sequence_losses
-from shared.errors import MissingDependency, SensitivityError, UnsupportedModel
+from shared.errors import InvalidValue, MissingDependency, SensitivityError, UnsupportedModel
 from shared.registry import Registry
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 # Clipping to a bound that is smaller by this fraction keeps every clipped norm, which is computed
 # in float64, below the real bound after rounding.
 _ROUNDING = 1e-12
+
+# Values of all examples that are turned into float64 at once: they stay in a core's own cache.
+_AT_ONCE = 1 << 15
 
 
 class PerExampleClipper(Protocol):
@@ -77,13 +80,23 @@ def no_gradient() -> UnsupportedModel:
     return UnsupportedModel(msg, hint=hint)
 
 
-def gradients_of(model: AdaptedModel, loss: torch.Tensor) -> list[torch.Tensor]:
+def gradients_of(
+    model: AdaptedModel,
+    loss: torch.Tensor,
+    parameters: Sequence[torch.nn.Parameter] | None = None,
+) -> list[torch.Tensor]:
     """Return the gradient of a loss by every trainable factor, in canonical order.
+
+    Args:
+        model: an adapted model.
+        loss: a scalar.
+        parameters: those of ``model.trainable``, where the caller has them at hand.
 
     Raises:
         UnsupportedModel: if a factor gets none.
     """
-    parameters = [parameter for _, parameter in model.trainable]
+    if parameters is None:
+        parameters = [parameter for _, parameter in model.trainable]
     found: Sequence[torch.Tensor | None]
     if model.reentrant:
         # A backward pass inside the backward pass can only leave its results on the parameters.
@@ -145,18 +158,25 @@ class MicrobatchClipper:
 
     def clipped_sum(self, batch: Batch, max_grad_norm: float) -> list[torch.Tensor]:
         """Return the clipped sum; see :class:`PerExampleClipper`."""
-        totals = [torch.zeros_like(p, dtype=torch.float64) for p in self._parameters]
+        layout: _SideBySide | None = None
+        totals: list[torch.Tensor] = []
         for index in range(batch.ids.shape[0]):
             loss = per_sequence_losses(self._model.peft_model, batch.row(index)).sum()
             if not loss.requires_grad:
                 raise no_gradient()
-            gradients = [g.double() for g in gradients_of(self._model, loss)]
-            squared = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
-            factor = float(clip_factors(squared.reshape(1), max_grad_norm))
+            found = gradients_of(self._model, loss, self._parameters)
+            gradients = [gradient.unsqueeze(0) for gradient in found]
+            if layout is None:
+                layout = _SideBySide(gradients)
+                totals = layout.zeros(gradients[0].device)
+            factor = float(clip_factors(layout.squared_norms(gradients), max_grad_norm))
             if factor > 0:
-                for total, gradient in zip(totals, gradients, strict=True):
-                    total.add_(gradient, alpha=factor)
-        return totals
+                for total, joined in zip(totals, layout.joined(gradients), strict=True):
+                    total.add_(joined[0], alpha=factor)
+        if layout is None:
+            msg = "A clipped sum needs at least one example."
+            raise InvalidValue(msg)
+        return layout.split(totals)
 
 
 class FusedClipper:
@@ -292,18 +312,70 @@ def clip_and_sum(samples: Sequence[torch.Tensor], max_grad_norm: float) -> list[
     Returns:
         One float64 tensor per sample, without the batch dimension.
     """
-    squared = torch.stack(
-        [sample.flatten(1).double().square().sum(dim=1) for sample in samples]
-    ).sum(dim=0)
+    layout = _SideBySide(samples)
+    squared = layout.squared_norms(samples)
     factors = clip_factors(squared, max_grad_norm)
     if not bool(torch.isfinite(squared).all()):
         for sample in samples:
             # Zero times NaN is NaN, so the factor alone would not take the example out.
             sample[factors == 0] = 0.0
-    return [
-        torch.mv(sample.flatten(1).t().double(), factors).view(sample.shape[1:])
-        for sample in samples
-    ]
+    return layout.split([torch.mv(joined.t(), factors) for joined in layout.joined(samples)])
+
+
+class _SideBySide:
+    """Per-example gradients of several tensors as the columns of one float64 matrix, in pieces.
+
+    One tensor after the other costs more in calls than in arithmetic, all at once more in memory.
+    A tensor that is held transposed is taken as it is held, and only its sum is turned.
+
+    Args:
+        samples: each ``(B, ...)``; says shapes and order for all that follow.
+    """
+
+    def __init__(self, samples: Sequence[torch.Tensor]) -> None:
+        self._shapes = [sample.shape[1:] for sample in samples]
+        self._turned = [
+            sample.dim() == 3 and not sample.is_contiguous() and sample.mT.is_contiguous()
+            for sample in samples
+        ]
+        self._pieces: list[list[int]] = []
+        room = 0
+        for index, sample in enumerate(samples):
+            if room < sample.numel():
+                self._pieces.append([])
+                room = _AT_ONCE
+            self._pieces[-1].append(index)
+            room -= sample.numel()
+
+    def joined(self, samples: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield float64 matrices of B rows."""
+        for piece in self._pieces:
+            columns = [
+                (samples[index].mT if self._turned[index] else samples[index]).flatten(1)
+                for index in piece
+            ]
+            yield torch.cat(columns, dim=1).double()
+
+    def squared_norms(self, samples: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return each example's squared L2 norm over all tensors, accumulated in float64."""
+        norms = [torch.linalg.vecdot(joined, joined) for joined in self.joined(samples)]
+        return torch.stack(norms).sum(dim=0)
+
+    def zeros(self, device: torch.device) -> list[torch.Tensor]:
+        """Return what :meth:`split` takes, filled with zeros."""
+        sizes = [sum(self._shapes[index].numel() for index in piece) for piece in self._pieces]
+        return [torch.zeros(size, dtype=torch.float64, device=device) for size in sizes]
+
+    def split(self, sums: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return one tensor for each that was joined, from one vector for each matrix."""
+        found = []
+        for piece, total in zip(self._pieces, sums, strict=True):
+            sizes = [self._shapes[index].numel() for index in piece]
+            for index, part in zip(piece, torch.split(total, sizes), strict=True):
+                shape = self._shapes[index]
+                turned = self._turned[index]
+                found.append(part.view(shape[::-1]).t() if turned else part.view(shape))
+        return found
 
 
 def require_covered(model: AdaptedModel, covered: Sequence[torch.Tensor]) -> None:
@@ -313,6 +385,8 @@ def require_covered(model: AdaptedModel, covered: Sequence[torch.Tensor]) -> Non
         UnsupportedModel: names the parameters; nothing has been computed yet.
     """
     known = {id(parameter) for parameter in covered}
+    if known and all(id(parameter) in known for parameter in _training(model.peft_model)):
+        return
     loose = [
         name
         for name, parameter in model.peft_model.named_parameters()
@@ -322,3 +396,13 @@ def require_covered(model: AdaptedModel, covered: Sequence[torch.Tensor]) -> Non
         some = ", ".join(loose[:3]) or "no trainable factor at all"
         msg = f"Per-example clipping does not cover what trains: {some}."
         raise UnsupportedModel(msg, hint="Only LoRA factors of linear layers can train privately.")
+
+
+def _training(module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
+    """Yield every parameter that trains; much faster than by name, which every client would pay."""
+    left: list[torch.nn.Module | None] = [module]
+    while left:
+        here = left.pop()
+        if here is not None:
+            yield from (p for p in here._parameters.values() if p is not None and p.requires_grad)
+            left.extend(here._modules.values())

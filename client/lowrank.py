@@ -1,10 +1,21 @@
 """An adapted linear layer in one differentiable step, with or without one gradient per example.
 
-PEFT computes ``x W^T + s (x A^T) B^T``, which autograd differentiates product by product. Here the
-layer is ``x (W + s B A)^T``: forwards one product of full size, backwards one more and the thin
-ones that the factors' gradients need. ``W + s B A`` lives for one product and is made again in the
-backward pass, so a quantised base stays as small as it is stored. With dropout on the adapter's
-input there is no such sum, and the two thin products are taken instead.
+PEFT computes ``x W^T + s (x A^T) B^T``, which autograd differentiates product by product, keeping
+what each of them needs. Here the layer is one function that keeps its input and ``s A x^T``, each
+only if a factor that trains asks for it, and computes in one of two ways:
+
+- **thin**: one product of full size, and the thin one added in place onto its result.
+- **summed**: ``x (W + s B A)^T``. ``W + s B A`` lives for one product and is made again in the
+  backward pass, so a quantised base stays as small as it is stored.
+
+Adding the thin product costs ``r`` operations for each of ``rows * d_out`` results, and making the
+sum costs ``r`` for each of ``d_in * d_out`` weights: forwards it is thin for up to ``d_in`` rows
+(tokens of the whole batch), backwards for up to ``d_out``. A sum in less than float32 would round
+``B A`` away, so there it is always thin. With dropout on the adapter's input there is no such sum,
+and the two thin products stand alone.
+
+Whatever is ``r`` wide is held as ``r`` long rows, and the gradient of B is computed transposed:
+matrix products are several times slower where a result has only ``r`` columns.
 
 The same function can keep ``G_i``, the factors' gradient of each example i, in place of their sum.
 """
@@ -16,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 
-from client.quantization import stored_weight
+from client.quantization import makes_copy, stored_weight
 from shared.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -30,7 +41,8 @@ class LowRankLayer:
         a: the factor A, ``(r, d_in)``.
         b: the factor B, ``(d_out, r)``.
         examples: number of examples whose gradients are kept apart; 0 sums them as autograd does.
-        samples: what was kept, ``"A"`` and ``"B"`` to ``(examples, *factor.shape)``.
+        samples: what was kept, ``"A"`` and ``"B"`` to ``(examples, *factor.shape)``; those of B
+            are transposed views.
     """
 
     __slots__ = ("_base", "_dropout", "_module", "_scale", "a", "b", "examples", "samples")
@@ -80,49 +92,50 @@ class LowRankLayer:
             plain: torch.Tensor = self._base(x)
             thin: torch.Tensor = _Thin.apply(self._dropout(x), self.a, self.b, self)  # type: ignore[no-untyped-call]
             return plain + thin
-        product: torch.Tensor = _Summed.apply(x, self.a, self.b, self)  # type: ignore[no-untyped-call]
+        product: torch.Tensor = _Product.apply(x, self.a, self.b, self)  # type: ignore[no-untyped-call]
         return product
 
     def summed(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return ``W + s B A`` of shape ``(d_out, d_in)``, and the bias."""
         weight, bias = stored_weight(self._base)
         with torch.no_grad():
+            if makes_copy(self._base):
+                return weight.addmm_(self.b, self.a, alpha=self._scale), bias
             return torch.addmm(weight, self.b, self.a, alpha=self._scale), bias
 
-    def factor_gradients(
-        self,
-        ctx: Any,  # noqa: ANN401
-        x: torch.Tensor,
-        grad: torch.Tensor,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Return the gradients of A and B, or keep them by example and return None.
+    def stored(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the frozen weight ``(d_out, d_in)`` and the bias in a product's precision."""
+        weight, bias = stored_weight(self._base)
+        return weight.to(dtype), None if bias is None else bias.to(dtype)
 
-        ``G_B = s sum_t g_t (A x_t)^T`` and ``G_A = s sum_t (B^T g_t) x_t^T``; the sum over t runs
-        over the positions of one example, or of all.
+    def down(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``s A x^T`` of shape ``(r, rows)``."""
+        return (self.a.to(x.dtype) @ x.t()).mul_(self._scale)
+
+    def up(self, grad: torch.Tensor) -> torch.Tensor:
+        """Return ``s B^T g^T`` of shape ``(r, rows)``."""
+        return (self.b.to(grad.dtype).t() @ grad.t()).mul_(self._scale)
+
+    def keep(self, kind: str, thin: torch.Tensor, wide: torch.Tensor) -> torch.Tensor | None:
+        """Return a factor's gradient, or keep it by example and return None.
+
+        Args:
+            kind: ``"A"`` or ``"B"``.
+            thin: ``(r, rows)``.
+            wide: ``(rows, d)``. The product of the two, over the rows of one example or of all, is
+                the gradient of A, or that of B transposed.
         """
-        rows = max(self.examples, 1)
-        x = x.reshape(rows, -1, x.shape[-1])
-        grad = grad.reshape(rows, -1, grad.shape[-1])
-        gradients: dict[str, torch.Tensor] = {}
-        if ctx.needs_input_grad[1]:
-            gradients["A"] = torch.bmm((grad @ self.b).mul_(self._scale).transpose(1, 2), x)
-        if ctx.needs_input_grad[2]:
-            gradients["B"] = torch.bmm(grad.transpose(1, 2), (x @ self.a.t()).mul_(self._scale))
         if not self.examples:
-            return _only(gradients.get("A")), _only(gradients.get("B"))
-        for kind, gradient in gradients.items():
-            # A layer that runs twice in one pass adds up, as autograd would.
-            earlier = self.samples.get(kind)
-            self.samples[kind] = gradient if earlier is None else earlier + gradient
-        return None, None
-
-    def thin(self, x: torch.Tensor) -> torch.Tensor:
-        """Return ``s (x A^T) B^T``."""
-        return F.linear(F.linear(x, self.a).mul_(self._scale), self.b)
-
-    def thin_input_gradient(self, grad: torch.Tensor) -> torch.Tensor:
-        """Return ``s (g B) A``."""
-        return (grad @ self.b).mul_(self._scale) @ self.a
+            product = thin @ wide
+            return product if kind == "A" else product.t()
+        of_each = thin.view(thin.shape[0], self.examples, -1).transpose(0, 1)
+        gradient = torch.bmm(of_each, wide.view(self.examples, -1, wide.shape[-1]))
+        if kind == "B":
+            gradient = gradient.transpose(1, 2)
+        # A layer that runs twice in one pass adds up, as autograd would.
+        earlier = self.samples.get(kind)
+        self.samples[kind] = gradient if earlier is None else earlier.add_(gradient)
+        return None
 
 
 def low_rank_layers(peft_model: PeftModel) -> list[LowRankLayer]:
@@ -135,8 +148,8 @@ def low_rank_layers(peft_model: PeftModel) -> list[LowRankLayer]:
     return layers
 
 
-class _Summed(torch.autograd.Function):
-    """``x (W + s B A)^T + b``."""
+class _Product(torch.autograd.Function):
+    """``x W^T + s (x A^T) B^T + b``."""
 
     @staticmethod
     def forward(
@@ -146,19 +159,34 @@ class _Summed(torch.autograd.Function):
         b: torch.Tensor,
         layer: LowRankLayer,
     ) -> torch.Tensor:
-        """Return the product; only ``x`` and the factors are kept for the way back."""
-        ctx.save_for_backward(x, a, b)
-        ctx.layer = layer
-        weight, bias = layer.summed()
-        return F.linear(x, weight, bias)
+        """Return the product; only what the way back needs is kept."""
+        rows = _rows(x)
+        thin = _is_thin(rows)
+        down = layer.down(rows) if thin or ctx.needs_input_grad[2] else None
+        _remember(ctx, x, rows, down, layer)
+        if thin and down is not None:
+            weight, bias = layer.stored(rows.dtype)
+            product = F.linear(rows, weight, bias).addmm_(down.t(), b.to(rows.dtype).t())
+        else:
+            product = F.linear(rows, *layer.summed())
+        return product.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
         """Return the gradients of ``x`` and the factors."""
-        x, _, _ = ctx.saved_tensors
         layer: LowRankLayer = ctx.layer
-        of_x = grads[0] @ layer.summed()[0] if ctx.needs_input_grad[0] else None
-        return of_x, *layer.factor_gradients(ctx, x, grads[0]), None
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        needs_x, needs_a, _, _ = ctx.needs_input_grad
+        thin = _is_thin(grad)
+        up = layer.up(grad) if needs_a or (needs_x and thin) else None
+        factors = _factor_gradients(ctx, grad, up)
+        if not needs_x:
+            return None, *factors, None
+        if thin and up is not None:
+            of_x = (grad @ layer.stored(grad.dtype)[0]).addmm_(up.t(), layer.a.to(grad.dtype))
+        else:
+            of_x = grad @ layer.summed()[0]
+        return of_x.view(ctx.shape), *factors, None
 
 
 class _Thin(torch.autograd.Function):
@@ -173,19 +201,65 @@ class _Thin(torch.autograd.Function):
         layer: LowRankLayer,
     ) -> torch.Tensor:
         """Return the two thin products."""
-        ctx.save_for_backward(x, a, b)
-        ctx.layer = layer
-        return layer.thin(x)
+        rows = _rows(x)
+        down = layer.down(rows)
+        _remember(ctx, x, rows, down, layer)
+        return (down.t() @ b.to(rows.dtype).t()).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
         """Return the gradients of ``x`` and the factors."""
-        x, _, _ = ctx.saved_tensors
         layer: LowRankLayer = ctx.layer
-        of_x = layer.thin_input_gradient(grads[0]) if ctx.needs_input_grad[0] else None
-        return of_x, *layer.factor_gradients(ctx, x, grads[0]), None
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        needs_x, needs_a, _, _ = ctx.needs_input_grad
+        up = layer.up(grad) if needs_a or needs_x else None
+        factors = _factor_gradients(ctx, grad, up)
+        of_x = (
+            (up.t() @ layer.a.to(up.dtype)).view(ctx.shape) if needs_x and up is not None else None
+        )
+        return of_x, *factors, None
 
 
-def _only(gradient: torch.Tensor | None) -> torch.Tensor | None:
-    """Drop the leading dimension of one."""
-    return None if gradient is None else gradient[0]
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """Return an input as ``(rows, d_in)`` in the precision that its product is taken in."""
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return x.reshape(-1, x.shape[-1]).to(dtype)
+
+
+def _is_thin(rows: torch.Tensor) -> bool:
+    """Tell whether the thin way is taken for a product with these rows; see the module."""
+    return rows.dtype != torch.float32 or rows.shape[0] <= rows.shape[1]
+
+
+def _remember(
+    ctx: Any,  # noqa: ANN401
+    x: torch.Tensor,
+    rows: torch.Tensor,
+    down: torch.Tensor | None,
+    layer: LowRankLayer,
+) -> None:
+    """Keep what the gradients of the factors that train need."""
+    _, needs_a, needs_b, _ = ctx.needs_input_grad
+    # The factors are among it so that torch refuses to go back if they changed in between.
+    ctx.save_for_backward(
+        rows if needs_a else None, down if needs_b else None, layer.a.detach(), layer.b.detach()
+    )
+    ctx.layer = layer
+    ctx.shape = x.shape
+
+
+def _factor_gradients(
+    ctx: Any,  # noqa: ANN401
+    grad: torch.Tensor,
+    up: torch.Tensor | None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return the gradients of A and B, or let the layer keep them by example and return None.
+
+    ``G_A = s sum_t (B^T g_t) x_t^T`` and ``G_B = s sum_t g_t (A x_t)^T``.
+    """
+    rows, down, _, _ = ctx.saved_tensors
+    layer: LowRankLayer = ctx.layer
+    of_a = None if rows is None or up is None else layer.keep("A", up, rows)
+    of_b = None if down is None else layer.keep("B", down, grad)
+    return of_a, of_b

@@ -162,7 +162,9 @@ def dequantize(module: torch.nn.Module) -> torch.Tensor:
     weight: Any = module.weight
     with torch.no_grad():
         if weight.dtype == torch.int8:
-            return torch.mul(weight.data, weight.SCB.view(-1, 1) * (1.0 / 127.0))
+            # Converted first: a product of mixed types takes half as long again.
+            codes: torch.Tensor = weight.data.float()
+            return codes.mul_(weight.SCB.view(-1, 1) * (1.0 / 127.0))
         return _dequantize_nf4(weight)
 
 
@@ -204,6 +206,16 @@ def stored_weight(module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor |
         cached: torch.Tensor | None = getattr(module, _CACHE, None)
         return (dequantize(module) if cached is None else cached), bias
     return (weight if isinstance(module, torch.nn.Linear) else weight.t()), bias
+
+
+def makes_copy(module: torch.nn.Module) -> bool:
+    """Tell whether :func:`stored_weight` makes a tensor that the caller may write to.
+
+    Args:
+        module: as there.
+    """
+    weight: Any = module.weight
+    return weight.dtype in {torch.int8, torch.uint8} and getattr(module, _CACHE, None) is None
 
 
 def quantized_storage(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -317,6 +317,46 @@ def test_the_norm_is_accumulated_in_float64() -> None:
     assert float(total.norm()) == pytest.approx(1.0, rel=1e-6)
 
 
+@pytest.mark.parametrize("at_once", [1, 100, 1 << 15, 1 << 30])
+def test_pieces_of_any_size_give_the_plain_clipped_sum(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Also of tensors that are held transposed, in another order, or in no order at all."""
+    monkeypatch.setattr("client.clipping._AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(1)
+    samples = [torch.randn(3, 4, size, generator=generator) for size in (5, 1, 70)]
+    samples.append(torch.randn(3, 4, 9, generator=generator).transpose(1, 2))
+    samples.append(torch.randn(9, 4, 3, generator=generator).transpose(0, 2))
+    samples.append(torch.randn(3, 11, generator=generator))
+    rows = torch.cat([sample.reshape(3, -1) for sample in samples], dim=1).double()
+    bound = float(rows.norm(dim=1).median())
+    found = clip_and_sum(samples, bound)
+    assert [total.shape for total in found] == [sample.shape[1:] for sample in samples]
+    assert all(total.dtype == torch.float64 for total in found)
+    flat = torch.cat([total.reshape(-1) for total in found])
+    assert relative_error(flat, truth_clipped_sum(rows, bound)) <= 1e-11
+
+
+def test_a_microbatch_of_nothing_is_refused(adapted: MakeAdapted) -> None:
+    batch = collate(make_examples(1), 0)
+    empty = Batch(
+        ids=batch.ids[:0], labels=batch.labels[:0], attention_mask=batch.attention_mask[:0]
+    )
+    with pytest.raises(InvalidValue, match="at least one example"):
+        flat_sum(adapted(), "microbatch", empty, 1.0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_parameter_that_comes_later_is_seen(adapted: MakeAdapted, engine: str) -> None:
+    """What trains is looked up each time an engine is made; nothing is remembered."""
+    model = adapted()
+    make_clipper(engine, model)
+    block = model.base.model.get_submodule("model.layers.1.mlp")
+    block.register_parameter("late", torch.nn.Parameter(torch.zeros(2)))
+    with pytest.raises(UnsupportedModel, match=r"layers\.1\.mlp\.late"):
+        make_clipper(engine, model)
+
+
 def test_unknown_engine_gets_a_suggestion(adapted: MakeAdapted) -> None:
     with pytest.raises(InvalidValue, match="Did you mean 'fused'"):
         make_clipper("fussed", adapted())
