@@ -13,7 +13,8 @@ what counts is the client that sent, and the one that was sent, most.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from client.fleet.records import Record, encode
 from shared.lora import AdapterSpec, Factor
@@ -21,12 +22,15 @@ from shared.wire import ClientUpdate, encode_instruction, encode_update
 from simulations.benchmarks.bytes_secure import DIGEST, Sent, instruction_of, numbers, secure
 from simulations.benchmarks.engine_runs import ALPHA, M30, RANK
 from simulations.benchmarks.footprintmodel import M135, Shape
-from simulations.benchmarks.protocol import BenchResult, Check, Scalar
+from simulations.benchmarks.protocol import PROGRESS, BenchResult, Check, Scalar
+from simulations.benchmarks.quality_arms import choices, kinds_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SUMMARY = "Bytes up and down per client and round of every policy; Flower's FedAvg-LoRA beside."
 
 DEMO = Shape(hidden=128, inner=344, layers=4, heads=4, kv_heads=2, vocabulary=1_280)
-POLICIES: Mapping[str, str] = {"ffa": "B", "fedavg": "AB"}
 PEER = "Flower FedAvg, LoRA fp32"
 NEVER_ABOVE = 1.0
 
@@ -39,16 +43,18 @@ def run(*, quick: bool) -> BenchResult:
     Args:
         quick: the demo model alone, and a small cohort.
     """
+    policies = {policy: kinds_of(policy) for policy in choices()["policy"]}
     shapes = {"demo": DEMO} if quick else {"demo": DEMO, "30 M": M30, "135 M": M135}
     cohort = 8 if quick else 30
     rows: list[Row] = []
     checks: list[Check] = []
     for name, shape in shapes.items():
         spec = spec_of(shape)
+        PROGRESS.info("%s: %d policies, with and without secure aggregation", name, len(policies))
         peer_up, peer_down = peer(spec)
         theirs = _row(name, PEER, "any", (peer_up, peer_down), spec.size("AB"))
         rows.append({**theirs, "up_over_peer": 1.0, "down_over_peer": 1.0})
-        for policy, kinds in POLICIES.items():
+        for policy, kinds in policies.items():
             for mode, moved in (
                 ("none, example or client-central", plain(spec, kinds)),
                 (f"client-distributed, {cohort} clients", secure(spec.size(kinds), cohort)),
@@ -67,6 +73,40 @@ def run(*, quick: bool) -> BenchResult:
         rows=tuple(rows),
         checks=tuple(checks),
     )
+
+
+def plot(result: BenchResult, path: Path) -> None:
+    """Write the bytes of a result, over the peer's, as an SVG file.
+
+    Raises:
+        RunFolderError: if it cannot be written.
+    """
+    from shared.files import write_text
+    from simulations.studies.drawing import as_file
+    from simulations.svg import BLUE, GREY, VERMILLION, legend, render
+
+    rows = [row for row in result.rows if row["policy"] != PEER]
+
+    def draw(axes: Axes) -> None:
+        for shift, key, colour, label in (
+            (-0.18, "up_over_peer", BLUE, "up"),
+            (0.18, "down_over_peer", VERMILLION, "down"),
+        ):
+            places = [place + shift for place in range(len(rows))]
+            shares = [float(str(row[key])) for row in rows]
+            axes.barh(places, shares, height=0.34, color=colour, label=label)
+            for place, share in zip(places, shares, strict=True):
+                axes.annotate(f" {share:.2f}", (share, place), va="center", fontsize=8.5)
+        axes.axvline(1.0, color=GREY, linestyle=(0, (4, 3)), linewidth=1.4, label=PEER)
+        names = [f"{row['base']}, {row['policy']},\n{row['mode']}" for row in rows]
+        axes.set_yticks(range(len(rows)), labels=names, fontsize=8.5)
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(f"bytes of a client and round, over {PEER}")
+        legend(axes)
+
+    element = render(draw, size=(7.0, 1.2 + 0.6 * len(rows)))
+    write_text(path, as_file(element, title=SUMMARY))
 
 
 def spec_of(shape: Shape) -> AdapterSpec:

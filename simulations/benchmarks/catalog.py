@@ -1,39 +1,78 @@
-"""Which benchmarks there are: the modules of this package that keep the protocol."""
+"""Which benchmarks there are: the modules of this package that keep the protocol.
+
+A module ``dp_step`` is called ``dp-step`` on the command line; either spelling is understood.
+"""
 
 from __future__ import annotations
 
 import pkgutil
 from collections.abc import Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import cast
 
 import simulations.benchmarks as package
 from shared.errors import InvalidValue
 from shared.registry import suggestion
-from simulations.benchmarks.protocol import Benchmark
+from simulations.benchmarks.protocol import Benchmark, KeepingBenchmark, Plotting
 
 
 def benchmarks() -> Mapping[str, Benchmark]:
     """Return every benchmark by name, sorted; a helper module without ``SUMMARY`` is none."""
-    found: dict[str, Benchmark] = {}
-    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
-        module = import_module(f"{package.__name__}.{info.name}")
-        if hasattr(module, "SUMMARY") and hasattr(module, "run"):
-            found[info.name] = cast("Benchmark", module)
-    return found
+    found = {_name_of(stem): _module(stem) for stem in _stems()}
+    known = {name: module for name, module in found.items() if _is_benchmark(module)}
+    return {name: cast("Benchmark", known[name]) for name in sorted(known)}
 
 
 def benchmark(name: str) -> Benchmark:
     """Return one benchmark, importing no other.
 
+    Args:
+        name: as ``fedslm bench list`` shows it, or the module's.
+
     Raises:
         InvalidValue: for an unknown name, with the nearest known one.
     """
-    names = {info.name for info in pkgutil.iter_modules(package.__path__)}
-    if name in names:
-        module = import_module(f"{package.__name__}.{name}")
-        if hasattr(module, "SUMMARY") and hasattr(module, "run"):
+    stem = name.replace("-", "_")
+    if stem in _stems():
+        module = _module(stem)
+        if _is_benchmark(module):
             return cast("Benchmark", module)
     known = list(benchmarks())
     msg = f"benchmark={name!r}, expected one of: {', '.join(known) or 'none is installed'}."
-    raise InvalidValue(msg, hint=suggestion(name, known))
+    raise InvalidValue(msg, hint=suggestion(_name_of(name), known))
+
+
+def called(module: Benchmark) -> str:
+    """Return the name of a benchmark on the command line."""
+    return _name_of(cast("ModuleType", module).__name__.rpartition(".")[2])
+
+
+def keeping(module: Benchmark) -> KeepingBenchmark | None:
+    """Return a benchmark as one that keeps its runs, or None."""
+    return cast("KeepingBenchmark", module) if hasattr(module, "KEEPS_RUNS") else None
+
+
+def plotting(module: Benchmark) -> Plotting | None:
+    """Return a benchmark as one that draws, or None."""
+    return cast("Plotting", module) if hasattr(module, "plot") else None
+
+
+def _stems() -> set[str]:
+    """Return the names of this package's modules."""
+    return {info.name for info in pkgutil.iter_modules(package.__path__)}
+
+
+def _module(stem: str) -> ModuleType:
+    """Import one module of this package."""
+    return import_module(f"{package.__name__}.{stem}")
+
+
+def _is_benchmark(module: ModuleType) -> bool:
+    """Tell whether a module keeps the protocol."""
+    return hasattr(module, "SUMMARY") and hasattr(module, "run")
+
+
+def _name_of(stem: str) -> str:
+    """Return the command line's spelling of a module's name."""
+    return stem.replace("_", "-")

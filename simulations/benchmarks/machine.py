@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,7 +25,7 @@ PACKAGES = (
 
 
 def describe_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, object]:
-    """Return cores, processor, system, Python and the versions of what is installed.
+    """Return cores, processor, accelerators, system, Python and the versions of what is installed.
 
     Args:
         cpuinfo: Linux's processor table; elsewhere the platform's own word is taken.
@@ -32,6 +33,7 @@ def describe_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, object]
     return {
         "cores": _cores(),
         "cpu": _cpu_model(cpuinfo),
+        "accelerators": _accelerators(),
         "system": platform.system(),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
@@ -53,6 +55,14 @@ def _cpu_model(cpuinfo: Path) -> str:
         text = ""
     names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
     return names[0] if names else platform.machine()
+
+
+def _accelerators() -> list[str]:
+    """Return the names of the CUDA devices; none where torch was not needed and is not loaded."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [str(torch.cuda.get_device_name(n)) for n in range(torch.cuda.device_count())]
 
 
 def _version(name: str) -> str | None:

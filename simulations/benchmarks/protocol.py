@@ -2,16 +2,25 @@
 
 A benchmark returns rows (what was measured) and checks (what was promised). Numbers in the
 documentation come from ``fedslm bench run``, never from memory.
+
+Two things more a module may have: ``plot(result, path)``, which writes an SVG file of a result, and
+``KEEPS_RUNS = True``, which says that its ``run`` takes :class:`Asked` and leaves finished runs in
+a folder. What a long benchmark is doing it says to :data:`PROGRESS`, a line a case: a live display
+would need a thread, and the benchmark would time that too.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 Scalar = str | int | float | bool | None
+
+PROGRESS = logging.getLogger("fedslm.bench")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +105,59 @@ class Benchmark(Protocol):
 
         Args:
             quick: take seconds instead of minutes, by smaller sizes; limits need not hold.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a person asked of a benchmark that keeps its runs.
+
+    Attributes:
+        folder: where finished runs are kept.
+        resume: whether those in it are taken as they are; else it must be empty.
+        only: words that leave cases out; none leaves out nothing. The benchmark says which it
+            knows.
+    """
+
+    folder: Path
+    resume: bool = False
+    only: tuple[str, ...] = ()
+
+
+class KeepingBenchmark(Protocol):
+    """A benchmark of many runs, whose finished ones outlive an interruption.
+
+    Attributes:
+        SUMMARY: one line that says what is measured.
+        KEEPS_RUNS: True.
+    """
+
+    SUMMARY: str
+    KEEPS_RUNS: bool
+
+    def run(self, *, quick: bool, asked: Asked) -> BenchResult:
+        """Measure what is missing in the folder.
+
+        Args:
+            quick: take seconds instead of hours, by smaller sizes; limits need not hold.
+            asked: where runs are kept, and which.
+
+        Raises:
+            RunFolderExists: if the folder holds runs and nobody said to go on with them.
+            InvalidValue: for a word that it does not know.
+        """
+        ...
+
+
+class Plotting(Protocol):
+    """A benchmark that draws."""
+
+    def plot(self, result: BenchResult, path: Path) -> None:
+        """Write an SVG file of a result.
+
+        Raises:
+            RunFolderError: if it cannot be written.
         """
         ...
 

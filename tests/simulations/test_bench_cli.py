@@ -14,6 +14,7 @@ import simulations.benchmarks as package
 from shared.errors import InvalidValue
 from simulations.benchmarks.catalog import benchmark, benchmarks
 from simulations.benchmarks.machine import describe_machine
+from simulations.benchmarks.markdown import as_markdown
 from simulations.benchmarks.protocol import BenchResult, Check
 from simulations.cli import run
 
@@ -35,10 +36,29 @@ def run(*, quick: bool) -> BenchResult:
 '''
 
 
+KEEPING = '''
+"""A benchmark of many runs, which draws."""
+from simulations.benchmarks.protocol import PROGRESS, BenchResult
+
+SUMMARY = "What was asked."
+KEEPS_RUNS = True
+
+
+def run(*, quick, asked):
+    PROGRESS.info("case 1 of 1")
+    row = {"folder": str(asked.folder), "resume": asked.resume, "only": "+".join(asked.only)}
+    return BenchResult(name="with_runs", parameters={"quick": quick}, rows=(row,))
+
+
+def plot(result, path):
+    path.write_text(f"<svg>{len(result.rows)}</svg>")
+'''
+
+
 @pytest.fixture(autouse=True)
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """A real package on a real path, whose modules are forgotten afterwards."""
-    for name in ("nothing", "kept", "helper"):
+    for name in ("nothing", "kept", "helper", "with_runs"):
         monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}", raising=False)
 
 
@@ -47,6 +67,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "nothing.py").write_text(MODULE.replace("LIMIT", "15.0"), encoding="utf-8")
     (tmp_path / "kept.py").write_text(MODULE.replace("LIMIT", "25.0"), encoding="utf-8")
     (tmp_path / "helper.py").write_text('"""No benchmark."""\n', encoding="utf-8")
+    (tmp_path / "with_runs.py").write_text(KEEPING, encoding="utf-8")
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     return tmp_path
 
@@ -93,17 +114,89 @@ def test_out_writes_both_forms(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert folder.is_dir()
-    assert run(["bench", "run", "kept", "--json", "--out", str(tmp_path / "found.json")]) == 0
+    out = tmp_path / "new" / "found"
+    assert run(["bench", "run", "kept", "--json", "--out", str(out)]) == 0
     printed: dict[str, Any] = json.loads(capsys.readouterr().out)
-    written = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert sorted(path.name for path in out.iterdir()) == ["kept.json", "kept.md"]
+    written = json.loads((out / "kept.json").read_text(encoding="utf-8"))
     assert written == printed
+    assert printed["name"] == "kept"
+    assert printed["command"] == "fedslm bench run kept"
     assert printed["parameters"] == {"clients": 3}
     assert printed["passed"] is True
-    page = (tmp_path / "found.md").read_text(encoding="utf-8")
-    assert page.startswith("# nothing\n")
+    page = (out / "kept.md").read_text(encoding="utf-8")
+    assert page.startswith("# kept\n")
     assert "| a/b | 0.25 | - |" in page
     assert "| nothing at all | 20 | 25 | s | yes |" in page
-    assert "fedslm bench run nothing" in page
+    assert "`fedslm bench run kept`" in page
+    assert "![" not in page
+
+
+def test_out_that_is_a_file_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert folder.is_dir()
+    (tmp_path / "found.md").write_text("mine", encoding="utf-8")
+    assert run(["bench", "run", "kept", "--out", str(tmp_path / "found.md")]) == 80
+    assert "found.md" in capsys.readouterr().err
+    assert (tmp_path / "found.md").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("name", ["with-runs", "with_runs"])
+def test_a_benchmark_of_many_runs_is_told_where_which_and_draws(
+    name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert folder.is_dir()
+    out = tmp_path / "found"
+    chosen = ["--only", "a b", "--only", "c=d", "--resume", "--quick"]
+    assert run(["bench", "run", name, "--json", "--out", str(out), *chosen]) == 0
+    shown = capsys.readouterr()
+    report = json.loads(shown.out)
+    assert shown.err == "case 1 of 1\n"
+    assert report["name"] == "with-runs"
+    assert report["command"] == "fedslm bench run with-runs --quick --only 'a b' --only c=d"
+    asked = {"folder": str(out / "with-runs-runs"), "resume": True, "only": "a b+c=d"}
+    assert report["rows"] == [asked]
+    assert (out / "with-runs.svg").read_text(encoding="utf-8") == "<svg>1</svg>"
+    page = (out / "with-runs.md").read_text(encoding="utf-8")
+    assert "![with-runs: What was asked.](with-runs.svg)" in page
+
+
+def test_runs_are_kept_although_nobody_said_where(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert folder.is_dir()
+    monkeypatch.chdir(tmp_path)
+    assert run(["bench", "run", "with-runs", "--quick", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["rows"][0]
+    assert row == {
+        "folder": "runs/bench-with-runs-quick/with-runs-runs",
+        "resume": False,
+        "only": "",
+    }
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("option", [["--resume"], ["--only", "x"]])
+def test_a_single_measurement_has_no_runs_to_choose_from(
+    option: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert folder.is_dir()
+    assert run(["bench", "run", "kept", *option]) == 2
+    assert option[0] in capsys.readouterr().err
+
+
+def test_a_wide_table_loses_no_column(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert folder.is_dir()
+    monkeypatch.setenv("COLUMNS", "20")
+    assert run(["bench", "run", "kept"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.split() == ["step", "seconds", "note"]
 
 
 def test_the_machine_is_described_without_names_or_paths(tmp_path: Path) -> None:
@@ -114,6 +207,26 @@ def test_the_machine_is_described_without_names_or_paths(tmp_path: Path) -> None
     assert platform.node() not in machine or len(platform.node()) < 4
     assert str(Path.home()) not in machine
     assert describe_machine(tmp_path / "none")["cpu"] == platform.machine()
+
+
+def test_accelerators_stand_in_the_page() -> None:
+    page = as_markdown(report_on(["One", "Two"]), ())
+    assert "on 2 cores of a cpu, One, Two, Linux, Python 3" in page
+    assert "on 2 cores of a cpu, Linux, Python 3" in as_markdown(report_on([]), ())
+
+
+def report_on(accelerators: list[str]) -> dict[str, Any]:
+    machine = {"cores": 2, "cpu": "a cpu", "accelerators": accelerators, "system": "Linux"}
+    return {
+        "name": "n",
+        "command": "fedslm bench run n",
+        "summary": "s",
+        "seconds": 1.0,
+        "parameters": {},
+        "rows": [],
+        "checks": [],
+        "machine": {**machine, "python": "3", "packages": {}},
+    }
 
 
 def test_a_number_that_is_not_finite_fails_and_has_a_json_form() -> None:

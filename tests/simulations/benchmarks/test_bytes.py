@@ -70,7 +70,7 @@ def test_secure_aggregation_sends_a_word_for_each_parameter_and_little_more() ->
 
 
 @pytest.mark.slow
-def test_a_quick_run() -> None:
+def test_a_quick_run(tmp_path: Path) -> None:
     assert benchmark("bytes").SUMMARY == traffic.SUMMARY
     result = traffic.run(quick=True)
     assert result.passed
@@ -83,3 +83,7 @@ def test_a_quick_run() -> None:
         assert int(str(row["up_bytes"])) > 4 * int(str(row["parameters"]))
     assert len(result.checks) == 2
     json.dumps(result.to_dict())
+    traffic.plot(result, tmp_path / "bytes.svg")
+    text = (tmp_path / "bytes.svg").read_text(encoding="utf-8")
+    assert "demo, fedavg," in text
+    assert text.count(f" {ours[0]['up_over_peer']:.2f}<") >= 1
