@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import escape
 
 from shared.canonical import sha256_hex
 
@@ -22,6 +23,7 @@ BLUE, VERMILLION, GREEN, PURPLE, INK, GREY = (
 )
 
 _SIZE = (5.2, 3.1)
+_DECORATION = ' aria-hidden="true" focusable="false"'
 _STYLE: Mapping[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10.5,
@@ -87,12 +89,23 @@ def render(draw: Callable[[Axes], None], *, size: tuple[float, float] = _SIZE) -
     return _inline(element, prefix=f"p{sha256_hex(element)[:8]}-")
 
 
+def as_file(element: str, *, title: str) -> str:
+    """Return a picture made for a page as a file of its own: with a title, on white.
+
+    Args:
+        element: what :func:`render` returned.
+        title: what is read out for it.
+    """
+    opening, rest = element.replace(_DECORATION, "", 1).split(">", 1)
+    return f'{opening} role="img" style="background:#fff"><title>{escape(title)}</title>{rest}\n'
+
+
 def _inline(element: str, *, prefix: str) -> str:
     """Make an SVG element fit for a page: no size, no metadata, identifiers that do not clash."""
     element = re.sub(r"\s*<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     opening, rest = element.split(">", 1)
     opening = re.sub(r'\s(?:width|height|version|xmlns:xlink)="[^"]*"', "", opening)
-    opening += ' aria-hidden="true" focusable="false"'
+    opening += _DECORATION
     rest = rest.replace("xlink:href=", "href=")
     rest = re.sub(r'\bid="', f'id="{prefix}', rest)
     rest = re.sub(r'\bhref="#', f'href="#{prefix}', rest)

@@ -82,8 +82,7 @@ def plot(result: BenchResult, path: Path) -> None:
         RunFolderError: if it cannot be written.
     """
     from shared.files import write_text
-    from simulations.studies.drawing import as_file
-    from simulations.svg import BLUE, GREY, VERMILLION, legend, render
+    from simulations.svg import BLUE, GREY, VERMILLION, as_file, legend, render
 
     rows = [row for row in result.rows if row["policy"] != PEER]
 

@@ -72,6 +72,6 @@ def plot(result: BenchResult, path: Path) -> None:
     """
     from shared.files import write_text
     from simulations.benchmarks.quality_plot import draw_frontiers
-    from simulations.studies.drawing import as_file
+    from simulations.svg import as_file
 
     write_text(path, as_file(draw_frontiers(result), title=SUMMARY))

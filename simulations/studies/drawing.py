@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import escape
 
 from server.audit.ranking import CHANCE_BITS
 from simulations.studies.protocol import Row
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIZE = (5.6, 3.5)
-_INLINE = ' aria-hidden="true" focusable="false"'
 
 
 def chance_bits(axes: Axes) -> None:
@@ -36,17 +34,6 @@ def explain(axes: Axes) -> None:
     """Put the legend above the plot, if there is anything to explain."""
     if axes.get_legend_handles_labels()[0]:
         legend(axes)
-
-
-def as_file(element: str, *, title: str) -> str:
-    """Return a picture made for a page as a file of its own: with a title, on white.
-
-    Args:
-        element: what :func:`simulations.svg.render` returned.
-        title: what is read out for it.
-    """
-    opening, rest = element.replace(_INLINE, "", 1).split(">", 1)
-    return f'{opening} role="img" style="background:#fff"><title>{escape(title)}</title>{rest}\n'
 
 
 def present(rows: Sequence[Row], *keys: str) -> list[Row]:

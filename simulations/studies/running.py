@@ -17,10 +17,10 @@ from simulations.benchmarks.machine import describe_machine
 from simulations.benchmarks.training import Silence
 from simulations.simulate import simulate
 from simulations.studies.bases import make_base
-from simulations.studies.drawing import as_file
 from simulations.studies.markdown import as_markdown
 from simulations.studies.measuring import measure
 from simulations.studies.protocol import Arm, Row, Run, Study
+from simulations.svg import as_file
 
 SCHEMA = 1
 SEEDS, QUICK_SEEDS = 3, 1

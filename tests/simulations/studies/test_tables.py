@@ -9,12 +9,12 @@ from xml.etree import ElementTree
 import pytest
 
 from simulations.studies.catalog import studies, study
-from simulations.studies.drawing import as_file
 from simulations.studies.late_or_early import third
 from simulations.studies.markdown import about, cells, table
 from simulations.studies.numbers import Estimate
 from simulations.studies.protocol import Column, Row
 from simulations.studies.tables import rows_by_arm
+from simulations.svg import as_file
 
 
 def invented(arm: str, seed: int, bits: float | None, canaries: Any = ()) -> dict[str, Any]:
