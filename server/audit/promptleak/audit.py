@@ -18,7 +18,7 @@ from server.audit.promptleak.assistant import Assistant, Conversation
 from server.audit.promptleak.attacks import one_per_family
 from server.audit.promptleak.controls import abuse_controls, leak_controls
 from server.audit.promptleak.defences import DEFENCES, Defence
-from server.audit.promptleak.interview import answer_once, interview
+from server.audit.promptleak.interview import answer_once, interview, interview_under
 from server.audit.promptleak.judge import Judge, Judged, longest_excerpt
 from server.audit.promptleak.marks import UNTRIED, mark
 from server.audit.promptleak.plan import Plan, plan_for
@@ -152,12 +152,13 @@ def _defended(
     prompts, attacks = plan.prompts[: plan.defended], one_per_family(plan.attacks)
     places = [plan.attacks.index(attack) for attack in attacks]
     undefended = [[row[place] for place in places] for row in plain[: plan.defended]]
+    worded = [defence for defence in DEFENCES if defence.worded]
+    answers = interview_under(assistant, prompts, attacks, worded, adapter=True)
+    said = {defence.name: rows for defence, rows in zip(worded, answers, strict=True)}
     found: list[Evidence] = []
     for defence in DEFENCES:
         # A filter stands behind the model: what the model says under it is what it says without.
-        rows: Rows = undefended
-        if defence.worded:
-            rows = interview(assistant, prompts, attacks, adapter=True, defence=defence)
+        rows: Rows = said.get(defence.name, undefended)
         marks = [
             _defended_marks(defence, prompt, judge, row)
             for prompt, judge, row in zip(prompts, judges[: plan.defended], rows, strict=True)

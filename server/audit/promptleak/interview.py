@@ -17,6 +17,7 @@ class _Thread:
     """One conversation as it goes on."""
 
     conversation: Conversation
+    defence: Defence
     left: tuple[str, ...]
     room: float
     answers: list[str]
@@ -47,14 +48,39 @@ def interview(
     Raises:
         AuditError: if the assistant gives another number of answers than it was asked for.
     """
-    rows = [
-        [_start(prompt, attack.turns, defence, attack.room) for attack in attacks]
-        for prompt in prompts
+    return interview_under(assistant, prompts, attacks, [defence], adapter=adapter)[0]
+
+
+def interview_under(
+    assistant: Assistant,
+    prompts: Sequence[SystemPrompt],
+    attacks: Sequence[Attack],
+    defences: Sequence[Defence],
+    *,
+    adapter: bool,
+) -> list[list[list[tuple[str, ...] | None]]]:
+    """Try every attack on every prompt under every defence, all of them in the same batches.
+
+    Returns:
+        For each defence what :func:`interview` returns.
+
+    Raises:
+        AuditError: if the assistant gives another number of answers than it was asked for.
+    """
+    tables = [
+        [
+            [_start(prompt, attack.turns, defence, attack.room) for attack in attacks]
+            for prompt in prompts
+        ]
+        for defence in defences
     ]
-    threads = [thread for row in rows for thread in row]
+    threads = [thread for table in tables for row in table for thread in row]
     while waiting := [thread for thread in threads if thread.left and thread.fits]:
-        _one_turn(assistant, waiting, adapter=adapter, defence=defence)
-    return [[tuple(t.answers) if t.answers else None for t in row] for row in rows]
+        _one_turn(assistant, waiting, adapter=adapter)
+    return [
+        [[tuple(t.answers) if t.answers else None for t in row] for row in table]
+        for table in tables
+    ]
 
 
 def answer_once(
@@ -73,12 +99,10 @@ def answer_once(
 def _start(prompt: SystemPrompt, turns: tuple[str, ...], defence: Defence, room: float) -> _Thread:
     """Begin a conversation; nobody has spoken yet."""
     talk = Conversation(system=defence.system_for(prompt.text), turns=(defence.turn_for(turns[0]),))
-    return _Thread(conversation=talk, left=turns, room=room, answers=[])
+    return _Thread(conversation=talk, defence=defence, left=turns, room=room, answers=[])
 
 
-def _one_turn(
-    assistant: Assistant, threads: Sequence[_Thread], *, adapter: bool, defence: Defence
-) -> None:
+def _one_turn(assistant: Assistant, threads: Sequence[_Thread], *, adapter: bool) -> None:
     """Let the assistant answer each conversation, and say the next line of the attack."""
     talks = [thread.conversation for thread in threads]
     rooms = [thread.room for thread in threads]
@@ -91,7 +115,8 @@ def _one_turn(
             continue
         thread.answers.append(answer)
         if thread.left:
-            said = (*thread.conversation.turns, answer, defence.turn_for(thread.left[0]))
+            following = thread.defence.turn_for(thread.left[0])
+            said = (*thread.conversation.turns, answer, following)
             thread.conversation = Conversation(system=thread.conversation.system, turns=said)
 
 

@@ -17,6 +17,8 @@ from server.audit.promptleak.assistant import Assistant, Conversation, Scripted
 from server.audit.promptleak.attacks import ATTACKS, Attack, one_per_family
 from server.audit.promptleak.audit import PromptLeak
 from server.audit.promptleak.controls import half, refuse
+from server.audit.promptleak.defences import DEFENCES
+from server.audit.promptleak.interview import interview, interview_under
 from server.audit.promptleak.plan import GivenAttacks, plan_for
 from server.audit.promptleak.prompts import (
     OWN_PROMPTS,
@@ -86,6 +88,24 @@ def found(*artefacts: object) -> Finding:
 
 def derived(finding: Finding) -> dict[str, Any]:
     return dict(finding.evidence["derived"])
+
+
+def test_defences_that_are_tried_together_get_the_answers_they_get_alone() -> None:
+    """Every conversation depends on its own system prompt, defence and turns, and on no other."""
+
+    def hears(talk: Conversation) -> str | None:
+        said = " | ".join((talk.system, *talk.turns))
+        return None if len(said) % 7 == 0 else f"{len(said)}: {said[-40:]}"
+
+    assistant = TwoFaced(hears, silent)
+    attacks = one_per_family(ATTACKS)
+    assert max(len(attack.turns) for attack in attacks) > 1
+    together = interview_under(assistant, SERVED, attacks, DEFENCES, adapter=True)
+    alone = [
+        interview(assistant, SERVED, attacks, adapter=True, defence=defence) for defence in DEFENCES
+    ]
+    assert together == alone
+    assert len({str(table) for table in together}) > 1
 
 
 def test_an_adapter_that_does_not_leak_more_is_consistent() -> None:
