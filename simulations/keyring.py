@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import lru_cache
 
+from shared.errors import SecureAggregationError
 from shared.privacy.secagg.keys import Identity, Roster
 from shared.seeding import encode_labels
+
+_KEPT = 1 << 14
+"""Public keys kept; a cohort is far smaller, whatever the population."""
 
 
 class SimulatedKeyring:
@@ -22,16 +27,59 @@ class SimulatedKeyring:
 
     def __init__(self, seed: int, population: int) -> None:
         self._seed = seed
-        self._population = population
+        self._roster = DerivedRoster(seed, population)
 
     @property
     def roster(self) -> Roster:
-        """Return the identity keys of all clients; made once per process."""
-        return _roster(self._seed, self._population)
+        """Return the identity keys of all clients."""
+        return self._roster
 
     def identity(self, client: int) -> Identity:
         """Return the signing key of one client."""
         return _identity(self._seed, client)
+
+
+class DerivedRoster(Roster):
+    """The identity keys of virtual clients, each derived when it is asked for.
+
+    Nothing is stored for a client that never takes part. The keys are those of a plain roster; the
+    digest is of the seed and the population, which they follow from.
+
+    Args:
+        seed: the run's seed.
+        population: number of clients.
+    """
+
+    __slots__ = ("_clients", "_seed")
+
+    def __init__(self, seed: int, population: int) -> None:
+        self._seed = seed
+        self._clients = range(population)
+        labels = encode_labels("fedslm-simulated-roster", seed, population)
+        self._digest = hashlib.sha256(labels).hexdigest()
+
+    def __contains__(self, client: object) -> bool:
+        """Tell whether a client is known."""
+        return client in self._clients
+
+    def __iter__(self) -> Iterator[int]:
+        """Iterate over the clients, ascending."""
+        return iter(self._clients)
+
+    def __len__(self) -> int:
+        """Return the number of clients."""
+        return len(self._clients)
+
+    def public_key(self, client: int) -> bytes:
+        """Return a client's identity key.
+
+        Raises:
+            SecureAggregationError: if the client is not in the roster.
+        """
+        if client not in self._clients:
+            msg = f"client={client} is not in the roster of {len(self)} clients."
+            raise SecureAggregationError(msg)
+        return _public_key(self._seed, client)
 
 
 def _identity(seed: int, client: int) -> Identity:
@@ -40,7 +88,7 @@ def _identity(seed: int, client: int) -> Identity:
     return Identity.from_private_bytes(hashlib.sha256(labels).digest())
 
 
-@lru_cache(maxsize=4)
-def _roster(seed: int, population: int) -> Roster:
-    """Derive everybody's public keys."""
-    return Roster({client: _identity(seed, client).public_key for client in range(population)})
+@lru_cache(maxsize=_KEPT)
+def _public_key(seed: int, client: int) -> bytes:
+    """Derive one client's public key."""
+    return _identity(seed, client).public_key
