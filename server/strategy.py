@@ -94,6 +94,7 @@ class FederatedRun:
             on_refused=self.presence.flag,
         )
         self._recorder = ReleaseRecorder(setup)
+        self._config_digest, self._plan_digest = setup.config.digest(), setup.plan.digest()
 
     @property
     def setup(self) -> RunSetup:
@@ -118,7 +119,7 @@ class FederatedRun:
         Raises:
             NotResumable: if it is damaged or belongs to another scenario.
         """
-        found = read_checkpoint(self._setup.folder, config_digest=self._config.digest())
+        found = read_checkpoint(self._setup.folder, config_digest=self._config_digest)
         if found is None:
             return False
         self.vector = np.array(found.vector, dtype=np.float32)
@@ -209,11 +210,8 @@ class FederatedRun:
         self._checkpoint(server_round, record)
         self._recorder.publish(server_round)
         self._settle(charge, release, server_round)
-        loss = self._progress_loss(messenger, server_round)
-        if loss is not None:
-            record |= {"loss": loss, "perplexity": math.exp(loss)}
-            record["seconds"] = round(time.monotonic() - began, 3)
-            self._checkpoint(server_round, record)
+        self.measure_progress(messenger, record)
+        record["seconds"] = round(time.monotonic() - began, 3)
         self.finished_rounds = server_round
         self.last_record = record
         self._observer.finished(record)
@@ -284,18 +282,28 @@ class FederatedRun:
             self._average += self.vector
             self._averaged += 1
 
-    def _progress_loss(self, messenger: Messenger, server_round: int) -> float | None:
-        """Measure the adapter on a few clients, in the rounds in which the scenario asks so."""
+    def measure_progress(self, messenger: Messenger, record: Record) -> None:
+        """Write into a round's metrics line what the adapter comes to on a few clients.
+
+        Only in the rounds in which the scenario asks so. The checkpoint does not wait for it: a
+        run that goes on measures the round again that was killed while it was measured.
+
+        Args:
+            messenger: reaches the clients.
+            record: of the last finished round; loss and perplexity stay None where nobody answers.
+        """
         if self.presence.in_fleet:
             # Held-out losses do not leave a device, whoever asks.
-            return None
-        evaluation = self._config.evaluation
+            return
+        evaluation, server_round = self._config.evaluation, int(record["round"])
         last = server_round == self._config.run.rounds
         if not last and server_round % evaluation.every != 0:
-            return None
+            return
         clients = self.measured_clients(evaluation.clients, stream="progress")
         losses = self.measure(messenger, clients, self.released, group=f"m{server_round}")
-        return sum(losses.values()) / len(losses) if losses else None
+        if losses:
+            loss = sum(losses.values()) / len(losses)
+            record |= {"loss": loss, "perplexity": math.exp(loss)}
 
     def _record(self, server_round: int, cohort: int, release: Release) -> Record:
         """Make the metrics line of a round, not measured yet."""
@@ -324,7 +332,7 @@ class FederatedRun:
             self._setup.folder,
             Checkpoint(
                 server_round=server_round,
-                config_digest=self._config.digest(),
+                config_digest=self._config_digest,
                 vector=self.vector,
                 average=self._average,
                 averaged=self._averaged,
@@ -340,8 +348,8 @@ class FederatedRun:
         return Instruction(
             run_id=self._setup.run_id,
             server_round=server_round,
-            config_digest=self._config.digest(),
-            plan_digest=self._setup.plan.digest(),
+            config_digest=self._config_digest,
+            plan_digest=self._plan_digest,
             vector=vector,
             clipping_norm=self._releaser.clip,
             anchor=self._budget.signed_head(),

@@ -148,6 +148,7 @@ def assemble_runtime(
     *,
     base_dir: Path,
     dealt: FederatedDataset | None = None,
+    opened: tuple[FederatedDataset, CanaryPlan] | None = None,
 ) -> Assembly:
     """Build everything that a process needs to speak for the clients of a scenario.
 
@@ -156,10 +157,13 @@ def assemble_runtime(
         plan: its plan.
         base_dir: what relative paths of the scenario are relative to.
         dealt: the clients' records, where they were dealt to devices already.
+        opened: what :func:`open_clients` made of the same scenario, where that was done already.
     """
     model = load_model(config, base_dir=base_dir)
     tokenizer = model.base.tokenizer
-    dataset, canaries = open_clients(config, base_dir=base_dir, tokenizer=tokenizer, dealt=dealt)
+    dataset, canaries = opened or open_clients(
+        config, base_dir=base_dir, tokenizer=tokenizer, dealt=dealt
+    )
     _set_threads(config, model)
     distributed = plan.mode == "client-distributed"
     keyring = SimulatedKeyring(config.run.seed, dataset.population) if distributed else None

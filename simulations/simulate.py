@@ -21,6 +21,7 @@ from flwr.serverapp import Grid
 from client.app import make_client_app
 from server.app import make_server_app
 from server.budget import RunBudget
+from server.messenger import Messenger
 from server.prepared import IDENTITY, describe_run, key_of_ledger, open_ledger, run_name
 from server.setup import RunSetup
 from server.strategy import FederatedRun
@@ -102,10 +103,11 @@ def simulate(
     done = _finished(folder, config) if resume else None
     if done is not None:
         return Result(folder=folder, summary=done)
-    dataset, _ = open_clients(config, base_dir=home)
+    clients = open_clients(config, base_dir=home)
+    dataset, _ = clients
     plan = plan_of(config, population=dataset.population)
     progress.note(f"loading {config.model.base} ({config.model.quantization})")
-    assembly = assemble_runtime(config, plan, base_dir=home)
+    assembly = assemble_runtime(config, plan, base_dir=home, opened=clients)
     dataset.client(0)
     with open_folder(folder, resume=resume) as run_folder:
         _identify(run_folder, resolved, assembly, plan)
@@ -249,6 +251,7 @@ class _Session:
             self._losses["before"] = _named(run.measure(messenger, clients, initial, group="b"))
             self._folder.write_json(EVALUATION, self._losses)
         self._commit_to_canaries()
+        self._measure_last_round(messenger)
         try:
             run.train(messenger)
         except PrivacyBudgetExhausted as error:
@@ -258,6 +261,16 @@ class _Session:
         released: Vector = run.released
         self._losses["after"] = _named(run.measure(messenger, clients, released, group="a"))
         self._folder.write_json(EVALUATION, self._losses)
+
+    def _measure_last_round(self, messenger: Messenger) -> None:
+        """Measure the last finished round if the process that finished it died before."""
+        *_, last = self._folder.metrics() or [{}]
+        if not last or last["loss"] is not None:
+            return
+        self._run.measure_progress(messenger, last)
+        if last["loss"] is not None:
+            self._folder.settle_metrics(self._run.finished_rounds - 1, {})
+            self._folder.add_metrics(last)
 
 
 def _named(losses: Mapping[int, float]) -> dict[str, float]:

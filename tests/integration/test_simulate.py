@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from client.adapter import adapt
 from client.model import load_base
 from server.adapters import read_adapter
+from server.strategy import FederatedRun
 from shared.errors import (
     NotResumable,
     PrivacyBudgetExhausted,
@@ -279,6 +280,33 @@ def test_a_killed_run_goes_on_to_the_same_adapter(
     mine = load_file(folder / "adapter" / "adapter_model.safetensors")
     theirs = load_file(finished.folder / "adapter" / "adapter_model.safetensors")
     assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("server_round", [1, 3])
+def test_a_run_killed_while_it_measures_a_round_has_every_line(
+    server_round: int, finished: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is there, the loss is not: the round is measured again, not trained again."""
+    measure = FederatedRun.measure
+
+    def killed(self: FederatedRun, *arguments: Any, group: str, **more: Any) -> dict[int, float]:
+        if group == f"m{server_round}":
+            raise KeyboardInterrupt
+        return measure(self, *arguments, group=group, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FederatedRun, "measure", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_small(tmp_path / "run")
+    result = run_small(tmp_path / "run", resume=True)
+
+    def lines(folder: Path) -> list[dict[str, Any]]:
+        read = (folder / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in read]
+
+    assert lines(result.folder) == lines(finished.folder)
+    assert result.summary["loss_after"] == finished.summary["loss_after"]
+    assert result.summary["privacy"] == finished.summary["privacy"]
 
 
 def test_both_engines_give_the_same_adapter(tmp_path: Path) -> None:
