@@ -25,16 +25,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON o
 @bench_app.command("list")
 def list_benchmarks(as_json: AsJson = False) -> None:
     """List the benchmarks and what each measures."""
-    from simulations.benchmarks.catalog import benchmarks
+    from simulations.benchmarks.catalog import summaries
 
-    found = benchmarks()
+    found = summaries()
     if as_json:
-        rows = [{"name": name, "summary": item.SUMMARY} for name, item in found.items()]
+        rows = [{"name": name, "summary": line} for name, line in found.items()]
         _print_json({"benchmarks": rows})
         return
     width = max((len(name) for name in found), default=0)
-    for name, item in found.items():
-        typer.echo(f"{name:<{width}}  {item.SUMMARY}")
+    for name, line in found.items():
+        typer.echo(f"{name:<{width}}  {line}")
 
 
 @bench_app.command("run")

@@ -5,9 +5,12 @@ A module ``dp_step`` is called ``dp-step`` on the command line; either spelling 
 
 from __future__ import annotations
 
+import ast
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import cast
 
@@ -17,11 +20,18 @@ from shared.registry import suggestion
 from simulations.benchmarks.protocol import Benchmark, KeepingBenchmark, Plotting
 
 
+def summaries() -> Mapping[str, str]:
+    """Return every benchmark's line by name, sorted; a module without ``SUMMARY`` is none.
+
+    The lines are read from the sources: importing all benchmarks takes seconds.
+    """
+    found = {_name_of(stem): _summary(stem) for stem in _stems()}
+    return {name: line for name, line in sorted(found.items()) if line is not None}
+
+
 def benchmarks() -> Mapping[str, Benchmark]:
-    """Return every benchmark by name, sorted; a helper module without ``SUMMARY`` is none."""
-    found = {_name_of(stem): _module(stem) for stem in _stems()}
-    known = {name: module for name, module in found.items() if _is_benchmark(module)}
-    return {name: cast("Benchmark", known[name]) for name in sorted(known)}
+    """Return every benchmark by name, sorted; imports all of them."""
+    return {name: benchmark(name) for name in summaries()}
 
 
 def benchmark(name: str) -> Benchmark:
@@ -38,7 +48,7 @@ def benchmark(name: str) -> Benchmark:
         module = _module(stem)
         if _is_benchmark(module):
             return cast("Benchmark", module)
-    known = list(benchmarks())
+    known = list(summaries())
     msg = f"benchmark={name!r}, expected one of: {', '.join(known) or 'none is installed'}."
     raise InvalidValue(msg, hint=suggestion(_name_of(name), known))
 
@@ -66,6 +76,25 @@ def _stems() -> set[str]:
 def _module(stem: str) -> ModuleType:
     """Import one module of this package."""
     return import_module(f"{package.__name__}.{stem}")
+
+
+def _summary(stem: str) -> str | None:
+    """Return the line of a module's ``SUMMARY``; None if it has none or cannot be run."""
+    spec = find_spec(f"{package.__name__}.{stem}")
+    if spec is None or spec.origin is None:
+        return None
+    body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    runs = any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in body)
+    return next(_lines(body), None) if runs else None
+
+
+def _lines(body: list[ast.stmt]) -> Iterator[str]:
+    """Yield what is assigned to ``SUMMARY``."""
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            names = {target.id for target in node.targets if isinstance(target, ast.Name)}
+            if "SUMMARY" in names:
+                yield str(node.value.value)
 
 
 def _is_benchmark(module: ModuleType) -> bool:
