@@ -2,7 +2,9 @@
 
 Every search asks the accountant whose number is reported: PLD first on its coarse grid
 (pessimistic, quick), then on the fine one near the answer; Renyi, where Skellam noise is too coarse
-for PLD, has no grid. What is returned was itself checked on the fine grid.
+for PLD, has no grid. What is returned was itself checked on the fine grid. A search follows the
+secant on logarithms, on which epsilon is nearly a straight line, and ends only between two
+neighbours of which one meets the target and the other does not: how it got there changes nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ LARGEST_NOISE = 10_000.0
 MOST_RELEASES = 1_000_000
 _UNIT: int = 10**DECIMALS
 _TOLERANCE = 1e-3
+# A search follows the secant; from so many steps on every second one halves what is left.
+_SECANTS = 8
+_LARGEST_MOVE = math.log(4.0)
 
 
 def calibrate(
@@ -72,13 +77,18 @@ def calibrate(
             f"{LARGEST_NOISE:g}."
         )
         raise CalibrationError(msg, hint="Use a larger epsilon or delta, or fewer rounds.")
-    coarse = _first(lambda k: spends(k, ONLINE) <= epsilon, low, high, start=_UNIT)
-    spent = spends(coarse, REPORT)
-    if (1.0 - _TOLERANCE) * epsilon <= spent <= epsilon:
+
+    def least(interval: float, start: int) -> int:
+        def meets(units: int) -> tuple[bool, float]:
+            spent = spends(units, interval)
+            return spent <= epsilon, _log_ratio(spent, epsilon)
+
+        return _first(meets, low, high, start=start, slope=-1.0)
+
+    coarse = least(ONLINE, _UNIT)
+    if (1.0 - _TOLERANCE) * epsilon <= spends(coarse, REPORT) <= epsilon:
         return coarse / _UNIT
-    # Epsilon is roughly proportional to 1 / noise, so this is where the answer should be.
-    start = math.floor(coarse * min(1.0, spent / epsilon))
-    return _first(lambda k: spends(k, REPORT) <= epsilon, low, high, start=start) / _UNIT
+    return least(REPORT, coarse) / _UNIT
 
 
 def calibrate_noise_multiplier(
@@ -146,19 +156,20 @@ def largest_count(
     validate.open_unit(delta=delta)
     relation = relation_of(relation)
 
-    def over(count: int, interval: float) -> bool:
-        spent = epsilon_of(
-            event_of(count),
-            delta=delta,
-            relation=relation,
-            accountant=accountant,
-            interval=interval,
-        )
-        return spent > epsilon
+    def most(interval: float, start: int) -> int:
+        def over(count: int) -> tuple[bool, float]:
+            spent = epsilon_of(
+                event_of(count),
+                delta=delta,
+                relation=relation,
+                accountant=accountant,
+                interval=interval,
+            )
+            return spent > epsilon, _log_ratio(spent, epsilon)
 
-    beyond = MOST_RELEASES + 1
-    coarse = _first(lambda n: over(n, ONLINE), 1, beyond, start=1)
-    return _first(lambda n: over(n, REPORT), 1, beyond, start=coarse) - 1
+        return _first(over, 1, MOST_RELEASES + 1, start=start, slope=0.5) - 1
+
+    return most(REPORT, max(1, most(ONLINE, 1)))
 
 
 def calibrate_count(
@@ -195,28 +206,37 @@ def calibrate_count(
     return largest_count(event_of, epsilon=epsilon, delta=delta, relation=relation)
 
 
-def _first(holds: Callable[[int], bool], low: int, high: int, *, start: int) -> int:
+def _first(
+    probe: Callable[[int], tuple[bool, float]], low: int, high: int, *, start: int, slope: float
+) -> int:
     """Return the smallest integer in ``[low, high]`` at which a monotone condition holds.
 
-    ``holds(high)`` is taken for granted. The search leaves ``start`` in growing steps in the
-    direction of the answer, then halves.
+    Args:
+        probe: tells whether it holds, and a measure that grows or falls with the integer and is 0
+            where the condition changes; it may be infinite.
+        low: >= 1.
+        high: where it holds, which is taken for granted.
+        start: where to look first.
+        slope: of the measure over the logarithm of the integer, until two are known.
     """
-    at = min(max(start, low), high)
-    step = 1
-    if at == high or holds(at):
-        high = at
-        while low < high and holds(max(low, high - step)):
-            high, step = max(low, high - step), 4 * step
-        low = max(low, high - step + 1)
-    else:
-        low = at + 1
-        while low + step < high and not holds(low + step):
-            low, step = low + step + 1, 4 * step
-        high = min(high, low + step)
-    while low < high:
-        middle = (low + high) // 2
-        if holds(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    fails, holds = low - 1, high
+    at, steps = min(max(start, low), high - 1), 0
+    last: tuple[float, float] | None = None
+    while holds - fails > 1:
+        met, measure = probe(at)
+        fails, holds = (fails, at) if met else (at, holds)
+        here, steps = math.log(at), steps + 1
+        if last is not None and math.isfinite(measure):
+            slope = (measure - last[1]) / (here - last[0]) or slope
+        last = (here, measure) if math.isfinite(measure) else None
+        # Too far a step may land where an evaluation is long: at next to no noise, say.
+        move = min(max(-measure / slope, -_LARGEST_MOVE), _LARGEST_MOVE)
+        middle = steps > _SECANTS and steps % 2 == 0
+        at = (fails + holds) // 2 if middle else math.ceil(math.exp(here + move))
+        at = min(max(at, fails + 1), holds - 1)
+    return holds
+
+
+def _log_ratio(spent: float, epsilon: float) -> float:
+    """Return ``log(spent / epsilon)``; minus infinity for nothing."""
+    return math.log(spent / epsilon) if spent > 0.0 else -math.inf

@@ -1,20 +1,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from dp_accounting.pld import privacy_loss_distribution as pld
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from shared.errors import CalibrationError, InvalidValue
-from shared.privacy.accountant import epsilon_of
+from shared.privacy.accountant import ONLINE, REPORT, epsilon_of
 from shared.privacy.calibration import (
+    _first,
     calibrate,
     calibrate_count,
     calibrate_noise_multiplier,
     largest_count,
 )
-from shared.privacy.events import ComposedEvent, GaussianEvent, NeighboringRelation, SkellamEvent
+from shared.privacy.events import (
+    ComposedEvent,
+    GaussianEvent,
+    NeighboringRelation,
+    PrivacyEvent,
+    SkellamEvent,
+)
+from shared.privacy.plan import PrivacyPlan
+from shared.privacy.planning import make_plan
+from shared.privacy.quantile import QuantileClipping
+from tests.shared.privacy.test_losses import THEIRS
 
 ADD = NeighboringRelation.ADD_OR_REMOVE_ONE
 REPLACE = NeighboringRelation.REPLACE_ONE
@@ -163,3 +178,175 @@ def test_skellam_releases_are_counted() -> None:
     terms: dict[str, Any] = {"delta": 1e-5, "relation": ADD}
     n = largest_count(event_of, epsilon=2.0, **terms)
     assert epsilon_of(event_of(n), **terms) <= 2.0 < epsilon_of(event_of(n + 1), **terms)
+
+
+def halving(event_of: Callable[[float], PrivacyEvent], epsilon: float, **asked: Any) -> float:
+    """Calibrate as documented, by halving alone."""
+
+    def least(interval: float) -> int:
+        low, high = 100, 10**8
+        while low < high:
+            middle = (low + high) // 2
+            meets = epsilon_of(event_of(middle / 1e4), interval=interval, **asked) <= epsilon
+            low, high = (low, middle) if meets else (middle + 1, high)
+        return low
+
+    coarse = least(ONLINE)
+    spent = epsilon_of(event_of(coarse / 1e4), interval=REPORT, **asked)
+    return (coarse if 0.999 * epsilon <= spent <= epsilon else least(REPORT)) / 1e4
+
+
+def skellam(z: float) -> SkellamEvent:
+    return SkellamEvent(noise_multiplier=z, grid=2**18, sampling_probability=0.1, count=30)
+
+
+def coarse_skellam(z: float) -> SkellamEvent:
+    return SkellamEvent(noise_multiplier=z, grid=64, sampling_probability=0.1, count=30)
+
+
+def gaussian(q: float, n: int) -> Callable[[float], GaussianEvent]:
+    return lambda z: GaussianEvent(noise_multiplier=z, sampling_probability=q, count=n)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("relation", [ADD, REPLACE])
+@pytest.mark.parametrize(
+    ("event_of", "epsilon", "delta"),
+    [
+        (gaussian(0.1, 30), 8.0, 5e-4),
+        (gaussian(0.2, 40), 3.2, 5e-4),
+        (gaussian(0.01, 1000), 0.3, 1e-5),
+        (gaussian(1.0, 1), 1.0, 1e-6),
+        (gaussian(1.0, 5), 60.0, 1e-5),
+        (gaussian(0.1, 3), 0.05, 1e-8),
+        (skellam, 8.0, 5e-4),
+        (coarse_skellam, 2.0, 1e-5),
+        (both, 2.0, 1e-5),
+    ],
+)
+def test_the_noise_is_that_of_plain_halving_after_few_evaluations(
+    event_of: Callable[[float], PrivacyEvent],
+    epsilon: float,
+    delta: float,
+    relation: NeighboringRelation,
+) -> None:
+    asked: list[float] = []
+
+    def counted(z: float) -> PrivacyEvent:
+        asked.append(z)
+        return event_of(z)
+
+    terms: Any = {"delta": delta, "relation": relation}
+    found = calibrate(counted, epsilon=epsilon, **terms)
+    assert len(asked) <= 20
+    assert found == halving(event_of, epsilon, **terms)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    edge=st.integers(1, 10**8),
+    low=st.integers(1, 10**6),
+    start=st.integers(1, 10**8),
+    slope=st.sampled_from([-1.0, 0.5]),
+    shape=st.sampled_from(["power", "step", "flat", "wrong"]),
+)
+def test_a_search_ends_at_the_edge_whatever_the_measure(
+    edge: int, low: int, start: int, slope: float, shape: str
+) -> None:
+    """Also where the measure is infinite, constant, or of the wrong sign."""
+    high = 10**8
+    steps = 0
+
+    def probe(at: int) -> tuple[bool, float]:
+        nonlocal steps
+        steps += 1
+        assert low <= at < high
+        measure = {
+            "power": math.log(at / edge) * slope * 3.0,
+            "step": math.inf if at < edge else -math.inf,
+            "flat": 0.125,
+            "wrong": math.log(at / edge) * -slope,
+        }[shape]
+        return at >= edge, measure
+
+    assert _first(probe, low, high, start=start, slope=slope) == min(max(edge, low), high)
+    assert steps <= 8 + 2 * 28
+
+
+def theirs(plan: PrivacyPlan) -> float:
+    """Epsilon of a plan's Gaussian releases, or of their twin's, by dp-accounting alone."""
+    assert plan.noise_multiplier is not None
+    assert plan.delta is not None
+    assert plan.neighboring_relation is not None
+    count = plan.releases_after(plan.rounds)
+    one = pld.from_gaussian_mechanism(
+        plan.noise_multiplier,
+        sampling_prob=plan.sampling_probability,
+        value_discretization_interval=REPORT,
+        neighboring_relation=THEIRS[plan.neighboring_relation],
+    )
+    whole = one if count == 1 else one.self_compose(count)
+    return float(whole.get_epsilon_for_delta(plan.delta))
+
+
+CLIENTS: dict[str, Any] = {
+    "mode": "client-central",
+    "unit": "client",
+    "delta": 1e-5,
+    "epsilon": 2.0,
+    "clipping_norm": 0.5,
+    "sampling_probability": 0.1,
+    "rounds": 20,
+    "population": 1000,
+}
+DISTRIBUTED: dict[str, Any] = {
+    "mode": "client-distributed",
+    "honest_fraction": 0.9,
+    "survivor_fraction": 0.8,
+    "min_cohort": 20,
+}
+CORRELATED: dict[str, Any] = {
+    "mechanism": "correlated",
+    "min_separation": 5,
+    "sampling_probability": None,
+}
+QUANTILE: dict[str, Any] = {
+    "quantile": QuantileClipping(target=0.5, learning_rate=0.2, count_noise_stddev=5.0, initial=0.5)
+}
+STEPS: dict[str, Any] = {
+    "mode": "example",
+    "unit": "example",
+    "max_grad_norm": 1.0,
+    "clipping_norm": None,
+    "releases_per_round": 2,
+    "max_participations": 10,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("relation", ["add-or-remove-one", "replace-one"])
+@pytest.mark.parametrize("change", [{}, DISTRIBUTED, CORRELATED, QUANTILE, STEPS])
+def test_a_plan_is_within_its_target_by_dp_accounting_itself(
+    change: dict[str, Any], relation: str
+) -> None:
+    """And not by much: 0.1 % of epsilon, or a step of 0.0001 of noise."""
+    plan = make_plan(**{**CLIENTS, "neighboring_relation": relation, **change})
+    spent = theirs(plan)
+    assert 0.998 * 2.0 <= spent <= 2.0 * (1 + 1e-8)
+    assert plan.epsilon() == pytest.approx(spent, abs=1e-3 if plan.distributed else 1e-7)
+    assert plan.epsilon() <= 2.0
+    if plan.quantile is not None:
+        assert plan.noise_multiplier is not None
+        update = plan.quantile.split(plan.noise_multiplier)
+        halves = update**-2 + (2 * plan.quantile.count_noise_stddev) ** -2
+        assert halves == pytest.approx(plan.noise_multiplier**-2, rel=1e-12)
+
+
+@pytest.mark.slow
+def test_both_guarantees_are_within_their_targets_by_dp_accounting_itself() -> None:
+    terms: Any = {"neighboring_relation": "add-or-remove-one"}
+    inner = make_plan(**{**CLIENTS, **STEPS, **terms, "epsilon": 4.0})
+    outer = make_plan(**{**CLIENTS, **terms, "example": inner})
+    assert outer.example is inner
+    assert 0.998 * 4.0 <= theirs(inner) <= 4.0 * (1 + 1e-8)
+    assert 0.998 * 2.0 <= theirs(outer) <= 2.0 * (1 + 1e-8)
