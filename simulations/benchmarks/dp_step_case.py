@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from shared.errors import FedSLMError, MissingDependency
-from simulations.benchmarks.dp_step_peers import NON_PRIVATE, STEPS
+from simulations.benchmarks.dp_step_peers import NON_PRIVATE, STEPS, plain_losses
 
 if TYPE_CHECKING:
     import torch
@@ -222,7 +222,6 @@ def _gradients(base: BaseModel, like: AdaptedModel, batch: Batch) -> torch.Tenso
     import torch
 
     from client.adapter import adapt
-    from client.losses import per_sequence_losses
 
     spec = like.spec
     model = adapt(base, r=spec.r, alpha=spec.lora_alpha, target_modules=spec.target_modules)
@@ -232,7 +231,7 @@ def _gradients(base: BaseModel, like: AdaptedModel, batch: Batch) -> torch.Tenso
     rows = []
     with model.plain_peft():
         for index in range(batch.ids.shape[0]):
-            loss = per_sequence_losses(model.peft_model, batch.row(index)).sum()
+            loss = plain_losses(model.peft_model, batch.row(index)).sum()
             found = torch.autograd.grad(loss, parameters)
             rows.append(torch.cat([gradient.reshape(-1) for gradient in found]))
     return torch.stack(rows)

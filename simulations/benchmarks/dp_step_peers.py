@@ -72,9 +72,7 @@ class _Peer:
 
     def _losses(self, batch: Batch) -> torch.Tensor:
         """Return the loss of each sequence, shape ``(B,)``."""
-        from client.losses import per_sequence_losses
-
-        return per_sequence_losses(self._model.peft_model, batch)
+        return plain_losses(self._model.peft_model, batch)
 
 
 class NonPrivate(_Peer):
@@ -192,14 +190,13 @@ class Vmap(_Peer):
         """Return one sequence's loss as a function of the factors."""
         from torch.func import functional_call
 
-        from client.losses import Batch, per_sequence_losses
+        from client.losses import Batch
 
         def model(**inputs: object) -> object:
             return functional_call(self._model.peft_model, values, (), inputs)
 
         one = Batch(ids=ids[None], labels=labels[None], attention_mask=mask[None])
-        called: Any = model
-        return per_sequence_losses(called, one).sum()
+        return plain_losses(model, one).sum()
 
 
 class DpLora(_Peer):
@@ -268,6 +265,29 @@ STEPS: Final[Mapping[str, Callable[[AdaptedModel], PerExampleClipper]]] = {
 """What makes each engine, by name."""
 PEERS: Final = tuple(name for name in STEPS if name not in {NON_PRIVATE, *OURS})
 """The engines that are not ours."""
+
+
+def plain_losses(model: Callable[..., Any], batch: Batch) -> torch.Tensor:
+    """Return each sequence's mean loss over its label tokens by torch's own cross entropy.
+
+    What one writes without thinking of memory: all logits, in float32 or better.
+
+    Args:
+        model: a causal language model, or a function like one.
+        batch: padded on the right.
+
+    Returns:
+        Nats per token, shape ``(B,)``.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    logits: torch.Tensor = model(input_ids=batch.ids, use_cache=False).logits
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    targets = batch.labels[:, 1:]
+    losses = cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), reduction="none")
+    counts = (targets != -100).sum(dim=1).clamp(min=1)
+    return losses.view(targets.shape).sum(dim=1) / counts
 
 
 def _clip_in_float32(samples: Sequence[torch.Tensor], max_grad_norm: float) -> list[torch.Tensor]:
