@@ -123,7 +123,7 @@ class Clock:
         ended: seconds from ``began`` to the end of each round.
         answered: how many clients answered in each round.
         resident: MB resident after each round.
-        peak: MB resident at most until the last round ended; the report comes after it.
+        peaks: MB resident at most until the end of each round; the report comes after the last.
         up: bytes that one client sent, at most.
     """
 
@@ -136,7 +136,7 @@ class Clock:
     ended: list[float] = field(default_factory=list)
     answered: list[int] = field(default_factory=list)
     resident: list[float] = field(default_factory=list)
-    peak: float = 0.0
+    peaks: list[float] = field(default_factory=list)
     up: int = 0
     _since: float | None = None
 
@@ -169,7 +169,7 @@ class Clock:
         self.answered.append(int(record["answered"]))
         found = memory()
         self.resident.append(found["VmRSS"])
-        self.peak = found["VmHWM"]
+        self.peaks.append(found["VmHWM"])
         self.up = max(self.up, int(record["bytes_up_per_client"]))
         if self.between is not None:
             self.between()
@@ -184,7 +184,7 @@ class Clock:
             "ended": self.ended,
             "answered": self.answered,
             "resident": self.resident,
-            "peak": self.peak,
+            "peaks": self.peaks,
             "up": self.up,
         }
 

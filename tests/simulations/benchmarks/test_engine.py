@@ -129,6 +129,9 @@ def test_a_quick_run() -> None:
     base = float(str(rows["demo, base loaded"]["resident_mb"]))
     million = rows["demo, 1000000 registered, 4 a round"]
     assert float(str(million["peak_mb"])) > base > 50.0
+    assert million["rounds"] == 6
+    followed = [row["case"] for row in result.rows if ", after round " in str(row["case"])]
+    assert [str(case).rsplit(" ", 1)[1] for case in followed] == ["1", "3", "6"]
     starts = [row for row in result.rows if "start_s" in row]
     assert [row["case"] for row in starts] == ["demo, start", "quickstart, start"]
     limits = [check.limit for check in result.checks]
