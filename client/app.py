@@ -6,10 +6,10 @@ Every exception becomes a bare code before it can travel: Flower would send ``st
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.node import runtime_of_node
@@ -18,6 +18,7 @@ from client.secure import answer_phase
 from shared.errors import FedSLMError, PolicyRefused, SchemaMismatch
 from shared.redact import scrub_exception
 from shared.wire import (
+    Instruction,
     Introduction,
     decode_instruction,
     decode_phase_call,
@@ -36,7 +37,74 @@ RuntimeOf = Callable[[Context], "ClientRuntime"]
 logger = logging.getLogger("fedslm.client")
 
 
-def make_client_app(runtime_of: RuntimeOf, *, simulated: bool = False) -> ClientApp:
+class ForesightedApp(ClientApp):
+    """A ClientApp that may be told in which order its clients will be called.
+
+    Args:
+        runtime_of: as in :func:`make_client_app`.
+    """
+
+    def __init__(self, runtime_of: RuntimeOf) -> None:
+        super().__init__()
+        self._runtime_of = runtime_of
+
+    def expect(
+        self, message: Message, context: Context, coming: Iterable[tuple[int, Message]]
+    ) -> None:
+        """Be told which message is about to come, and what is queued after it.
+
+        Changes no answer but by rounding: what is computed ahead is thrown away where a message
+        turns out to be another one. A failure here is none of the client's; it is then called as if
+        nobody had foreseen it.
+
+        Args:
+            message: the one that is about to come.
+            context: the one it will come with.
+            coming: client and message, in the order of the queue.
+        """
+        kind = message.metadata.message_type
+        read = _instructions()
+
+        def told() -> Iterator[tuple[int, Instruction]]:
+            for client, queued in coming:
+                if queued.metadata.message_type != kind:
+                    return
+                instruction = read(queued)
+                if instruction is None:
+                    return
+                yield client, instruction
+
+        try:
+            instruction = read(message)
+            if instruction is None:
+                return
+            runtime, client = self._runtime_of(context), client_index(context)
+            if kind == MessageType.TRAIN:
+                runtime.expect_training(client, instruction, told())
+            elif kind == MessageType.EVALUATE:
+                runtime.expect_measuring(client, instruction, told())
+        except Exception as error:  # noqa: BLE001 - the client itself answers, with the same error
+            logger.warning("clients are computed one by one: %s", type(error).__name__)
+
+
+def _instructions() -> Callable[[Message], Instruction | None]:
+    """Return a function that reads a message's instruction, once where many share it."""
+    last: list[tuple[RecordDict, Instruction | None]] = []
+
+    def read(message: Message) -> Instruction | None:
+        if last and last[0][0] is message.content:
+            return last[0][1]
+        call = decode_phase_call(message.content)
+        trains = call is None or call.phase == "mask"
+        known = message.metadata.message_type in {MessageType.TRAIN, MessageType.EVALUATE}
+        found = decode_instruction(message.content) if known and trains else None
+        last[:] = [(message.content, found)]
+        return found
+
+    return read
+
+
+def make_client_app(runtime_of: RuntimeOf, *, simulated: bool = False) -> ForesightedApp:
     """Build the ClientApp around a way to reach the process's runtime.
 
     Guarantee:
@@ -47,7 +115,7 @@ def make_client_app(runtime_of: RuntimeOf, *, simulated: bool = False) -> Client
         runtime_of: returns the runtime for a context; called for each message, so it caches.
         simulated: whether the clients are a simulation's, whose operator holds their text anyway.
     """
-    app = ClientApp()
+    app = ForesightedApp(runtime_of)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -6,15 +6,17 @@ device, or an event pays for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
+from client.cohortbatches import by_length
 from client.examples import Example
-from client.losses import Batch, collate, token_losses
+from client.losses import collate, token_losses
 from shared.errors import NoUsableText
 from shared.validate import positive_integer
 
@@ -49,12 +51,38 @@ def evaluate(model: AdaptedModel, examples: Sequence[Example], *, batch_size: in
     Raises:
         NoUsableText: if no example has a label.
     """
-    sums, counts = _sums_and_counts(model, examples, batch_size)
+    sums, counts = _sums_and_counts(model, examples, _by_count(examples, batch_size))
     tokens = int(counts.sum())
     if not tokens > 0:
         msg = f"None of {len(examples)} held-out examples has a token to predict."
         raise NoUsableText(msg, hint="Expected at least one example of two tokens or more.")
     return EvalResult(loss=float(sums.sum() / tokens), tokens=tokens)
+
+
+def evaluate_group(
+    model: AdaptedModel, clients: Sequence[Sequence[Example]], *, tokens: int
+) -> list[EvalResult]:
+    """Return each client's mean loss per label token, with all their examples in one pass.
+
+    Args:
+        model: an adapted model.
+        clients: the held-out examples of each.
+        tokens: how many go through the model at once, padding included; does not change the result
+            beyond rounding.
+
+    Returns:
+        What :func:`evaluate` returns for each; a NaN over 0 tokens where it raises.
+    """
+    examples = [example for client in clients for example in client]
+    sums, counts = _sums_and_counts(model, examples, by_length(examples, tokens=tokens))
+    results, start = [], 0
+    for client in clients:
+        rows = slice(start, start + len(client))
+        labelled = int(counts[rows].sum())
+        loss = float(sums[rows].sum() / labelled) if labelled > 0 else math.nan
+        results.append(EvalResult(loss=loss, tokens=labelled))
+        start += len(client)
+    return results
 
 
 def sequence_losses(
@@ -75,31 +103,29 @@ def sequence_losses(
     Returns:
         Shape ``(len(examples),)`` in the order given; 0 for an example without labels.
     """
-    sums, counts = _sums_and_counts(model, examples, batch_size)
+    sums, counts = _sums_and_counts(model, examples, _by_count(examples, batch_size))
     return sums if reduction == "sum" else sums / np.maximum(counts, 1)
 
 
 def _sums_and_counts(
-    model: AdaptedModel, examples: Sequence[Example], batch_size: int
+    model: AdaptedModel, examples: Sequence[Example], batches: Iterable[NDArray[np.int64]]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return summed loss and number of label tokens per example, in the order given."""
-    positive_integer(batch_size=batch_size)
+    pad_id = int(model.base.tokenizer.pad_token_id or 0)
     sums = np.zeros(len(examples), dtype=np.float64)
     counts = np.zeros(len(examples), dtype=np.int64)
     with torch.no_grad():
-        for rows, batch in _batches(model, examples, batch_size):
+        for rows in batches:
+            batch = collate([examples[row] for row in rows], pad_id).to(model.device)
             losses, labelled = token_losses(model.peft_model, batch)
             sums[rows] = losses.sum(dim=1, dtype=torch.float64).cpu().numpy()
             counts[rows] = labelled.sum(dim=1).cpu().numpy()
     return sums, counts
 
 
-def _batches(
-    model: AdaptedModel, examples: Sequence[Example], batch_size: int
-) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-    """Yield batches of similar length, which wastes the least padding, with their positions."""
-    pad_id = model.base.tokenizer.pad_token_id or 0
+def _by_count(examples: Sequence[Example], batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the rows of batches of similar length, which wastes the least padding."""
+    positive_integer(batch_size=batch_size)
     order = np.argsort([example.ids.size for example in examples], kind="stable")
     for start in range(0, len(examples), batch_size):
-        rows = order[start : start + batch_size]
-        yield rows, collate([examples[row] for row in rows], int(pad_id)).to(model.device)
+        yield order[start : start + batch_size]

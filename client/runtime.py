@@ -7,28 +7,22 @@ virtual client of the process; on a device it serves one.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from client.evaluation import evaluate
+from client.cohortahead import LookAhead, group_size, tokens_at_once
+from client.evaluation import evaluate, evaluate_group
+from client.localsteps import LocalSteps
+from client.tokencache import TokenCache
 from client.tokenization import make_examples
-from client.training import (
-    TrainSettings,
-    train_plain,
-    train_private,
-    train_unprotected_poisson,
-)
 from client.update import clipped_update, noised_update, plain_update
 from shared.config import RunConfig
-from shared.errors import InvalidValue, NoUsableText, SchemaMismatch, SensitivityError
+from shared.errors import NoUsableText, SchemaMismatch, SensitivityError
 from shared.lora import Vector, initial_factors
 from shared.privacy.distributed import NoisedShare
-from shared.privacy.noise import NoiseSource
-from shared.seeding import data_rng
 from shared.wire import ClientUpdate, Instruction, Measurement
 
 if TYPE_CHECKING:
@@ -37,8 +31,6 @@ if TYPE_CHECKING:
     from client.training import Example
     from shared.privacy.plan import PrivacyPlan
     from shared.privacy.secagg.keys import Identity, Roster
-
-_CACHED_CLIENTS = 4096
 
 
 class ClientSource(Protocol):
@@ -101,7 +93,13 @@ class ClientRuntime:
         self._source = source
         self._kinds = config.trained_kinds
         self.digests = (config.digest(), plan.digest())
-        self._cache: OrderedDict[int, tuple[list[Example], list[Example]]] = OrderedDict()
+        self._cache = TokenCache()
+        self._steps = LocalSteps(config, plan, model)
+        size = group_size(config, dimension=self.dimension)
+        # What dropout drops is drawn client by client, and other engines keep no client apart.
+        alone = model.dropout > 0 or config.performance.clipper != "fused"
+        self._trained = LookAhead(self._train_together, clients=1 if alone else size)
+        self._measured = LookAhead(self._measure_together, clients=size)
         model.load(initial_factors(model.spec, config.run.seed))
         model.set_trainable(self._kinds)
 
@@ -109,6 +107,28 @@ class ClientRuntime:
     def dimension(self) -> int:
         """Return the number of trained parameters."""
         return self.model.spec.size(self._kinds)
+
+    def expect_training(
+        self, index: int, instruction: Instruction, coming: Iterable[tuple[int, Instruction]]
+    ) -> None:
+        """Be told who trains now and who trains next; may train some of them ahead, together.
+
+        Nothing leaves here: what was trained ahead goes through the same clip, noise and checks
+        when its client is called. An empty participation trains nothing.
+
+        Args:
+            index: which client is about to be called.
+            instruction: what it is told.
+            coming: the clients after it with what they are told, in order.
+        """
+        if not instruction.empty:
+            self._trained.expect(index, instruction, (c for c in coming if not c[1].empty))
+
+    def expect_measuring(
+        self, index: int, instruction: Instruction, coming: Iterable[tuple[int, Instruction]]
+    ) -> None:
+        """Be told who is measured now and next; may measure some of them ahead, together."""
+        self._measured.expect(index, instruction, coming)
 
     def train(self, index: int, instruction: Instruction) -> ClientUpdate:
         """Train one client and return its update.
@@ -157,7 +177,7 @@ class ClientRuntime:
             with suppress(NoUsableText):
                 after = self._after_local_steps(index, instruction)
         clipped = clipped_update(before, after, clipping_norm=mechanism.clipping_norm)
-        source = self._noise("share", index, instruction.server_round)
+        source = self._steps.noise("share", index, instruction.server_round)
         return mechanism.share(clipped, cohort=cohort, source=source)
 
     def measure(self, index: int, instruction: Instruction) -> Measurement:
@@ -167,6 +187,9 @@ class ClientRuntime:
             SchemaMismatch: if the instruction belongs to another scenario or plan.
         """
         self._check(instruction)
+        ahead = self._measured.take(index, instruction)
+        if ahead is not None:
+            return ahead
         _, held_out = self.examples(index)
         if not held_out:
             return Measurement(loss=float("nan"), tokens=0)
@@ -176,16 +199,12 @@ class ClientRuntime:
 
     def examples(self, index: int) -> tuple[list[Example], list[Example]]:
         """Return a client's tokenised training and held-out examples, cached."""
-        if index in self._cache:
-            self._cache.move_to_end(index)
-            return self._cache[index]
-        data = self._source.client(index)
-        train = self._tokenise(data.train)
-        held_out = self._held_out(data.holdout)
-        self._cache[index] = (train, held_out)
-        if len(self._cache) > _CACHED_CLIENTS:
-            self._cache.popitem(last=False)
-        return train, held_out
+        known = self._cache.get(index)
+        if known is None:
+            data = self._source.client(index)
+            known = (self._tokenise(data.train), self._held_out(data.holdout))
+            self._cache.keep(index, known)
+        return known
 
     def _tokenise(self, records: Sequence[Record]) -> list[Example]:
         """Turn records into examples under the scenario's data section."""
@@ -208,25 +227,54 @@ class ClientRuntime:
         fixed = self._fixed_change(index)
         if fixed is not None:
             return instruction.vector + fixed
+        ahead = self._trained.take(index, instruction)
+        if ahead is not None:
+            return ahead
         examples, _ = self.examples(index)
+        return self._steps.take(instruction.vector, index, instruction.server_round, examples)
+
+    def _train_together(
+        self, indices: Sequence[int], instruction: Instruction
+    ) -> dict[int, Vector]:
+        """Train those of some clients that train, all at once."""
+        self._check(instruction)
+        group = {}
+        for index in indices:
+            with suppress(NoUsableText):
+                if self._fixed_change(index) is None:
+                    examples, _ = self.examples(index)
+                    if examples or self._steps.by_poisson_samples:
+                        group[index] = examples
+        if len(group) < 2:
+            return {}
+        said = self.config.performance.physical_batch
+        vectors = self._steps.take_together(
+            instruction.vector,
+            list(group),
+            instruction.server_round,
+            list(group.values()),
+            tokens=tokens_at_once(self.config, self.model, examples=said),
+        )
+        return dict(zip(group, vectors, strict=True))
+
+    def _measure_together(
+        self, indices: Sequence[int], instruction: Instruction
+    ) -> dict[int, Measurement]:
+        """Measure those of some clients that hold text out, all at once."""
+        self._check(instruction)
+        group = {}
+        for index in indices:
+            with suppress(NoUsableText):
+                _, group[index] = self.examples(index)
         self.model.load_vector(instruction.vector, self._kinds)
-        labels = (index, instruction.server_round)
-        rng = data_rng(self.config.run.seed, "batches", *labels)
-        private = self.plan if self.plan.mode == "example" else self.plan.example
-        if private is not None:
-            self._private_steps(private, examples, labels, rng)
-        elif self._twin_of_example():
-            train_unprotected_poisson(
-                self.model,
-                examples,
-                self._settings(),
-                sampling_probability=self._sampling_probability(),
-                source=NoiseSource.seeded(self.config.run.seed, "example-noise", *labels),
-                rng=rng,
-            )
-        else:
-            train_plain(self.model, examples, self._settings(), rng=rng)
-        return self.model.read_vector(self._kinds)
+        said = self.config.evaluation.batch_size
+        tokens = tokens_at_once(self.config, self.model, examples=said)
+        results = evaluate_group(self.model, list(group.values()), tokens=tokens)
+        return {
+            index: Measurement(loss=result.loss, tokens=result.tokens)
+            for index, result in zip(group, results, strict=True)
+            if result.tokens > 0
+        }
 
     def _fixed_change(self, index: int) -> Vector | None:
         """Return what a canary client sends in place of training; None for every other client.
@@ -237,31 +285,6 @@ class ClientRuntime:
             return None
         return self._source.direction(index, self.dimension)
 
-    def _private_steps(
-        self,
-        plan: PrivacyPlan,
-        examples: list[Example],
-        labels: tuple[int, int],
-        rng: np.random.Generator,
-    ) -> None:
-        """Run the DP-SGD steps of one participation, as many as the plan charges."""
-        if plan.max_grad_norm is None or plan.noise_multiplier is None:
-            msg = "Mode example needs max_grad_norm and noise_multiplier."
-            raise InvalidValue(msg)
-        steps = train_private(
-            self.model,
-            examples,
-            self._settings(),
-            max_grad_norm=plan.max_grad_norm,
-            noise_multiplier=plan.noise_multiplier,
-            sampling_probability=plan.sampling_probability,
-            source=self._noise("example-noise", *labels),
-            rng=rng,
-        )
-        if steps != plan.releases_per_round:
-            msg = f"Ran {steps} noised steps, expected {plan.releases_per_round} by the plan."
-            raise SchemaMismatch(msg)
-
     def _clipping_norm(self, instruction: Instruction) -> float:
         """Return the clip of a round: the plan's, or the server's where the plan lets it move."""
         moving = self.plan.quantile is not None
@@ -271,40 +294,6 @@ class ClientRuntime:
             msg += "lets the clip move." if moving else "fixes the clip."
             raise SchemaMismatch(msg)
         return norm
-
-    def _noise(self, *labels: str | int) -> NoiseSource:
-        """Return the generator of this participation's coins and noise."""
-        if self.plan.noise_source == "seeded-simulation":
-            return NoiseSource.seeded(self.config.run.seed, *labels)
-        return NoiseSource.from_os()
-
-    def _settings(self) -> TrainSettings:
-        """Return the local optimizer's settings."""
-        clients = self.config.clients
-        return TrainSettings(
-            local_steps=clients.local_steps,
-            local_epochs=clients.local_epochs,
-            batch_size=clients.batch_size,
-            learning_rate=clients.learning_rate,
-            optimizer=clients.optimizer,
-            physical_batch=self.config.performance.physical_batch,
-            clipper=self.config.performance.clipper,
-        )
-
-    def _twin_of_example(self) -> bool:
-        """Tell whether this is the non-private twin of a scenario whose local steps are DP-SGD."""
-        return self.plan.mode == "none" and any(
-            said.max_grad_norm is not None for said in (self.config.privacy, self.config.example)
-        )
-
-    def _sampling_probability(self) -> float:
-        """Return the scenario's sampling probability of an example."""
-        config = self.config
-        probability = config.privacy.sampling_probability or config.example.sampling_probability
-        if probability is None:
-            msg = "sampling_probability is set neither in privacy nor in example."
-            raise InvalidValue(msg)
-        return probability
 
     def _check(self, instruction: Instruction) -> None:
         """Refuse an instruction of another scenario, plan or adapter shape."""

@@ -115,7 +115,7 @@ def train_plain(
         raise NoUsableText(msg)
     step = _optimizer(model, settings)
     with model.training(), _seeded_dropout(model, rng):
-        for rows in _plain_batches(len(examples), settings, rng):
+        for rows in plain_batches(len(examples), settings, rng):
             step(_mean_gradient(model, [examples[row] for row in rows], settings))
 
 
@@ -164,7 +164,7 @@ def train_private(
     step = _optimizer(model, settings)
     engine = make_clipper(settings.clipper, model)
     with model.training(), engine, _seeded_dropout(model, rng):
-        for _ in range(_poisson_steps(settings, sampling_probability)):
+        for _ in range(poisson_steps(settings, sampling_probability)):
             rows = source.poisson_subsample(len(examples), sampling_probability)
             chosen = [examples[row] for row in rows]
             total = _clipped_sum(model, engine, chosen, settings, max_grad_norm)
@@ -200,7 +200,7 @@ def train_unprotected_poisson(
         The number of steps taken, empty ones included.
     """
     probability(sampling_probability=sampling_probability)
-    steps = _poisson_steps(settings, sampling_probability)
+    steps = poisson_steps(settings, sampling_probability)
     step = _optimizer(model, settings)
     with model.training(), _seeded_dropout(model, rng):
         for _ in range(steps):
@@ -219,7 +219,7 @@ def _chunks(
         yield collate(examples[start : start + physical_batch], pad_id).to(model.device)
 
 
-def _plain_batches(
+def plain_batches(
     examples: int, settings: TrainSettings, rng: np.random.Generator
 ) -> Iterator[list[int]]:
     """Yield the rows of each step of plain training."""
@@ -236,7 +236,7 @@ def _plain_batches(
             yield order[start : start + size]
 
 
-def _poisson_steps(settings: TrainSettings, sampling_probability: float) -> int:
+def poisson_steps(settings: TrainSettings, sampling_probability: float) -> int:
     """Return the number of DP-SGD steps: a public number, whatever the client holds."""
     if settings.local_steps is not None:
         return settings.local_steps

@@ -292,6 +292,10 @@ class PerformanceSection(Section):
     clipper: Literal["fused", "microbatch", "opacus"] = Field(
         default="fused", description="how per-example gradients are made"
     )
+    cohort_batch: PositiveInt | Literal["auto"] = Field(
+        default="auto",
+        description="simulated clients computed at once; 1 is one after another (in-process)",
+    )
     cache_dequantized: bool = Field(
         default=True, description="keep the dequantised base beside the stored one"
     )

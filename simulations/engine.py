@@ -1,8 +1,10 @@
 """The in-process engine: a Flower Grid that calls the ClientApp directly.
 
 No Ray, no daemon, one shared frozen base: ``push_messages`` queues, ``pull_messages`` runs the next
-queued client and returns its reply, so that one update is in memory at a time and a cohort is
-trained in the order it was drawn. The ServerApp and the ClientApp are the ones a fleet runs.
+queued client and returns its reply, so that one update is on its way at a time and a cohort is
+trained in the order it was drawn. Before each call the ClientApp is shown the queue, so that it may
+train several of the clients that come next in one pass over the base. The ServerApp and the
+ClientApp are the ones a fleet runs.
 
 Flower's ``Message`` asks a process-wide task identity that only its own launchers set; this module
 is the one place that sets it (tests/contract/test_flower_surface.py pins the names).
@@ -13,6 +15,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -21,6 +24,17 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from shared.errors import ProtocolError
+
+
+@runtime_checkable
+class Foresighted(Protocol):
+    """A ClientApp that wants to know who is called next."""
+
+    def expect(
+        self, message: Message, context: Context, coming: Iterable[tuple[int, Message]]
+    ) -> None:
+        """Be told which message is about to come, and what is queued after it."""
+
 
 _SERVER_NODE = 1
 _RUN = 1
@@ -112,6 +126,9 @@ class InProcessGrid(Grid):
             state=self._states.pop(node, RecordDict()),
             run_config={},
         )
+        if isinstance(self._app, Foresighted):
+            queued = ((m.metadata.dst_node_id - 1, m) for m in self._queue)
+            self._app.expect(message, context, queued)
         reply = self._app(message, context)
         if context.state:
             self._states[node] = context.state
