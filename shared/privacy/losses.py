@@ -12,8 +12,8 @@ in loops is computed in arrays here, by the same formulas:
   Chernoff's bound, counts as an infinite loss.
 
 Guarantee: every step makes ``delta(epsilon)`` larger or leaves it, but for the rounding of doubles,
-as in ``dp-accounting``, whose deltas these are within 1e-12 and a billionth of them (bit for bit
-without sampling): where delta is 1e-6 or more, epsilon has the same eight digits.
+as in ``dp-accounting``, whose deltas these are within 1e-12 and a billionth of them: where delta is
+1e-6 or more, epsilon has the same eight digits.
 """
 
 from __future__ import annotations
