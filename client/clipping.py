@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import torch
 
 from client.losses import Batch, per_sequence_losses
+from client.sidebyside import SideBySide, silence
 from shared.errors import InvalidValue, MissingDependency, SensitivityError, UnsupportedModel
 from shared.registry import Registry
 
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 # Clipping to a bound that is smaller by this fraction keeps every clipped norm, which is computed
 # in float64, below the real bound after rounding.
 _ROUNDING = 1e-12
-
-# Values of all examples that are turned into float64 at once: they stay in a core's own cache.
-_AT_ONCE = 1 << 15
 
 
 class PerExampleClipper(Protocol):
@@ -158,7 +156,7 @@ class MicrobatchClipper:
 
     def clipped_sum(self, batch: Batch, max_grad_norm: float) -> list[torch.Tensor]:
         """Return the clipped sum; see :class:`PerExampleClipper`."""
-        layout: _SideBySide | None = None
+        layout: SideBySide | None = None
         totals: list[torch.Tensor] = []
         for index in range(batch.ids.shape[0]):
             loss = per_sequence_losses(self._model.peft_model, batch.row(index)).sum()
@@ -167,7 +165,7 @@ class MicrobatchClipper:
             found = gradients_of(self._model, loss, self._parameters)
             gradients = [gradient.unsqueeze(0) for gradient in found]
             if layout is None:
-                layout = _SideBySide(gradients)
+                layout = SideBySide(gradients)
                 totals = layout.zeros(gradients[0].device)
             factor = float(clip_factors(layout.squared_norms(gradients), max_grad_norm))
             if factor > 0:
@@ -302,80 +300,30 @@ def make_clipper(name: str, model: AdaptedModel) -> PerExampleClipper:
     return CLIPPERS.get(name)(model)
 
 
-def clip_and_sum(samples: Sequence[torch.Tensor], max_grad_norm: float) -> list[torch.Tensor]:
+def clip_and_sum(
+    samples: Sequence[torch.Tensor], max_grad_norm: float, members: torch.Tensor | None = None
+) -> list[torch.Tensor]:
     """Clip per-example gradients over all tensors together and sum them.
 
     Args:
         samples: per-example gradients, each ``(B, ...)``; overwritten where not finite.
         max_grad_norm: the L2 bound on each example.
+        members: 1 where an example belongs to a sum and 0 elsewhere, ``(sums, B)``; every example
+            belongs to one sum at most. None sums all of them.
 
     Returns:
-        One float64 tensor per sample, without the batch dimension.
+        One float64 tensor per sample, with the dimension of the sums in place of the batch's, or
+        without any where all are summed.
     """
-    layout = _SideBySide(samples)
+    layout = SideBySide(samples)
     squared = layout.squared_norms(samples)
     factors = clip_factors(squared, max_grad_norm)
-    if not bool(torch.isfinite(squared).all()):
-        for sample in samples:
-            # Zero times NaN is NaN, so the factor alone would not take the example out.
-            sample[factors == 0] = 0.0
-    return layout.split([torch.mv(joined.t(), factors) for joined in layout.joined(samples)])
-
-
-class _SideBySide:
-    """Per-example gradients of several tensors as the columns of one float64 matrix, in pieces.
-
-    One tensor after the other costs more in calls than in arithmetic, all at once more in memory.
-    A tensor that is held transposed is taken as it is held, and only its sum is turned.
-
-    Args:
-        samples: each ``(B, ...)``; says shapes and order for all that follow.
-    """
-
-    def __init__(self, samples: Sequence[torch.Tensor]) -> None:
-        self._shapes = [sample.shape[1:] for sample in samples]
-        self._turned = [
-            sample.dim() == 3 and not sample.is_contiguous() and sample.mT.is_contiguous()
-            for sample in samples
-        ]
-        self._pieces: list[list[int]] = []
-        room = 0
-        for index, sample in enumerate(samples):
-            if room < sample.numel():
-                self._pieces.append([])
-                room = _AT_ONCE
-            self._pieces[-1].append(index)
-            room -= sample.numel()
-
-    def joined(self, samples: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Yield float64 matrices of B rows."""
-        for piece in self._pieces:
-            columns = [
-                (samples[index].mT if self._turned[index] else samples[index]).flatten(1)
-                for index in piece
-            ]
-            yield torch.cat(columns, dim=1).double()
-
-    def squared_norms(self, samples: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return each example's squared L2 norm over all tensors, accumulated in float64."""
-        norms = [torch.linalg.vecdot(joined, joined) for joined in self.joined(samples)]
-        return torch.stack(norms).sum(dim=0)
-
-    def zeros(self, device: torch.device) -> list[torch.Tensor]:
-        """Return what :meth:`split` takes, filled with zeros."""
-        sizes = [sum(self._shapes[index].numel() for index in piece) for piece in self._pieces]
-        return [torch.zeros(size, dtype=torch.float64, device=device) for size in sizes]
-
-    def split(self, sums: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return one tensor for each that was joined, from one vector for each matrix."""
-        found = []
-        for piece, total in zip(self._pieces, sums, strict=True):
-            sizes = [self._shapes[index].numel() for index in piece]
-            for index, part in zip(piece, torch.split(total, sizes), strict=True):
-                shape = self._shapes[index]
-                turned = self._turned[index]
-                found.append(part.view(shape[::-1]).t() if turned else part.view(shape))
-        return found
+    # Zero times NaN is NaN, so the factor alone would not take an example out.
+    silence(samples, torch.isfinite(squared))
+    if members is None:
+        return layout.split([torch.mv(joined.t(), factors) for joined in layout.joined(samples)])
+    weights = members.double() * factors
+    return layout.split([weights @ joined for joined in layout.joined(samples)])
 
 
 def require_covered(model: AdaptedModel, covered: Sequence[torch.Tensor]) -> None:

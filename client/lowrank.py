@@ -38,6 +38,7 @@ class LowRankLayer:
     """One LoRA layer of a PEFT model, computed by this module instead of PEFT's forward.
 
     Attributes:
+        module: PEFT's layer.
         a: the factor A, ``(r, d_in)``.
         b: the factor B, ``(d_out, r)``.
         examples: number of examples whose gradients are kept apart; 0 sums them as autograd does.
@@ -45,10 +46,10 @@ class LowRankLayer:
             are transposed views.
     """
 
-    __slots__ = ("_base", "_dropout", "_module", "_scale", "a", "b", "examples", "samples")
+    __slots__ = ("_base", "_dropout", "_scale", "a", "b", "examples", "module", "samples")
 
     def __init__(self, module: Any) -> None:  # noqa: ANN401  (PEFT has no types)
-        self._module = module
+        self.module = module
         self._base: torch.nn.Module = module.base_layer
         self._dropout: torch.nn.Module = module.lora_dropout["default"]
         self._scale = float(module.scaling["default"])
@@ -59,11 +60,11 @@ class LowRankLayer:
 
     def attach(self) -> None:
         """Compute the layer here."""
-        self._module.forward = self.forward
+        self.module.forward = self.forward
 
     def detach(self) -> None:
         """Give the layer PEFT's own forward back."""
-        self._module.__dict__.pop("forward", None)
+        self.module.__dict__.pop("forward", None)
 
     def record(self, examples: int) -> None:
         """Keep gradients of a coming batch apart by example; 0 ends it. Forgets the last ones."""
@@ -79,7 +80,7 @@ class LowRankLayer:
         Raises:
             UnsupportedModel: if examples cannot be told apart while recording.
         """
-        if self._module.disable_adapters or self._module.merged:
+        if self.module.disable_adapters or self.module.merged:
             output: torch.Tensor = self._base(x)
             return output
         if self.examples and not (x.dim() >= 2 and x.shape[0] == self.examples):
@@ -116,6 +117,18 @@ class LowRankLayer:
         """Return ``s B^T g^T`` of shape ``(r, rows)``."""
         return (self.b.to(grad.dtype).t() @ grad.t()).mul_(self._scale)
 
+    def add_down(self, product: torch.Tensor, down: torch.Tensor) -> None:
+        """Add the thin product to the full one, ``(rows, d_out)``, in place."""
+        product.addmm_(down.t(), self.b.to(down.dtype).t())
+
+    def add_up(self, of_x: torch.Tensor, up: torch.Tensor) -> None:
+        """Add the thin gradient of ``x`` to the full one, ``(rows, d_in)``, in place."""
+        of_x.addmm_(up.t(), self.a.to(up.dtype))
+
+    def is_thin(self, rows: torch.Tensor) -> bool:
+        """Tell whether the thin way is taken for a product with these rows; see the module."""
+        return rows.dtype != torch.float32 or rows.shape[0] <= rows.shape[1]
+
     def keep(self, kind: str, thin: torch.Tensor, wide: torch.Tensor) -> torch.Tensor | None:
         """Return a factor's gradient, or keep it by example and return None.
 
@@ -128,14 +141,17 @@ class LowRankLayer:
         if not self.examples:
             product = thin @ wide
             return product if kind == "A" else product.t()
-        of_each = thin.view(thin.shape[0], self.examples, -1).transpose(0, 1)
+        self.keep_apart(kind, thin.view(thin.shape[0], self.examples, -1).transpose(0, 1), wide)
+        return None
+
+    def keep_apart(self, kind: str, of_each: torch.Tensor, wide: torch.Tensor) -> None:
+        """Keep a factor's gradient by example; as :meth:`keep`, with thin ``(examples, r, T)``."""
         gradient = torch.bmm(of_each, wide.view(self.examples, -1, wide.shape[-1]))
         if kind == "B":
             gradient = gradient.transpose(1, 2)
         # A layer that runs twice in one pass adds up, as autograd would.
         earlier = self.samples.get(kind)
         self.samples[kind] = gradient if earlier is None else earlier.add_(gradient)
-        return None
 
 
 def low_rank_layers(peft_model: PeftModel) -> list[LowRankLayer]:
@@ -160,13 +176,15 @@ class _Product(torch.autograd.Function):
         layer: LowRankLayer,
     ) -> torch.Tensor:
         """Return the product; only what the way back needs is kept."""
+        del a, b
         rows = _rows(x)
-        thin = _is_thin(rows)
+        thin = layer.is_thin(rows)
         down = layer.down(rows) if thin or ctx.needs_input_grad[2] else None
         _remember(ctx, x, rows, down, layer)
         if thin and down is not None:
             weight, bias = layer.stored(rows.dtype)
-            product = F.linear(rows, weight, bias).addmm_(down.t(), b.to(rows.dtype).t())
+            product = F.linear(rows, weight, bias)
+            layer.add_down(product, down)
         else:
             product = F.linear(rows, *layer.summed())
         return product.view(*x.shape[:-1], -1)
@@ -177,13 +195,14 @@ class _Product(torch.autograd.Function):
         layer: LowRankLayer = ctx.layer
         grad = grads[0].reshape(-1, grads[0].shape[-1])
         needs_x, needs_a, _, _ = ctx.needs_input_grad
-        thin = _is_thin(grad)
+        thin = layer.is_thin(grad)
         up = layer.up(grad) if needs_a or (needs_x and thin) else None
         factors = _factor_gradients(ctx, grad, up)
         if not needs_x:
             return None, *factors, None
         if thin and up is not None:
-            of_x = (grad @ layer.stored(grad.dtype)[0]).addmm_(up.t(), layer.a.to(grad.dtype))
+            of_x = grad @ layer.stored(grad.dtype)[0]
+            layer.add_up(of_x, up)
         else:
             of_x = grad @ layer.summed()[0]
         return of_x.view(ctx.shape), *factors, None
@@ -225,11 +244,6 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     return x.reshape(-1, x.shape[-1]).to(dtype)
-
-
-def _is_thin(rows: torch.Tensor) -> bool:
-    """Tell whether the thin way is taken for a product with these rows; see the module."""
-    return rows.dtype != torch.float32 or rows.shape[0] <= rows.shape[1]
 
 
 def _remember(

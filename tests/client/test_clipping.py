@@ -322,7 +322,7 @@ def test_pieces_of_any_size_give_the_plain_clipped_sum(
     monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     """Also of tensors that are held transposed, in another order, or in no order at all."""
-    monkeypatch.setattr("client.clipping._AT_ONCE", at_once)
+    monkeypatch.setattr("client.sidebyside._AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(1)
     samples = [torch.randn(3, 4, size, generator=generator) for size in (5, 1, 70)]
     samples.append(torch.randn(3, 4, 9, generator=generator).transpose(1, 2))

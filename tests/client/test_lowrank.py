@@ -23,7 +23,7 @@ FEW, MANY = 8, 80
 def layer_of(model: AdaptedModel, name: str = "up_proj") -> LowRankLayer:
     """Return the layer of the first block with this name."""
     wanted = model.base.model.get_submodule(f"model.layers.0.mlp.{name}")
-    (found,) = [layer for layer in model.layers if layer._module is wanted]
+    (found,) = [layer for layer in model.layers if layer.module is wanted]
     return found
 
 
@@ -118,7 +118,7 @@ def test_bfloat16_is_as_near_as_pefts_own_forward(adapted: MakeAdapted, rows: in
 
     def found() -> list[float]:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            y = layer._module(x)
+            y = layer.module(x)
         grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
         expected = plainly(layer, x, grad)
         gradients = torch.autograd.grad(y, (x, layer.a, layer.b), grad)
@@ -191,7 +191,7 @@ def test_both_ways_give_the_same_clipped_sum(
     batch = collate(make_examples(5), 0)
     sums = []
     for thin in (True, False):
-        monkeypatch.setattr("client.lowrank._is_thin", lambda _, thin=thin: thin)
+        monkeypatch.setattr(LowRankLayer, "is_thin", lambda *_, thin=thin: thin)
         with model.training(), make_clipper(engine, model) as clipper:
             sums.append(torch.cat([g.reshape(-1) for g in clipper.clipped_sum(batch, 0.5)]))
     assert relative_error(sums[0], sums[1]) < 1e-6
