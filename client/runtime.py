@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from client.cohortahead import LookAhead, group_size, tokens_at_once
+from client.cohortahead import Helper, LookAhead, group_size, tokens_at_once
 from client.evaluation import evaluate, evaluate_group
 from client.localsteps import LocalSteps
 from client.tokencache import TokenCache
@@ -98,8 +98,8 @@ class ClientRuntime:
         size = group_size(config, dimension=self.dimension)
         # What dropout drops is drawn client by client, and other engines keep no client apart.
         alone = model.dropout > 0 or config.performance.clipper != "fused"
-        self._trained = LookAhead(self._train_together, clients=1 if alone else size)
-        self._measured = LookAhead(self._measure_together, clients=size)
+        self._trained = LookAhead(self.train_group, clients=1 if alone else size)
+        self._measured = LookAhead(self.measure_group, clients=size)
         model.load(initial_factors(model.spec, config.run.seed))
         model.set_trainable(self._kinds)
 
@@ -129,6 +129,18 @@ class ClientRuntime:
     ) -> None:
         """Be told who is measured now and next; may measure some of them ahead, together."""
         self._measured.expect(index, instruction, coming)
+
+    def helped_by(
+        self, trainers: Sequence[Helper[Vector]], measurers: Sequence[Helper[Measurement]]
+    ) -> None:
+        """Let groups be computed elsewhere too.
+
+        Args:
+            trainers: each does what :meth:`train_group` does.
+            measurers: each does what :meth:`measure_group` does.
+        """
+        self._trained.helped_by(trainers)
+        self._measured.helped_by(measurers)
 
     def train(self, index: int, instruction: Instruction) -> ClientUpdate:
         """Train one client and return its update.
@@ -233,10 +245,12 @@ class ClientRuntime:
         examples, _ = self.examples(index)
         return self._steps.take(instruction.vector, index, instruction.server_round, examples)
 
-    def _train_together(
-        self, indices: Sequence[int], instruction: Instruction
-    ) -> dict[int, Vector]:
-        """Train those of some clients that train, all at once."""
+    def train_group(self, indices: Sequence[int], instruction: Instruction) -> dict[int, Vector]:
+        """Take the local steps of those of some clients that train, all at once.
+
+        What it returns has passed no clip and no noise of the privacy mode: it stays in the process
+        until :meth:`train` or :meth:`train_share` is called.
+        """
         self._check(instruction)
         group = {}
         for index in indices:
@@ -257,7 +271,7 @@ class ClientRuntime:
         )
         return dict(zip(group, vectors, strict=True))
 
-    def _measure_together(
+    def measure_group(
         self, indices: Sequence[int], instruction: Instruction
     ) -> dict[int, Measurement]:
         """Measure those of some clients that hold text out, all at once."""

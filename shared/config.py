@@ -296,6 +296,10 @@ class PerformanceSection(Section):
         default="auto",
         description="simulated clients computed at once; 1 is one after another (in-process)",
     )
+    workers: PositiveInt | Literal["auto"] = Field(
+        default="auto",
+        description="processes that train beside each other; auto is one a core (in-process)",
+    )
     cache_dequantized: bool = Field(
         default=True, description="keep the dequantised base beside the stored one"
     )

@@ -14,7 +14,13 @@ from shared.errors import ConflictingSettings, EmptyPopulation, Problem
 
 def find_conflicts(config: RunConfig) -> list[Problem]:
     """Return every rule that a scenario breaks, in the order of the file."""
-    return [*_data(config), *_clients(config), *_privacy(config), *_audit(config)]
+    return [
+        *_data(config),
+        *_clients(config),
+        *_privacy(config),
+        *_audit(config),
+        *_performance(config),
+    ]
 
 
 def _data(config: RunConfig) -> Iterator[Problem]:
@@ -178,6 +184,18 @@ def _audit(config: RunConfig) -> Iterator[Problem]:
             message="cannot be used together with example: an invented client is a client's "
             "update, and mode example protects single examples.",
             hint='Use audit.canaries there, or a client mode or "none".',
+        )
+
+
+def _performance(config: RunConfig) -> Iterator[Problem]:
+    """Check the performance section."""
+    workers, threads = config.performance.workers, config.performance.threads or 1
+    if workers != "auto" and workers > 1 and threads > 1:
+        yield _conflict(
+            key="performance.workers",
+            message=f"workers={workers} and threads={threads}: several threads do not survive the "
+            "fork that makes a worker.",
+            hint="Leave one of them out: workers share many small clients, threads a large base.",
         )
 
 

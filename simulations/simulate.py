@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ from simulations.runfolder import (
     open_folder,
 )
 from simulations.scope import shared_scope
+from simulations.workers import working_together
 
 if TYPE_CHECKING:
     from shared.config import RunConfig
@@ -109,14 +111,18 @@ def simulate(
     progress.note(f"loading {config.model.base} ({config.model.quantization})")
     assembly = assemble_runtime(config, plan, base_dir=home, opened=clients)
     dataset.client(0)
-    with open_folder(folder, resume=resume) as run_folder:
-        _identify(run_folder, resolved, assembly, plan)
-        with open_ledger(run_folder.path, where=ledger, key=signed_with) as opened:
-            scope = config.data.path if ledger is None else shared_scope(config.data.path, home)
-            session = _Session(assembly, plan, run_folder, opened, scope, progress, home)
-            outcome = session.run()
-            progress.note("auditing")
-            summary = finish_run(outcome, began=began)
+    with ExitStack() as crew:
+        # Forked before anything is open: a worker holds no file, lock or connection of the run.
+        crew.enter_context(working_together(assembly.runtime))
+        with open_folder(folder, resume=resume) as run_folder:
+            _identify(run_folder, resolved, assembly, plan)
+            with open_ledger(run_folder.path, where=ledger, key=signed_with) as opened:
+                scope = config.data.path if ledger is None else shared_scope(config.data.path, home)
+                session = _Session(assembly, plan, run_folder, opened, scope, progress, home)
+                outcome = session.run()
+                crew.close()
+                progress.note("auditing")
+                summary = finish_run(outcome, began=began)
     return Result(folder=folder, summary=summary)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from server.audit.canaries import PlantedCanaries
 from server.audit.catalog import AUDITS
@@ -18,6 +18,7 @@ def run_audits(
     *,
     profile: str,
     controls: Mapping[str, Control] | None = None,
+    last: Collection[str] = (),
     subject: Mapping[str, object] | None = None,
     announce: Callable[[str, str], None] | None = None,
     done: Callable[[Finding], None] | None = None,
@@ -31,7 +32,9 @@ def run_audits(
         context: the artefacts and the claim.
         names: which audits, in order.
         profile: what to call the choice in the report.
-        controls: the same audits where they must succeed, by audit.
+        controls: the same audits where they must succeed, by audit; asked for one audit at a time,
+            when it has been run.
+        last: audits to run after the others; the report keeps the order of ``names``.
         subject: what is audited, for the report.
         announce: called with the name and the cost of each audit before it starts.
         done: called with each finding.
@@ -42,18 +45,20 @@ def run_audits(
     Raises:
         InvalidValue: for an unknown audit.
     """
-    known = dict(controls or {})
+    known: Mapping[str, Control] = {} if controls is None else controls
     target = context.find(Target)
     if target is not None:
         context = context.plus(CachedTarget(target))
-    findings = []
-    for audit in [AUDITS.get(name) for name in names]:
+    audits = {name: AUDITS.get(name) for name in names}
+    found: dict[str, Finding] = {}
+    for audit in [audits[name] for name in sorted(audits, key=lambda name: name in last)]:
         if announce is not None:
             announce(audit.name, audit.cost(context))
         terms = Terms(claim=context.claim, seed=context.seed, control=known.get(audit.name))
-        findings.append(attempt(audit, context, terms))
+        found[audit.name] = attempt(audit, context, terms)
         if done is not None:
-            done(findings[-1])
+            done(found[audit.name])
+    findings = [found[name] for name in names]
     planted = context.find(PlantedCanaries)
     return AuditReport(
         claim=context.claim,

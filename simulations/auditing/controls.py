@@ -11,7 +11,8 @@ A null result says nothing unless the same attack is known to work. Two controls
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from server.audit.protocol import AuditContext, Control, Finding
 from server.audit.run import run_audits
 from shared.errors import ReportInvalid
 from shared.seeding import data_rng
+from simulations.forks import Fork
 
 if TYPE_CHECKING:
     from client.adapter import AdaptedModel
@@ -95,6 +97,50 @@ def leak_controls(
     return {finding.audit: _control(finding) for finding in report.findings}
 
 
+class ControlsElsewhere(Mapping[str, Control]):
+    """Controls that a forked process makes while this one runs audits that need none.
+
+    Args:
+        names: which audits get a control.
+        make: makes all of them; called here if the other process fails.
+    """
+
+    def __init__(self, names: Sequence[str], make: Callable[[], Mapping[str, Control]]) -> None:
+        self._names = tuple(names)
+        self._make = make
+        self._made: Mapping[str, Control] | None = None
+        self._fork = Fork(self._serve)
+        self._fork.ask(b"")
+
+    def __getitem__(self, name: str) -> Control:
+        """Return a control; waits for all of them, unless there is none for this audit."""
+        if name not in self._names:
+            raise KeyError(name)
+        if self._made is None:
+            answer = self._fork.answer()
+            self._fork.close()
+            self._made = self._make() if answer is None else _controls(answer)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Return the names of the audits that get a control."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """Return how many audits get one."""
+        return len(self._names)
+
+    def close(self) -> None:
+        """Let the other process go, whatever it is doing."""
+        self._fork.close()
+
+    def _serve(self, request: bytes) -> bytes:
+        """Make the controls and write them; runs in the other process."""
+        del request
+        made = {name: control.to_dict() for name, control in self._make().items()}
+        return json.dumps(made).encode()
+
+
 @contextmanager
 def planted_leak(model: AdaptedModel, examples: Sequence[Example], *, seed: int) -> Iterator[None]:
     """Train an adapter on a few examples for as long as the block lasts.
@@ -118,6 +164,11 @@ def planted_leak(model: AdaptedModel, examples: Sequence[Example], *, seed: int)
         yield
     finally:
         model.load(before)
+
+
+def _controls(written: bytes) -> dict[str, Control]:
+    """Read what a forked process wrote."""
+    return {name: Control.from_dict(said) for name, said in json.loads(written).items()}
 
 
 def _control(finding: Finding) -> Control:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,10 +20,9 @@ from server.audit.verify import SIGNATURE, sign_report
 from shared.crypto import SigningKey, user_key
 from shared.errors import UsageError
 from shared.files import write_json
-from simulations.auditing.controls import (
-    leak_controls,
-)
+from simulations.auditing.controls import ControlsElsewhere, leak_controls
 from simulations.runfolder import AUDIT
+from simulations.workers import processes_for
 
 if TYPE_CHECKING:
     from simulations.auditing.dossier import Dossier
@@ -91,17 +91,21 @@ def audit_dossier(
 
     context = context_of(dossier, EFFORTS[profile], extra=extra)
     context = context.plus(KnownBase(context.need(Target)))
-    made = controls(dossier, context, names)
     progress.expect(len(names))
-    return run_audits(
-        context,
-        names,
-        profile=profile,
-        controls=made,
-        subject={**subject_of(dossier), "versions": versions()},
-        announce=progress.starts,
-        done=progress.ends,
-    )
+    with ExitStack() as stack:
+        made = controls(dossier, context, names)
+        if isinstance(made, ControlsElsewhere):
+            stack.callback(made.close)
+        return run_audits(
+            context,
+            names,
+            profile=profile,
+            controls=made,
+            last=NEED_CONTROL,
+            subject={**subject_of(dossier), "versions": versions()},
+            announce=progress.starts,
+            done=progress.ends,
+        )
 
 
 def write_audit(report: AuditReport, folder: Path, *, key: SigningKey) -> Audited:
@@ -162,4 +166,11 @@ def leak_control(
     examples = dossier.included_examples()
     if not examples:
         return {}
-    return leak_controls(context, dossier.assembly.model, examples, attacks, seed=context.seed)
+    model = dossier.assembly.model
+
+    def make() -> Mapping[str, Control]:
+        return leak_controls(context, model, examples, attacks, seed=context.seed)
+
+    if processes_for(dossier.assembly.runtime) == 1:
+        return make()
+    return ControlsElsewhere(attacks, make)

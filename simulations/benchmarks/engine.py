@@ -4,7 +4,7 @@ Three things are timed on the same clients, one SGD step each on one batch of al
 client-level noise: our in-process engine, through ``simulate`` with ledger, checkpoints and
 metrics; a plain centralised LoRA loop without privacy on the same batches, between the rounds of
 the same process; and Flower's Ray engine with as many actors as there are cores, which calls the
-same ClientApp and does nothing else. One thread each, unless a row says otherwise.
+same ClientApp and does nothing else. One process and one thread each, unless a row says otherwise.
 
 Every run has a process of its own. Flower's engine is not asked for more than 1,000 clients, and
 the 30 M shape for no more than 100, to bound the time. The centralised loop takes one step on each
@@ -201,10 +201,14 @@ class _Measure:
             found = in_child(_RAY, asked)
             small = small or found
             rows.append(self._row_of_ray("demo", clients, found))
+            shared = replace(asked, what="alone", workers=_cores())
+            rows.append(self._with_all_cores("demo", shared))
         clients, rounds = large
         asked = replace(self.heavy, population=clients, cohort=clients, rounds=rounds)
         theirs = self._row_of_ray(self._shape, clients, in_child(_RAY, asked))
-        ours = self._with_all_cores(replace(asked, what="alone", threads=_cores()))
+        alone = replace(asked, what="alone")
+        ours = self._with_all_cores(self._shape, replace(alone, workers=_cores()))
+        threads = self._with_all_cores(self._shape, replace(alone, threads=_cores()))
         least = sizes.ray_demo[0][0]
         whole = replace(self.small, what="alone", population=least, cohort=least, rounds=_SMALL_RUN)
         mine, other = in_child(_RUNS, whole)["ended"][-1], small["ended"][_SMALL_RUN - 1]
@@ -212,6 +216,7 @@ class _Measure:
         rows += [
             theirs,
             ours,
+            threads,
             {"case": what, "clients": least, "whole_s": mine},
             {"case": f"{what}, Flower's Ray engine", "clients": least, "whole_s": other},
         ]
@@ -219,7 +224,7 @@ class _Measure:
         return rows, [
             Check(name=f"{what}: over Ray", measured=mine / other, limit=OVER_RAY_SMALL, unit="x"),
             Check(
-                name=f"{self._shape}, {clients} clients a round, all cores: over Ray",
+                name=f"{self._shape}, {clients} clients a round, {_cores()} workers: over Ray",
                 measured=over,
                 limit=OVER_RAY_LARGE,
                 unit="x",
@@ -306,11 +311,11 @@ class _Measure:
             "ours_over_ray": None if ours is None else round(ours / middle, 3),
         }
 
-    def _with_all_cores(self, work: Work) -> Row:
-        """Return the row of our engine with a thread for every core."""
+    def _with_all_cores(self, model: str, work: Work) -> Row:
+        """Return the row of our engine with a worker or a thread for every core."""
         found = in_child(_RUNS, work)
-        case = f"{self._shape}, rounds, {work.threads} threads"
-        return row_of_rounds(case, work.population, found)
+        how = f"{work.workers} workers" if work.workers > 1 else f"{work.threads} threads"
+        return row_of_rounds(f"{model}, rounds, {how}", work.population, found)
 
 
 def _sizes_of(found: Found, base: float) -> Row:

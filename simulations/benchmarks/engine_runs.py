@@ -54,6 +54,7 @@ class Work:
         records: records of each client, all of which are one batch.
         max_length: tokens of a record at most.
         threads: torch's threads.
+        workers: processes that train clients beside each other.
     """
 
     what: str
@@ -64,6 +65,7 @@ class Work:
     records: int = 2
     max_length: int = 32
     threads: int = 1
+    workers: int = 1
 
     def resolved(self, *, engine: str = "inprocess") -> ResolvedConfig:
         """Return the scenario: client-level noise, one SGD step a client, nothing held out."""
@@ -99,7 +101,7 @@ class Work:
             "audit": {"profile": "none", "releases": False},
             # Nobody holds anything out, so measuring costs a message and no arithmetic.
             "evaluation": {"every": self.rounds, "clients": 1, "final_clients": 1},
-            "performance": {"threads": self.threads},
+            "performance": {"threads": self.threads, "workers": self.workers},
         }
         return resolve(tables, source="engine")
 

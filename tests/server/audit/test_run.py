@@ -52,6 +52,19 @@ def test_every_audit_says_who_attacks_what_it_needs_and_what_it_costs(name: str)
     assert audit.cost(oracles.context(gain=0.0))
 
 
+def test_audits_that_are_run_last_are_reported_where_they_were_named() -> None:
+    empty, begun = AuditContext(claim=CLAIM, seed=1), []
+    report = run_audits(
+        empty,
+        ["one-run", "ledger", "exposure"],
+        profile="smoke",
+        last=ON_CANARIES,
+        announce=lambda name, _: begun.append(name),
+    )
+    assert begun == ["ledger", "one-run", "exposure"]
+    assert [finding.audit for finding in report.findings] == ["one-run", "ledger", "exposure"]
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_an_audit_without_its_artefacts_is_inconclusive_and_verifies(name: str) -> None:
     report = audited(AuditContext(claim=CLAIM, seed=1), names=[name])
