@@ -201,7 +201,7 @@ def forgotten(patch: pytest.MonkeyPatch) -> None:
 
 def unclipped(patch: pytest.MonkeyPatch) -> None:
     """Every update counts as short, on clients and on the server."""
-    patch.setattr(mechanism, "_norm", lambda exact: 0.0)
+    patch.setattr(mechanism, "norm_of", lambda vector: 0.0)
 
 
 def repeated(patch: pytest.MonkeyPatch) -> None:
