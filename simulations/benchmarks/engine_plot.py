@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CENTRAL = "centralised loop"
-_STYLES = (
-    (BLUE, "o", "-"),
-    (GREY, "x", (0, (1.5, 1.5))),
-    (VERMILLION, "D", (0, (5, 2))),
-    (GREEN, "s", "-"),
-    (PURPLE, "^", (0, (7, 2, 1.5, 2))),
-)
+# What was timed has a colour and a mark; the first base has full marks and lines, the others not.
+_KINDS = {
+    "workers": (GREEN, "s"),
+    "threads": (VERMILLION, "D"),
+    CENTRAL: (GREY, "x"),
+    "Ray engine": (PURPLE, "^"),
+    "rounds": (BLUE, "o"),
+}
 
 Series = dict[str, list[tuple[float, float]]]
 
@@ -42,14 +43,17 @@ def draw_rates(result: BenchResult) -> str:
     lines = series_of(result)
 
     def draw(axes: Axes) -> None:
-        for number, (name, points) in enumerate(lines.items()):
-            colour, marker, style = _STYLES[number % len(_STYLES)]
+        bases = [name.partition(",")[0] for name in lines]
+        for base, (name, points) in zip(bases, lines.items(), strict=True):
+            colour, marker = next(_KINDS[kind] for kind in _KINDS if kind in name)
+            first = base == bases[0]
             axes.plot(
                 [clients for clients, _ in points],
                 [rate for _, rate in points],
                 color=colour,
                 marker=marker,
-                linestyle=style,
+                markerfacecolor=colour if first else "white",
+                linestyle="-" if first else (0, (4, 2)),
                 label=name,
             )
         axes.set_xscale("log")
