@@ -31,6 +31,9 @@ class Fork:
     Args:
         serve: takes a request and returns its answer; runs in the child, with the memory as it is
             when the child is made.
+
+    Raises:
+        OSError: if the system makes no further process.
     """
 
     def __init__(self, serve: Callable[[bytes], bytes]) -> None:
@@ -38,7 +41,13 @@ class Fork:
         mine, its = socket.socketpair()
         gc.freeze()  # a collector that runs in either process would write to every page
         parent = os.getpid()
-        self._child = os.fork()
+        try:
+            self._child = os.fork()
+        except OSError:
+            gc.unfreeze()
+            mine.close()
+            its.close()
+            raise
         if self._child == 0:
             mine.close()
             _live(its, serve, parent)

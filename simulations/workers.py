@@ -8,6 +8,7 @@ of the privacy mode come after it, in the process that runs the rounds, as witho
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,8 @@ from simulations.forks import Fork, can_fork
 if TYPE_CHECKING:
     from client.runtime import ClientRuntime
     from shared.lora import Vector
+
+logger = logging.getLogger("fedslm.workers")
 
 _MOST_WORKERS = 16
 _FACTS = ("run_id", "server_round", "config_digest", "plan_digest")
@@ -36,12 +39,17 @@ def working_together(runtime: ClientRuntime) -> Iterator[int]:
     Yields:
         How many processes compute, this one included.
     """
-    count = workers_of(runtime)
     with ExitStack() as stack:
-        forks = [stack.enter_context(Fork(_serving(runtime))) for _ in range(count - 1)]
+        forks: list[Fork] = []
+        wanted = workers_of(runtime) - 1
+        try:
+            while len(forks) < wanted:
+                forks.append(stack.enter_context(Fork(_serving(runtime))))
+        except OSError as error:
+            logger.warning("only %d more processes could be made: %s", len(forks), error.strerror)
         runtime.helped_by([_Trains(fork) for fork in forks], [_Measures(fork) for fork in forks])
         try:
-            yield count
+            yield 1 + len(forks)
         finally:
             runtime.helped_by([], [])
 

@@ -116,39 +116,6 @@ def losses(target: Target, passages: Sequence[Passage], *, adapter: bool) -> Flo
     return found
 
 
-class KnownBase(Target):
-    """A target that reads each passage once with the base model alone, whatever the adapter is.
-
-    A positive control attacks another adapter on the same base: what it read of the base is what
-    the run's own audits read. Readings with the adapter are never kept.
-
-    Args:
-        target: the target that does the work.
-    """
-
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._base = CachedTarget(target)
-
-    def read(self, passages: Sequence[Passage], *, adapter: bool) -> list[Reading]:
-        """Read passages; with the base alone only those not read before."""
-        return (self._target if adapter else self._base).read(passages, adapter=adapter)
-
-    def write(
-        self,
-        prompts: Sequence[str],
-        *,
-        adapter: bool,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-    ) -> list[str]:
-        """Go on from prompts."""
-        return self._target.write(
-            prompts, adapter=adapter, max_tokens=max_tokens, temperature=temperature, seed=seed
-        )
-
-
 class CachedTarget(Target):
     """Reads each passage once however many audits ask for it.
 
@@ -181,3 +148,20 @@ class CachedTarget(Target):
         return self._target.write(
             prompts, adapter=adapter, max_tokens=max_tokens, temperature=temperature, seed=seed
         )
+
+
+class KnownBase(CachedTarget):
+    """A target that reads each passage once with the base model alone, whatever the adapter is.
+
+    A positive control attacks another adapter on the same base: what it read of the base is what
+    the run's own audits read. Readings with the adapter are never kept.
+
+    Args:
+        target: the target that does the work.
+    """
+
+    def read(self, passages: Sequence[Passage], *, adapter: bool) -> list[Reading]:
+        """Read passages; with the base alone only those not read before."""
+        if adapter:
+            return self._target.read(passages, adapter=True)
+        return super().read(passages, adapter=False)

@@ -163,7 +163,7 @@ def _accountant(plan: PrivacyPlan) -> str:
         "rounded Gaussian noise, in adapters of up to 2,147,483,647 parameters; "
     )
     return (
-        "Epsilon comes from privacy loss distributions (PLD, dp-accounting), valid for the "
+        "Epsilon comes from privacy loss distributions (PLD), valid for the "
         f"schedule fixed in advance; {likened if added else ''}the Renyi cross-check gives "
         f"{figure(plan.epsilon(accountant='rdp'))} for the whole plan."
     )

@@ -98,3 +98,21 @@ def test_where_there_are_no_workers(folder: Path) -> None:
     finally:
         torch.set_num_threads(before)
     assert 1 <= workers_of(runtime_of(folder)) <= len(os.sched_getaffinity(0))
+
+
+def test_without_another_process_this_one_does_all(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> int:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    chosen = ("performance.cohort_batch=2",)
+    alone = runtime_of(folder, *chosen)
+    together = runtime_of(folder, *chosen, "performance.workers=3")
+    told = instruction_for(alone)
+    with working_together(together) as count:
+        assert count == 1
+        expected, found = (answers(runtime, "train", told) for runtime in (alone, together))
+    assert all(_same(one, other) for one, other in zip(found, expected, strict=True))
+    assert "only 0 more" in caplog.text
