@@ -159,11 +159,7 @@ class MicrobatchClipper:
         layout: SideBySide | None = None
         totals: list[torch.Tensor] = []
         for index in range(batch.ids.shape[0]):
-            loss = per_sequence_losses(self._model.peft_model, batch.row(index)).sum()
-            if not loss.requires_grad:
-                raise no_gradient()
-            found = gradients_of(self._model, loss, self._parameters)
-            gradients = [gradient.unsqueeze(0) for gradient in found]
+            gradients = self._gradients(batch.row(index))
             if layout is None:
                 layout = SideBySide(gradients)
                 totals = layout.zeros(gradients[0].device)
@@ -171,10 +167,20 @@ class MicrobatchClipper:
             if factor > 0:
                 for total, joined in zip(totals, layout.joined(gradients), strict=True):
                     total.add_(joined[0], alpha=factor)
+            # Not kept until the next example's are there.
+            del gradients
         if layout is None:
             msg = "A clipped sum needs at least one example."
             raise InvalidValue(msg)
         return layout.split(totals)
+
+    def _gradients(self, one: Batch) -> list[torch.Tensor]:
+        """Return one example's gradient of each factor, ``(1, ...)``."""
+        loss = per_sequence_losses(self._model.peft_model, one).sum()
+        if not loss.requires_grad:
+            raise no_gradient()
+        found = gradients_of(self._model, loss, self._parameters)
+        return [gradient.unsqueeze(0) for gradient in found]
 
 
 class FusedClipper:

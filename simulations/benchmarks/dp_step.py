@@ -6,30 +6,35 @@ processor's in one thread; engines take turns, and a ratio is the median of the 
 each, with the least and the largest. Memory is the peak above what was resident before the step, in
 a fork of the process with the model loaded. See :mod:`simulations.benchmarks.dp_step_case`.
 
-The grid is not full: it fits in about a quarter of an hour on two slow cores. Where a step takes
-seconds, the engines that are nowhere near the front at any smaller point are left out.
+The grid (:mod:`simulations.benchmarks.dp_step_points`) is not full: where a step takes seconds, the
+engines that are nowhere near the front at any smaller point are left out. Points that are finished
+are kept, and ``--resume`` goes on with the others; ``--only`` chooses.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import UsageError
 from shared.files import write_text
-from simulations.benchmarks.dp_step_case import ALPHA, RANK, Case
-from simulations.benchmarks.dp_step_peers import NON_PRIVATE, OURS, PEERS, STEPS
-from simulations.benchmarks.footprintmodel import M135, SMALL, Shape, write_base
-from simulations.benchmarks.protocol import BenchResult, Check, Scalar
+from simulations.benchmarks.dp_step_case import ALPHA, RANK
+from simulations.benchmarks.dp_step_peers import NON_PRIVATE, OURS, PEERS
+from simulations.benchmarks.dp_step_points import (
+    FULL,
+    PROMISED_BATCH,
+    QUICK,
+    SHAPES,
+    Found,
+    Point,
+    chosen,
+    measured,
+)
+from simulations.benchmarks.protocol import Asked, BenchResult, Check, Scalar
 from simulations.svg import (
     BLUE,
     GREEN,
@@ -46,19 +51,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SUMMARY = "A private step against a plain one, Opacus, vmap and dp-lora: time, memory, exactness."
-
-M7 = Shape(hidden=256, inner=704, layers=7, heads=4, kv_heads=2, vocabulary=8_192)
-M30 = Shape(hidden=384, inner=1024, layers=11, heads=6, kv_heads=2, vocabulary=32_768)
-SHAPES: Mapping[str, Shape] = {"1M": SMALL, "7M": M7, "30M": M30, "135M": M135}
-ALL = tuple(STEPS)
-FRONT = (NON_PRIVATE, "fused", "microbatch", "opacus-hooks", "vmap", "dp-lora")
+KEEPS_RUNS = True
 
 FUSED_TIME = 1.03
 FUSED_MEMORY = 1.0
 MICROBATCH_TIME = 1.10
 MICROBATCH_MEMORY = 0.25
 ERROR = 1e-6
-_PROMISED_BATCH = 4
 _MARKS = {
     "fused": (BLUE, "o"),
     "microbatch": (VERMILLION, "s"),
@@ -73,72 +72,25 @@ _MB = 1e6
 Row = Mapping[str, Scalar]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """One point of the grid.
+def run(*, quick: bool, asked: Asked) -> BenchResult:
+    """Measure what is missing of the grid, and compare.
 
-    Attributes:
-        shape: a key of :data:`SHAPES`.
-        base: how the frozen weights are held.
-        sequence: tokens of an example.
-        batch: number of examples.
-        engines: which are measured.
-        repetitions: timed steps of each.
-    """
-
-    shape: str
-    base: str
-    sequence: int
-    batch: int = _PROMISED_BATCH
-    engines: tuple[str, ...] = ALL
-    repetitions: int = 3
-
-
-FULL = (
-    *(Point(shape="7M", base="fp32", sequence=length, repetitions=7) for length in (64, 128, 256)),
-    Point(shape="7M", base="fp32", sequence=512, repetitions=5),
-    Point(shape="7M", base="fp32", sequence=128, batch=1, repetitions=7),
-    Point(shape="7M", base="fp32", sequence=128, batch=8, repetitions=5),
-    *(
-        Point(shape="7M", base=base, sequence=128, repetitions=5)
-        for base in ("bf16", "int8", "nf4")
-    ),
-    Point(shape="30M", base="fp32", sequence=64, repetitions=5),
-    Point(shape="30M", base="fp32", sequence=256),
-    *(
-        Point(shape="30M", base=base, sequence=128, engines=FRONT)
-        for base in ("bf16", "int8", "nf4")
-    ),
-    Point(shape="135M", base="fp32", sequence=64),
-    *(
-        Point(shape="135M", base=base, sequence=64, engines=FRONT)
-        for base in ("bf16", "int8", "nf4")
-    ),
-    Point(shape="135M", base="fp32", sequence=256, engines=FRONT),
-)
-QUICK = (
-    Point(shape="1M", base="fp32", sequence=32),
-    Point(shape="1M", base="nf4", sequence=32, engines=FRONT),
-)
-
-
-def run(*, quick: bool) -> BenchResult:
-    """Measure every point of the grid.
+    Args:
+        quick: two points of a smaller shape.
+        asked: where points are kept, and which are wanted.
 
     Raises:
         UsageError: on a system other than Linux.
+        InvalidValue: for a word of ``asked.only`` that names nothing in the grid.
+        RunFolderExists: if the folder holds points and nobody said to go on with them.
     """
     if sys.platform != "linux":
         msg = "dp-step reads Linux's process table."
         raise UsageError(msg, hint="Run it on the device that it is about.")
-    points = QUICK if quick else FULL
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as name:
-        folders = {shape: Path(name) / shape for shape in {point.shape for point in points}}
-        for shape, folder in folders.items():
-            write_base(folder, SHAPES[shape])
-        for point in points:
-            rows += rows_of(point, _measured(point, folders[point.shape]))
+    points = chosen(QUICK if quick else FULL, asked.only)
+    found = measured(points, asked)
+    rows = [row for point, said in zip(points, found, strict=True) for row in rows_of(point, said)]
+    shapes = dict.fromkeys(point.shape for point in points)
     return BenchResult(
         name="dp-step",
         parameters={
@@ -147,7 +99,7 @@ def run(*, quick: bool) -> BenchResult:
             "factors": "AB",
             "threads": 1,
             "clock": "process time",
-            **{f"parameters_{shape}": SHAPES[shape].parameters for shape in folders},
+            **{f"parameters_{shape}": SHAPES[shape].parameters for shape in shapes},
             "quick": quick,
         },
         rows=tuple(rows),
@@ -155,12 +107,12 @@ def run(*, quick: bool) -> BenchResult:
     )
 
 
-def rows_of(point: Point, found: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+def rows_of(point: Point, found: Found) -> list[Row]:
     """Return one row for each engine of a point.
 
     Args:
         point: what was measured.
-        found: what :func:`simulations.benchmarks.dp_step_case.measure` returned.
+        found: what :func:`simulations.benchmarks.dp_step_points.measured` returned of it.
 
     Returns:
         Rows with ``seconds`` (median), ``time_ratio`` to the non-private step with ``time_least``
@@ -191,10 +143,10 @@ def checks_of(rows: Sequence[Row]) -> tuple[Check, ...]:
     A number that is missing where it should be fails its check.
     """
     fused = _of(rows, "fused")
-    small = [row for row in _of(rows, "microbatch") if row["batch"] == _PROMISED_BATCH]
+    small = [row for row in _of(rows, "microbatch") if row["batch"] == PROMISED_BATCH]
     peers = _of(rows, *PEERS)
     exact = [row for row in _of(rows, *OURS) if row["base"] != "bf16"]
-    of_four = f"at batch {_PROMISED_BATCH}"
+    of_four = f"at batch {PROMISED_BATCH}"
     return (
         _check("fused over non-private, time", fused, "time_ratio", FUSED_TIME),
         _check("fused over non-private, memory", fused, "memory_ratio", FUSED_MEMORY),
@@ -294,28 +246,3 @@ def _check(name: str, rows: Sequence[Row], column: str, limit: float) -> Check:
         limit=limit,
         unit="x",
     )
-
-
-def _measured(point: Point, folder: Path) -> dict[str, dict[str, Any]]:
-    """Measure a point in a process of its own."""
-    case = Case(
-        folder=str(folder),
-        base=point.base,
-        sequence=point.sequence,
-        batch=point.batch,
-        engines=point.engines,
-        repetitions=point.repetitions,
-    )
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "simulations.benchmarks.dp_step_case", case.to_json()]
-    said = subprocess.run(  # noqa: S603 - our own program, no shell
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)},
-    )
-    found: dict[str, dict[str, Any]] = json.loads(said.stdout)
-    return found

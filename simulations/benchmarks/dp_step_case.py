@@ -1,10 +1,15 @@
 """One point of the grid of ``dp-step`` in a process of its own: a case in, what was found out.
 
-``python -m simulations.benchmarks.dp_step_case JSON`` prints JSON. One thread. First every engine
-takes one step in a fork of the process that has the model ready, so that all start from the same
-memory: the fork says what the step took and how far its result is from the truth. Then the engines
-that worked take turns, forwards and backwards through their list, on the processor's clock. An
-engine is attached to the model and warmed up on one example outside every measurement.
+``python -m simulations.benchmarks.dp_step_case memory|time JSON`` prints JSON. One thread. For
+*memory* every engine takes one step in a fork of the process that has the model ready, so that all
+start from the same memory: the fork says what the step took and how far its result is from the
+truth. For *time*, in another process, engines take turns, forwards and backwards through their
+list, on the processor's clock. An engine is attached to the model and warmed up on one example
+outside every measurement.
+
+The two are apart because of the allocator. Memory is measured with every larger block in pages of
+its own from the start of the process, or the peak would depend on the holes that loading the model
+left (a quantised base leaves many); time is measured with the allocator as everybody has it.
 
 The truth is PEFT's own forward in float64 on the stored weights, one example at a time; where a
 llama computes in float32 whatever it is stored in (its norms and its loss), so does the truth.
@@ -37,6 +42,8 @@ if TYPE_CHECKING:
     from client.losses import Batch
     from client.model import BaseModel
 
+Found = dict[str, dict[str, Any]]
+
 RANK = 8
 ALPHA = 16.0
 _SEED = 7
@@ -44,7 +51,7 @@ _SEED = 7
 _SIZE_OF_B = 0.02
 _QUANTIZATIONS = {"fp32": "none", "bf16": "none", "int8": "int8", "nf4": "nf4"}
 # Of <malloc.h>. A fixed threshold gives every larger block pages of its own, which go when it is
-# freed; else the peak would depend on what the allocator kept of earlier work.
+# freed, and of which no hole is left that a later block might or might not fit into.
 _M_MMAP_THRESHOLD = -3
 _MAPPED_BYTES = 1 << 16
 # What an engine may fail with on a model that it does not support.
@@ -120,15 +127,31 @@ class _Task:
             yield lambda batch: step.clipped_sum(batch, self.bound)
 
 
-def measure(case: Case) -> dict[str, dict[str, Any]]:
-    """Measure one point.
+def measure_memory(case: Case) -> Found:
+    """Measure what each engine's step takes, and how exact it is.
 
     Returns:
         For each engine ``status`` (``"measured"``, ``"not installed"``, or the name of the error
         that it ended with), and where it was measured ``peak_bytes`` above the memory before the
-        step, ``error`` (the distance from the truth over its length; None for the non-private
-        step, which computes something else) and ``seconds``, one for each repetition.
+        step, and ``error`` (the distance from the truth over its length; None for the non-private
+        step, which computes something else).
     """
+    _give_blocks_pages_of_their_own()
+    return _with_task(case, lambda task: _probes(task, case.engines))
+
+
+def measure_time(case: Case) -> Found:
+    """Measure how long each engine's step takes.
+
+    Returns:
+        For each engine ``status`` as :func:`measure_memory` has it, and where it was measured
+        ``seconds``, one for each repetition.
+    """
+    return _with_task(case, lambda task: _times(task, case.engines, case.repetitions))
+
+
+def _with_task(case: Case, work: Callable[[_Task], Found]) -> Found:
+    """Load the model and work with it, or say of every engine why that cannot be."""
     import torch
 
     torch.set_num_threads(1)
@@ -141,11 +164,7 @@ def measure(case: Case) -> dict[str, dict[str, Any]]:
     # What was loaded stays; later collections need not look at it.
     gc.collect()
     gc.freeze()
-    found = {engine: _in_fork(partial(_probe, task, engine)) for engine in case.engines}
-    working = [engine for engine, said in found.items() if said["status"] == "measured"]
-    for engine, seconds in _times(task, working, case.repetitions).items():
-        found[engine]["seconds"] = seconds
-    return found
+    return work(task)
 
 
 def has_bfloat16() -> bool:
@@ -237,6 +256,11 @@ def _gradients(base: BaseModel, like: AdaptedModel, batch: Batch) -> torch.Tenso
     return torch.stack(rows)
 
 
+def _probes(task: _Task, engines: Sequence[str]) -> Found:
+    """Let each engine take one step in a fork of its own."""
+    return {engine: _in_fork(partial(_probe, task, engine)) for engine in engines}
+
+
 def _probe(task: _Task, engine: str) -> dict[str, Any]:
     """Take one step and return what it took and how far it is from the truth."""
     import torch
@@ -255,20 +279,27 @@ def _probe(task: _Task, engine: str) -> dict[str, Any]:
     }
 
 
-def _times(task: _Task, engines: Sequence[str], repetitions: int) -> dict[str, list[float]]:
-    """Let engines take turns and return each one's seconds, one for each turn."""
-    spent: dict[str, list[float]] = {engine: [] for engine in engines}
-    for engine in engines:
-        with task.attached(engine) as step:
-            step(task.batch.row(0))
+def _times(task: _Task, engines: Sequence[str], repetitions: int) -> Found:
+    """Let the engines that work take turns and return each one's seconds, one for each turn."""
+    found = {engine: _outcome(partial(_warm_up, task, engine)) for engine in engines}
+    working = [engine for engine, said in found.items() if said["status"] == "measured"]
+    spent: dict[str, list[float]] = {engine: [] for engine in working}
     for turn in range(repetitions):
-        for engine in engines if turn % 2 == 0 else reversed(engines):
+        for engine in working if turn % 2 == 0 else reversed(working):
             with task.attached(engine) as step:
                 begun = time.process_time()
-                found = step(task.batch)
+                taken = step(task.batch)
                 spent[engine].append(time.process_time() - begun)
-                del found
-    return spent
+                del taken
+    return {**found, **{engine: {**found[engine], "seconds": spent[engine]} for engine in working}}
+
+
+def _warm_up(task: _Task, engine: str) -> dict[str, Any]:
+    """Take a step with one example, and one with all where that may fail otherwise."""
+    with task.attached(engine) as step:
+        step(task.batch.row(0))
+        step(task.batch)
+    return {"status": "measured"}
 
 
 def _in_fork(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -302,11 +333,14 @@ def _outcome(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def _forget_peak() -> int:
     """Give unused memory back, let the kernel count the peak anew, and return what is resident."""
-    library = ctypes.CDLL(None)
-    library.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
-    library.malloc_trim(0)
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return _status("VmRSS")
+
+
+def _give_blocks_pages_of_their_own() -> None:
+    """Keep the allocator from using the holes that earlier work left; see the module."""
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 def _status(name: str) -> int:
@@ -319,7 +353,8 @@ def _status(name: str) -> int:
 
 def main() -> None:
     """Measure the case that is the program's argument and print what was found."""
-    found = measure(Case.from_json(sys.argv[1]))
+    measure = {"memory": measure_memory, "time": measure_time}[sys.argv[1]]
+    found = measure(Case.from_json(sys.argv[2]))
     sys.stdout.write(json.dumps(found) + "\n")
 
 

@@ -217,7 +217,7 @@ class DpLora(_Peer):
             package: Any = import_module("dp_lora")
         except ImportError as error:
             msg = "The package dp-lora is not installed."
-            raise MissingDependency(msg, hint="pip install dp-lora") from error
+            raise MissingDependency(msg, hint="pip install 'fedslm[bench]'") from error
         from torch.optim import SGD
 
         self._hooks = package.GradSampleModule(self._model.peft_model, method="vanilla")

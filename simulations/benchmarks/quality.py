@@ -7,7 +7,7 @@ policy, another epsilon or the non-private twin. Canaries are not planted and no
 
 The loss is the mean over the clients that the scenario measures at the end, on records that nobody
 trained on; no budget pays for it. Bytes are those of the payload, as the run's metrics say them.
-Seconds are the wall time of the rounds on this machine, one after the other in one process.
+Seconds are this process's time in the rounds, on one core of this machine.
 Medians and ranges are over seeds. A row is on a front if no other row of its scenario has a median
 loss as low for as little, and less of one of the two; bytes and seconds are compared at the same
 epsilon only, because leaving privacy out is no saving.

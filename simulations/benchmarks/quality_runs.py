@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,34 @@ from pathlib import Path
 from typing import Any
 
 from server.prepared import read_metrics
-from shared.errors import ClientFailed, RunFolderExists
-from shared.files import disk_errors
+from shared.errors import ClientFailed, RunFolderError
+from shared.files import append_line
+from simulations.benchmarks.finished import open_kept
 from simulations.benchmarks.protocol import PROGRESS, Asked
 from simulations.benchmarks.quality_arms import Case
 from simulations.benchmarks.training import Silence
 from simulations.simulate import simulate
+
+
+class RoundClock(Silence):
+    """Writes down how much of the processor each round took, so that it survives an interruption.
+
+    Args:
+        path: of the file that gets a line a round; lines of earlier rounds stay.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._began = 0.0
+
+    def started(self, server_round: int, cohort: int) -> None:
+        """Note the time."""
+        self._began = time.process_time()
+
+    def finished(self, record: Mapping[str, Any]) -> None:
+        """Write down what the round took."""
+        seconds = time.process_time() - self._began
+        append_line(self._path, json.dumps({"round": record["round"], "seconds": seconds}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +58,7 @@ class Measured:
         up: bytes that a client sends in a round, the largest of the rounds.
         down: bytes that a client is sent in a round, likewise.
         moved: bytes both ways over the whole run, by registered client.
-        seconds: wall time of the rounds, without start, measurement and report.
+        seconds: this process's time in the rounds, without start, measurement and report.
     """
 
     case: Case
@@ -66,13 +89,7 @@ def measure(wanted: Sequence[Case], asked: Asked, *, base_dir: Path) -> list[Mea
         RunFolderExists: if the folder holds runs and ``asked.resume`` is False.
         FedSLMError: any error of a run; finished ones stay.
     """
-    if asked.folder.is_dir() and any(asked.folder.iterdir()) and not asked.resume:
-        msg = f"{asked.folder.name} holds runs of an earlier benchmark."
-        raise RunFolderExists(
-            msg, hint="Add --resume to keep them and do the rest, or choose another --out."
-        )
-    with disk_errors(asked.folder):
-        asked.folder.mkdir(parents=True, exist_ok=True)
+    open_kept(asked, of="runs")
     return list(_runs(wanted, asked.folder, base_dir))
 
 
@@ -81,11 +98,12 @@ def read_run(case: Case, folder: Path, summary: Mapping[str, Any]) -> Measured:
 
     Args:
         case: the run.
-        folder: its run folder.
+        folder: its run folder; :class:`RoundClock` wrote beside it.
         summary: the contents of its ``summary.json``.
 
     Raises:
         ClientFailed: if a round was aborted; its seconds and bytes would be no round's.
+        RunFolderError: if a round was not timed.
     """
     rounds = read_metrics(folder)
     lost = [record["round"] for record in rounds if record["aborted"] is not None]
@@ -111,8 +129,24 @@ def read_run(case: Case, folder: Path, summary: Mapping[str, Any]) -> Measured:
         up=max(record["bytes_up_per_client"] for record in rounds),
         down=max(record["bytes_down_per_client"] for record in rounds),
         moved=sent / summary["population"],
-        seconds=sum(record["seconds"] for record in rounds),
+        seconds=_seconds(folder, rounds=len(rounds)),
     )
+
+
+def _clock_of(folder: Path) -> Path:
+    """Return the file in which a run's rounds are timed."""
+    return folder.with_name(f"{folder.name}.seconds.jsonl")
+
+
+def _seconds(folder: Path, *, rounds: int) -> float:
+    """Return the time of all rounds; of one that was done twice, that of the last time."""
+    path = _clock_of(folder)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found = {record["round"]: record["seconds"] for record in map(json.loads, lines)}
+    if len(found) != rounds:
+        msg = f"{path.name} has the time of {len(found)} rounds, expected {rounds}."
+        raise RunFolderError(msg, hint="Choose another --out, where all rounds are timed.")
+    return float(sum(found.values()))
 
 
 def _runs(wanted: Sequence[Case], folder: Path, base_dir: Path) -> Iterator[Measured]:
@@ -124,8 +158,9 @@ def _runs(wanted: Sequence[Case], folder: Path, base_dir: Path) -> Iterator[Meas
         place = folder / case.name
         kept = (place / "summary.json").exists()
         began = time.monotonic()
+        clock = RoundClock(_clock_of(place))
         found = simulate(
-            case.resolved, folder=place, resume=True, progress=Silence(), base_dir=base_dir
+            case.resolved, folder=place, resume=True, progress=clock, base_dir=base_dir
         )
         took = time.monotonic() - began
         line = f"run {number} of {len(wanted)}: {case}: "

@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 
-from shared.errors import MissingDependency
+from shared.errors import InvalidValue, RunFolderExists
 from simulations.benchmarks import dp_step
 from simulations.benchmarks.catalog import benchmarks
 from simulations.benchmarks.dp_step_case import Case
 from simulations.benchmarks.dp_step_peers import NON_PRIVATE, OURS, PEERS, STEPS
+from simulations.benchmarks.dp_step_points import ALL, FRONT, FULL, M7, M30, Point, chosen, joined
 from simulations.benchmarks.footprintmodel import Shape, write_base
-from simulations.benchmarks.protocol import BenchResult, Check
+from simulations.benchmarks.protocol import Asked, BenchResult, Check
 
 TINY = Shape(hidden=32, inner=48, layers=2, heads=4, kv_heads=2, vocabulary=2048)
-POINT = dp_step.Point(shape="1M", base="fp32", sequence=8, engines=(NON_PRIVATE, "fused", "vmap"))
+POINT = Point(shape="1M", base="fp32", sequence=8, engines=(NON_PRIVATE, "fused", "vmap"))
 
 
 def said(seconds: list[float], peak: int, error: float | None = 1e-8) -> dict[str, Any]:
@@ -32,12 +33,12 @@ def check_of(rows: list[dp_step.Row], words: str) -> Check:
 
 
 def test_the_shapes_are_as_large_as_their_names() -> None:
-    assert round(dp_step.M7.parameters / 1e6) == 7
-    assert round(dp_step.M30.parameters / 1e6) == 30
+    assert round(M7.parameters / 1e6) == 7
+    assert round(M30.parameters / 1e6) == 30
 
 
 def test_the_grid_holds_what_is_promised() -> None:
-    points = dp_step.FULL
+    points = FULL
     assert {point.shape for point in points} == {"7M", "30M", "135M"}
     for shape in ("7M", "30M", "135M"):
         assert {point.base for point in points if point.shape == shape} == {
@@ -53,7 +54,7 @@ def test_the_grid_holds_what_is_promised() -> None:
         assert {NON_PRIVATE, "fused", "microbatch"} <= set(point.engines) <= set(STEPS)
         assert point.repetitions >= 3
     for shape in ("7M", "30M", "135M"):
-        assert any(p.shape == shape and p.engines == dp_step.ALL for p in points)
+        assert any(p.shape == shape and p.engines == ALL for p in points)
 
 
 def test_it_is_listed() -> None:
@@ -188,10 +189,7 @@ def test_every_engine_computes_the_same_clipped_sum(tiny: Any, engine: str) -> N
     norms = gradients.norm(dim=1)
     bound = float(norms.median())
     truth = (bound / norms).clamp(max=1.0) @ gradients
-    try:
-        sums = flat(tiny, engine, bound)
-    except MissingDependency:
-        pytest.skip("dp-lora is not installed")
+    sums = flat(tiny, engine, bound)
     # Peers add up in float32 and add a constant to the norm.
     assert float((sums - truth).norm() / truth.norm()) <= 1e-5
     assert all(parameter.grad is None for parameter in parameters)
@@ -201,8 +199,13 @@ def test_every_engine_computes_the_same_clipped_sum(tiny: Any, engine: str) -> N
 
 
 @pytest.fixture(scope="module")
-def quick() -> BenchResult:
-    return dp_step.run(quick=True)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("dp-step") / "points"
+
+
+@pytest.fixture(scope="module")
+def quick(folder: Path) -> BenchResult:
+    return dp_step.run(quick=True, asked=Asked(folder=folder))
 
 
 @pytest.mark.slow
@@ -212,8 +215,6 @@ def test_a_quick_run(quick: BenchResult) -> None:
     assert {row["engine"] for row in rows} == set(STEPS)
     for row in rows:
         engine = row["engine"]
-        if engine == "dp-lora" and row["status"] == "not installed":
-            continue
         assert row["status"] == "measured", engine
         assert float(row["seconds"] or 0) > 0
         assert float(row["time_least"] or 0) <= float(row["time_ratio"] or 0), engine
@@ -233,6 +234,45 @@ def test_a_quick_run(quick: BenchResult) -> None:
 def test_a_quick_run_with_a_quantised_base(quick: BenchResult) -> None:
     pytest.importorskip("bitsandbytes")
     rows = {row["engine"]: row for row in quick.rows if row["base"] == "nf4"}
-    assert set(rows) == set(dp_step.FRONT)
+    assert set(rows) == set(FRONT)
     for engine in ("fused", "microbatch"):
         assert float(rows[engine]["error"] or 1) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's process table")
+def test_finished_points_are_kept(
+    quick: BenchResult, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(RunFolderExists, match="points of an earlier benchmark"):
+        dp_step.run(quick=True, asked=Asked(folder=folder))
+    assert len(list(folder.iterdir())) == 4
+    (nf4,) = folder.glob("1M-nf4-*.memory.json")
+    nf4.unlink()
+    with caplog.at_level("INFO", logger="fedslm.bench"):
+        again = dp_step.run(quick=True, asked=Asked(folder=folder, resume=True, only=("fp32",)))
+    assert [line.rsplit(": ", 1)[1] for line in caplog.messages] == ["kept"]
+    assert again.rows == tuple(row for row in quick.rows if row["base"] == "fp32")
+    assert not nf4.exists()
+
+
+def test_an_engine_that_fails_in_one_half_has_failed() -> None:
+    memory = {"status": "measured", "peak_bytes": 3, "error": 1e-8}
+    times = {"status": "measured", "seconds": [1.0]}
+    broken = {"status": "RuntimeError"}
+    assert joined(memory, times) == {**memory, **times}
+    assert joined(memory, broken) == joined(broken, times) == broken
+
+
+def test_words_choose_points() -> None:
+    found = chosen(FULL, ["7M", "30M", "nf4", "int8"])
+    assert {(point.shape, point.base) for point in found} == {
+        (shape, base) for shape in ("7M", "30M") for base in ("nf4", "int8")
+    }
+    assert {point.batch for point in chosen(FULL, ["batch=8"])} == {8}
+    with pytest.raises(InvalidValue, match="sequence=512"):
+        chosen(FULL, ["9M"])
+
+
+def test_no_two_points_share_a_name() -> None:
+    assert len({point.name for point in FULL}) == len(FULL)

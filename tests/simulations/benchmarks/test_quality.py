@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.config import Section
-from shared.errors import DataFileNotFound, InvalidValue, RunFolderExists
+from shared.errors import DataFileNotFound, InvalidValue, RunFolderError, RunFolderExists
 from simulations.benchmarks import quality, quality_arms
 from simulations.benchmarks.protocol import Asked, BenchResult, Scalar
 from simulations.benchmarks.quality_arms import Case, axes_of, cases, choices, require_files
@@ -207,11 +208,17 @@ def brute_force(rows: Sequence[Row], cost: str) -> list[bool]:
 
 def folders(home: Path, row: Row) -> list[Path]:
     words = "none" if row["epsilon"] is None else f"{number(row['epsilon']):g}"
-    return sorted(home.glob(f"{row['scenario']}-{row['policy']}-epsilon-{words}-seed-*"))
+    found = home.glob(f"{row['scenario']}-{row['policy']}-epsilon-{words}-seed-*")
+    return sorted(path for path in found if path.is_dir())
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def clocked(folder: Path) -> list[dict[str, Any]]:
+    text = folder.with_name(f"{folder.name}.seconds.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -260,8 +267,13 @@ class TestQuickRun:
             losses = [summary["loss_after"] for summary in summaries]
             assert row["loss"] == statistics.median(losses)
             assert [row["loss_min"], row["loss_max"]] == sorted(losses)
-            seconds = [sum(record["seconds"] for record in lines(run)) for run in runs]
+            seconds = [sum(record["seconds"] for record in clocked(run)) for run in runs]
             assert row["seconds"] == statistics.median(seconds)
+            # One process on one thread has no more of the processor than there is time.
+            for run in runs:
+                for timed, record in zip(clocked(run), lines(run), strict=True):
+                    assert timed["round"] == record["round"]
+                    assert 0 < timed["seconds"] <= record["seconds"] + 0.02
             moved = [
                 sum(
                     (record["bytes_up_per_client"] + record["bytes_down_per_client"])
@@ -289,6 +301,15 @@ class TestQuickRun:
         few = quality.run(quick=True, asked=Asked(folder=home, resume=True, only=("ffa", "seed=7")))
         assert [row["policy"] for row in few.rows] == ["ffa", "ffa"]
         assert {row["seeds"] for row in few.rows} == {1}
+
+    def test_does_not_make_up_the_time_of_a_round(
+        self, found: BenchResult, home: Path, tmp_path: Path
+    ) -> None:
+        copy = shutil.copytree(home, tmp_path / "runs")
+        (clock, *_) = sorted(copy.glob("*.seconds.jsonl"))
+        clock.write_text(clock.read_text(encoding="utf-8").splitlines()[0] + "\n")
+        with pytest.raises(RunFolderError, match="time of 1 rounds, expected 2"):
+            quality.run(quick=True, asked=Asked(folder=copy, resume=True))
 
     def test_draws(self, found: BenchResult, tmp_path: Path) -> None:
         quality.plot(found, tmp_path / "quality.svg")
