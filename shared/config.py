@@ -17,6 +17,7 @@ from shared.canonical import canonical_json, sha256_hex
 Real = Annotated[float, Strict()]
 Integer = Annotated[int, Strict()]
 PositiveReal = Annotated[float, Strict(), Field(gt=0)]
+NonNegativeReal = Annotated[float, Strict(), Field(ge=0)]
 PositiveInt = Annotated[int, Strict(), Field(ge=1)]
 NonNegativeInt = Annotated[int, Strict(), Field(ge=0)]
 Probability = Annotated[float, Strict(), Field(gt=0, le=1)]
@@ -304,6 +305,9 @@ class PerformanceSection(Section):
         default=True, description="keep the dequantised base beside the stored one"
     )
     client_cpus: PositiveReal = Field(default=1.0, description="cores per Ray actor (flower)")
+    client_gpus: NonNegativeReal = Field(
+        default=0.0, description="GPUs per Ray actor (flower); 0.25 is four actors on each"
+    )
 
 
 class RunConfig(Section):

@@ -189,6 +189,20 @@ def _audit(config: RunConfig) -> Iterator[Problem]:
 
 def _performance(config: RunConfig) -> Iterator[Problem]:
     """Check the performance section."""
+    performance = config.performance
+    if performance.client_gpus > 0 and not performance.device.startswith("cuda"):
+        yield _conflict(
+            key="performance.client_gpus",
+            message=f"client_gpus={performance.client_gpus:g} and device={performance.device!r}: "
+            "actors would hold GPUs that nothing computes on.",
+            hint='Set performance.device to "cuda", or leave client_gpus out.',
+        )
+    if performance.client_gpus > 1 and not performance.client_gpus.is_integer():
+        yield _conflict(
+            key="performance.client_gpus",
+            message=f"found {performance.client_gpus:g}, expected a share of one GPU or a whole "
+            "number: Ray splits none but the first.",
+        )
     workers, threads = config.performance.workers, config.performance.threads or 1
     if workers != "auto" and workers > 1 and threads > 1:
         yield _conflict(

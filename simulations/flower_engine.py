@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from client.app import make_client_app
-from shared.errors import MissingDependency
+from shared.errors import MissingDependency, UsageError
 
 if TYPE_CHECKING:
     from client.runtime import ClientRuntime
@@ -31,9 +32,16 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+_RAY_OPTIONS: Mapping[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+
 
 def run_on_flower(
-    server: ServerApp, client: ClientApp, *, population: int, client_cpus: float
+    server: ServerApp,
+    client: ClientApp,
+    *,
+    population: int,
+    client_cpus: float,
+    client_gpus: float = 0.0,
 ) -> None:
     """Run both apps on Flower's simulation engine.
 
@@ -41,10 +49,13 @@ def run_on_flower(
         server: the ServerApp.
         client: a picklable ClientApp, from :func:`actor_client_app`.
         population: number of virtual nodes.
-        client_cpus: cores per client; the number of actors follows from it.
+        client_cpus: cores per actor; the number of actors follows from it and from the next.
+        client_gpus: GPUs per actor. Ray shows each actor its own alone; below 1, several actors
+            share one. With 0 an actor sees every GPU that its node sees.
 
     Raises:
         MissingDependency: if Ray is not installed.
+        UsageError: if no machine of the cluster has so many cores and GPUs.
     """
     os.environ.update(QUIET)
     try:
@@ -57,15 +68,49 @@ def run_on_flower(
     logging.getLogger("flwr").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        _require_room(client_cpus, client_gpus)
         run_simulation(
             server_app=server,
             client_app=client,
             num_supernodes=population,
             backend_config={
-                "client_resources": {"num_cpus": client_cpus, "num_gpus": 0.0},
-                "init_args": {"log_to_driver": False, "logging_level": "error"},
+                "client_resources": {"num_cpus": client_cpus, "num_gpus": client_gpus},
+                "init_args": dict(_RAY_OPTIONS),
             },
         )
+
+
+def _require_room(cpus: float, gpus: float) -> None:
+    """Refuse actors that no machine has room for, before anything waits for them.
+
+    Without a running cluster the machine's cores are counted, of which Ray may be given fewer by a
+    container: it then ends the run itself, once its server has stopped waiting for clients.
+
+    Raises:
+        UsageError: if neither a node of the running cluster nor, without one, this machine has so
+            many cores and GPUs.
+    """
+    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in _machines()):
+        return
+    msg = f"No machine has {cpus:g} cores and {gpus:g} GPUs for one actor."
+    hint = "Lower performance.client_cpus or performance.client_gpus, or add a Ray node."
+    raise UsageError(msg, hint=hint)
+
+
+def _machines() -> list[dict[str, float]]:
+    """Return what each machine that may hold actors has."""
+    if not os.environ.get("RAY_ADDRESS"):
+        import torch
+
+        return [{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}]
+    import ray
+
+    ray.init(**_RAY_OPTIONS)
+    try:
+        nodes: list[Any] = ray.nodes()  # type: ignore[no-untyped-call]
+        return [node["Resources"] for node in nodes if node["Alive"]]
+    finally:
+        ray.shutdown()
 
 
 def actor_client_app(config_json: str, plan_json: str, base_dir: str) -> ClientApp:

@@ -232,8 +232,14 @@ class _Session:
             canonical_json(self._plan.to_json()),
             str(self._base_dir.resolve()),
         )
-        cpus = self._config.performance.client_cpus
-        run_on_flower(server, client, population=population, client_cpus=cpus)
+        performance = self._config.performance
+        run_on_flower(
+            server,
+            client,
+            population=population,
+            client_cpus=performance.client_cpus,
+            client_gpus=performance.client_gpus,
+        )
 
     def _main(self, grid: Grid, context: Context) -> None:
         """Do what the ServerApp does; an exception is kept for the caller's thread."""

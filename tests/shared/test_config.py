@@ -73,6 +73,8 @@ def test_only_performance_is_outside_the_digest(tmp_path: Path) -> None:
     path = write(tmp_path)
     base = load_config(path).config
     assert load_config(path, ["performance.physical_batch=1"]).config.digest() == base.digest()
+    on_gpus = load_config(path, ["performance.device=cuda", "performance.client_gpus=0.5"])
+    assert on_gpus.config.digest() == base.digest()
     for change in ("run.seed=1", "privacy.delta=1e-4", "lora.r=5", "evaluation.every=2"):
         assert load_config(path, [change]).config.digest() != base.digest()
 
@@ -96,6 +98,9 @@ def test_only_performance_is_outside_the_digest(tmp_path: Path) -> None:
         ("privacy.noise_multiplier=1.0", ConflictingSettings, "exactly one"),
         ("clients.local_epochs=1.0", ConflictingSettings, "exactly one"),
         ("clients.max_participations=2", ConflictingSettings, "independent sampling"),
+        ("performance.client_gpus=0.5", ConflictingSettings, "nothing computes on"),
+        ("performance.client_gpus=1.5", ConflictingSettings, "a whole number"),
+        ("performance.client_gpus=-0.5", InvalidValue, "performance.client_gpus"),
     ],
 )
 def test_bad_values_are_one_clear_error(
