@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import threading
@@ -36,21 +37,25 @@ def _port(home: ServerHome) -> Iterator[int]:
 
     context = context_factory(home)(cast(Config, None), default)
     ports: list[int] = []
-    loop, ready = asyncio.new_event_loop(), threading.Event()
+    loop, ready, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+    answering: set[asyncio.Task[None]] = set()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answering.add(cast(asyncio.Task[None], asyncio.current_task()))
         writer.write(await reader.read(5))
         await writer.drain()
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
     async def main() -> None:
         server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
         ports.append(int(server.sockets[0].getsockname()[1]))
         ready.set()
-        try:
-            await server.serve_forever()
-        except asyncio.CancelledError:
-            server.close()
+        await stop.wait()
+        server.close()
+        # A connection that is closed while its loop ends would warn in whichever test comes next.
+        await asyncio.gather(*answering)
 
     def run() -> None:
         asyncio.set_event_loop(loop)
@@ -60,13 +65,9 @@ def _port(home: ServerHome) -> Iterator[int]:
     thread.start()
     assert ready.wait(10)
     yield ports[0]
-
-    def cancel() -> None:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-
-    loop.call_soon_threadsafe(cancel)
+    loop.call_soon_threadsafe(stop.set)
     thread.join(10)
+    assert not thread.is_alive()
     loop.close()
 
 
