@@ -12,9 +12,14 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3; do 
 	if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
 	then echo $$candidate; break; fi; done)
 
-# Tests run side by side, a file at a time; WORKERS=0 runs them one after the other. Those of a whole
-# fleet, which is many processes with deadlines of seconds, have the machine for themselves.
+# Tests run side by side, a file at a time; WORKERS=0 runs them one after the other. Those of whole
+# fleets, which are many processes with deadlines of seconds and wait more than they compute, come
+# after the others, which compute all the time; FLEETS_AT_ONCE=0 gives each the machine for itself.
 WORKERS ?= 2
+FLEETS_AT_ONCE ?= $(WORKERS)
+BY_FILE := --dist loadfile --no-loadscope-reorder
+# Only files that name the mark: each worker would import all others for half a minute, for nothing.
+FLEETS = $(shell grep -rl --include='test_*.py' 'mark\.fleet' tests)
 
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints/$(TORCH).txt
@@ -45,10 +50,9 @@ test: $(TEST_STAMP) ## install what tests need, then lint, types, import rules a
 	@$(MAKE) --no-print-directory check
 
 check: lint ## the same without installing
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=40 \
-		-m "not fleet" --doctest-modules --cov \
-		--cov-report=term tests $(PACKAGES)
-	$(BIN)/python -m pytest -m fleet --durations=20 tests
+	$(BIN)/python -m pytest -n $(WORKERS) $(BY_FILE) --durations=40 -m "not fleet" --doctest-modules \
+		--cov --cov-report=term tests $(PACKAGES)
+	$(BIN)/python -m pytest -n $(FLEETS_AT_ONCE) $(BY_FILE) --durations=20 -m fleet $(FLEETS)
 
 lint:
 	$(BIN)/ruff format --check .

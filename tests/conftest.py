@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
         if not torch.cuda.is_available():
             _skip(items, "gpu", "no CUDA device here")
+    _require_fleets_to_be_found(items)
     _trace_the_quick_ones(items)
     _longest_first(items)
+
+
+def _require_fleets_to_be_found(items: list[pytest.Item]) -> None:
+    """Refuse a test of a fleet whose file does not name the mark by which `make check` finds it."""
+    fleets = {item.path for item in items if item.get_closest_marker("fleet")}
+    hidden = [path.name for path in fleets if "mark.fleet" not in path.read_text(encoding="utf-8")]
+    if hidden:
+        msg = f"marked as fleet without naming pytest.mark.fleet: {', '.join(sorted(hidden))}"
+        raise pytest.UsageError(msg)
 
 
 def _trace_the_quick_ones(items: list[pytest.Item]) -> None:
@@ -130,11 +141,10 @@ def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
 
 
 def _longest_first(items: list[pytest.Item]) -> None:
-    """Sort files by the time that their longest test may take, so that no worker ends alone."""
-    longest: dict[Path, float] = {}
+    """Sort files by the time that their tests may take, so that no worker ends alone."""
+    allowed: defaultdict[Path, float] = defaultdict(float)
     for item in items:
-        allowed = item.get_closest_marker("timeout")
+        limit = item.get_closest_marker("timeout")
         slow = item.get_closest_marker("slow") or item.get_closest_marker("statistical")
-        seconds = float(allowed.args[0]) if allowed else float(slow is not None)
-        longest[item.path] = max(longest.get(item.path, 0.0), seconds)
-    items.sort(key=lambda item: -longest[item.path])
+        allowed[item.path] += float(limit.args[0]) if limit else float(slow is not None)
+    items.sort(key=lambda item: -allowed[item.path])

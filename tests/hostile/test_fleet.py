@@ -86,7 +86,8 @@ def _scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             f"run.rounds={len(MISCHIEFS)}",
             f"clients.population={OTHERS + 1}",
             "server.quorum=0.75",
-            "server.deadline_seconds=15",
+            # Time enough to load the model beside another fleet; one round waits for all of it.
+            "server.deadline_seconds=30",
         )
         fleet.finish("one", seconds=200)
         assert fleet.supervisor is not None

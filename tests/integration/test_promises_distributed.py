@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.promises import NOISE_OF_ONE_RUN, QUICKSTART, simulate
+from tests.integration.promises import NOISE_OF_ONE_RUN, QUICKSTART, SOME_CLIENTS, simulate
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1400)
 def test_a_distributed_run_learns_as_much_as_one_with_a_trusted_server(tmp_path: Path) -> None:
-    found = simulate(tmp_path, "quickstart-distributed")
+    found = simulate(tmp_path, "quickstart-distributed", *SOME_CLIENTS)
     assert found["privacy"]["mode"] == "client-distributed"
     assert found["privacy"]["epsilon"] <= 8.0
     assert found["privacy"]["delta"] == 5e-4

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -42,6 +41,7 @@ from server.superlink import (
     pem_of,
 )
 from server.supervisor import read_status
+from simulations.upports import free_block
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,29 +97,13 @@ def enrolled(home: ServerHome, name: str) -> Identity:
     return identity
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [int(one.getsockname()[1]) for one in held]
-    finally:
-        for one in held:
-            one.close()
-
-
 def make_home(folder: Path, **settings: int | tuple[str, ...]) -> ServerHome:
-    """Make a server's folder on free ports."""
-    fleet, control, dashboard, superlink = free_ports(4)
-    config = ServerConfig.model_validate(
-        {
-            "name": "test",
-            "fleet_port": fleet,
-            "control_port": control,
-            "dashboard_port": dashboard,
-            "superlink_port": superlink,
-            **settings,
-        }
-    )
+    """Make a server's folder on ports that are free, and that no connection is given.
+
+    A fleet beside this one cannot take them while a service is killed and started again.
+    """
+    ports = free_block(("fleet_port", "dashboard_port", "superlink_port", "control_port"))
+    config = ServerConfig.model_validate({"name": "test", **ports, **settings})
     return ServerHome.create(folder / "server", config)
 
 
@@ -240,5 +224,5 @@ def stock_node(
         "--node-config",
         " ".join(words),
         "--port",
-        str(free_ports(1)[0]),
+        str(free_block(("node_port",))["node_port"]),
     ]

@@ -95,8 +95,10 @@ def test_it_leaves_with_the_block_whatever_it_is_doing() -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_it_dies_with_its_parent(how: signal.Signals) -> None:
     code = (
-        "import os, sys, time\n"
+        "import os, signal, time\n"
         "from simulations.forks import Fork\n"
+        # Whoever runs tests in the background of a shell ignores it, and so do all descendants.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "fork = Fork(lambda request: str(os.getpid()).encode())\n"
         "fork.ask(b'')\n"
         "print(fork.answer().decode(), flush=True)\n"
