@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from shared.config import NonNegativeInt, PositiveInt, PositiveReal, Section
+from shared.configtypes import NonNegativeInt, PositiveInt, PositiveReal, Section
 from shared.enrolment import Address, HexDigest, NodeName, Role
 from shared.errors import FleetError, InvalidValue, Problem, UnknownKey
 from shared.privatefiles import (

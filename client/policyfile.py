@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 from pydantic_core import PydanticCustomError
 
-from shared.config import (
+from shared.configtypes import (
     NonNegativeInt,
     OpenUnit,
     PositiveInt,

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field, Strict, ValidationError, field_validator
 
-from shared.config import Section
+from shared.configtypes import Section
 from shared.errors import InvalidValue
 
 CONFIG = "server.toml"

@@ -10,27 +10,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import Field, Strict
 
 from shared.canonical import canonical_json, sha256_hex
-
-Real = Annotated[float, Strict()]
-Integer = Annotated[int, Strict()]
-PositiveReal = Annotated[float, Strict(), Field(gt=0)]
-NonNegativeReal = Annotated[float, Strict(), Field(ge=0)]
-PositiveInt = Annotated[int, Strict(), Field(ge=1)]
-NonNegativeInt = Annotated[int, Strict(), Field(ge=0)]
-Probability = Annotated[float, Strict(), Field(gt=0, le=1)]
-OpenUnit = Annotated[float, Strict(), Field(gt=0, lt=1)]
+from shared.configtypes import (
+    NonNegativeInt,
+    NonNegativeReal,
+    OpenUnit,
+    PositiveInt,
+    PositiveReal,
+    Probability,
+    Section,
+)
 
 Mode = Literal["none", "example", "client-central", "client-distributed"]
 CanaryKind = Literal["secret", "rare-token"]
-
-
-class Section(BaseModel):
-    """What every section has in common: immutable, closed, finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunSection(Section):

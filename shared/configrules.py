@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shared.config import ExampleSection, PrivacySection, RunConfig
-from shared.errors import ConflictingSettings, EmptyPopulation, Problem
+from shared.errors import EmptyPopulation, Problem
+from shared.problems import conflict
 
 
 def find_conflicts(config: RunConfig) -> list[Problem]:
@@ -28,25 +29,23 @@ def _data(config: RunConfig) -> Iterator[Problem]:
     data = config.data
     builtin = data.path.startswith("builtin:")
     if (data.prompt is None) != (data.response is None):
-        yield _conflict(key="data.prompt", message="prompt and response go together.")
+        yield conflict(key="data.prompt", message="prompt and response go together.")
     if data.text is not None and data.prompt is not None:
-        yield _conflict(
+        yield conflict(
             key="data.text",
             message="text and prompt cannot be given together.",
             hint="Use text, or prompt with response.",
         )
     if not builtin and data.partitioner == "natural" and data.client is None:
-        yield _conflict(
+        yield conflict(
             key="data.client",
             message='partitioner "natural" needs the column that names the client.',
             hint='Or set data.partitioner to "iid", "dirichlet" or "shards".',
         )
     if data.partitioner == "dirichlet" and (data.label is None or data.dirichlet_alpha is None):
-        yield _conflict(
-            key="data.partitioner", message="dirichlet needs label and dirichlet_alpha."
-        )
+        yield conflict(key="data.partitioner", message="dirichlet needs label and dirichlet_alpha.")
     if data.partitioner == "shards" and data.shards_per_client is None:
-        yield _conflict(key="data.partitioner", message="shards needs shards_per_client.")
+        yield conflict(key="data.partitioner", message="shards needs shards_per_client.")
 
 
 def _clients(config: RunConfig) -> Iterator[Problem]:
@@ -61,7 +60,7 @@ def _clients(config: RunConfig) -> Iterator[Problem]:
     if clients.population is None and (
         data.partitioner != "natural" or data.path.startswith("builtin:")
     ):
-        yield _conflict(key="clients.population", message="this partitioner needs a population.")
+        yield conflict(key="clients.population", message="this partitioner needs a population.")
     if clients.population and clients.cohort is not None and clients.cohort > clients.population:
         yield Problem(
             key="clients.cohort",
@@ -69,7 +68,7 @@ def _clients(config: RunConfig) -> Iterator[Problem]:
             f"({clients.population}).",
         )
     if (clients.local_steps is None) == (clients.local_epochs is None):
-        yield _conflict(
+        yield conflict(
             key="clients.local_steps",
             message="the scenario needs exactly one of local_steps and local_epochs.",
         )
@@ -84,7 +83,7 @@ def _privacy(config: RunConfig) -> Iterator[Problem]:
     if privacy.mode == "example":
         yield from _steps(config, "privacy", privacy)
         if config.example.used:
-            yield _conflict(
+            yield conflict(
                 key="example",
                 message="mode example says its DP-SGD in [privacy], not in [example].",
                 hint="Choose a client mode to have both, or drop the section.",
@@ -101,9 +100,9 @@ def _guarantee(section: str, said: PrivacySection | ExampleSection, who: str) ->
     """Check what every guarantee must say."""
     for key in ("delta", "neighboring_relation"):
         if getattr(said, key) is None:
-            yield _conflict(key=f"{section}.{key}", message=f'mode "{who}" needs it; no default.')
+            yield conflict(key=f"{section}.{key}", message=f'mode "{who}" needs it; no default.')
     if (said.epsilon is None) == (said.noise_multiplier is None):
-        yield _conflict(
+        yield conflict(
             key=f"{section}.epsilon",
             message=f'mode "{who}" needs exactly one of epsilon and noise_multiplier.',
         )
@@ -115,9 +114,9 @@ def _steps(
     """Check the settings of DP-SGD inside a client."""
     for key in ("max_grad_norm", "sampling_probability"):
         if getattr(said, key) is None:
-            yield _conflict(key=f"{section}.{key}", message="mode example needs it.")
+            yield conflict(key=f"{section}.{key}", message="mode example needs it.")
     if config.clients.local_steps is None:
-        yield _conflict(
+        yield conflict(
             key="clients.local_epochs",
             message="mode example needs local_steps: a number of steps that depends on the "
             "client's data would itself be a release.",
@@ -128,22 +127,22 @@ def _client_mode(config: RunConfig) -> Iterator[Problem]:
     """Check the settings of a mode that protects whole clients."""
     privacy, mode = config.privacy, config.privacy.mode
     if privacy.clipping_norm is None:
-        yield _conflict(key="privacy.clipping_norm", message=f"{mode} needs it.")
+        yield conflict(key="privacy.clipping_norm", message=f"{mode} needs it.")
     if config.clients.max_participations is not None:
-        yield _conflict(
+        yield conflict(
             key="clients.max_participations",
             message=f"cannot be used together with {mode}: a cap on participations "
             "breaks the independent sampling that the accountant assumes.",
         )
     if mode != "client-distributed" and privacy.server_epsilon is not None:
-        yield _conflict(
+        yield conflict(
             key="privacy.server_epsilon",
             message=f"{mode} has a server that is trusted; only client-distributed bounds it.",
         )
     if mode == "client-distributed":
         for key in ("honest_fraction", "survivor_fraction", "min_cohort"):
             if getattr(privacy, key) is None:
-                yield _conflict(key=f"privacy.{key}", message=f"{mode} needs it; no default.")
+                yield conflict(key=f"privacy.{key}", message=f"{mode} needs it; no default.")
 
 
 def _mechanism(config: RunConfig) -> Iterator[Problem]:
@@ -155,13 +154,13 @@ def _mechanism(config: RunConfig) -> Iterator[Problem]:
     }
     for key, used in extras.items():
         if used and privacy.mode != "client-central":
-            yield _conflict(
+            yield conflict(
                 key=f"privacy.{key}",
                 message=f"cannot be used together with {privacy.mode}: the server does it, on "
                 "clipped updates, in client-central.",
             )
     if all(extras.values()):
-        yield _conflict(
+        yield conflict(
             key="privacy.clipping_quantile",
             message="cannot be used together with correlated noise: one clip holds for the run.",
         )
@@ -173,13 +172,13 @@ def _audit(config: RunConfig) -> Iterator[Problem]:
     if len(set(audit.kinds)) != len(audit.kinds):
         yield Problem(key="audit.kinds", message="names a kind twice, expected each at most once.")
     if audit.canaries > 0 and not audit.kinds:
-        yield _conflict(
+        yield conflict(
             key="audit.kinds",
             message=f"names no kind, and audit.canaries is {audit.canaries}.",
             hint='Name "secret", "rare-token" or both, or set audit.canaries to 0.',
         )
     if audit.client_canaries > 0 and config.privacy.mode == "example":
-        yield _conflict(
+        yield conflict(
             key="audit.client_canaries",
             message="cannot be used together with example: an invented client is a client's "
             "update, and mode example protects single examples.",
@@ -191,28 +190,23 @@ def _performance(config: RunConfig) -> Iterator[Problem]:
     """Check the performance section."""
     performance = config.performance
     if performance.client_gpus > 0 and not performance.device.startswith("cuda"):
-        yield _conflict(
+        yield conflict(
             key="performance.client_gpus",
             message=f"client_gpus={performance.client_gpus:g} and device={performance.device!r}: "
             "actors would hold GPUs that nothing computes on.",
             hint='Set performance.device to "cuda", or leave client_gpus out.',
         )
     if performance.client_gpus > 1 and not performance.client_gpus.is_integer():
-        yield _conflict(
+        yield conflict(
             key="performance.client_gpus",
             message=f"found {performance.client_gpus:g}, expected a share of one GPU or a whole "
             "number: Ray splits none but the first.",
         )
     workers, threads = config.performance.workers, config.performance.threads or 1
     if workers != "auto" and workers > 1 and threads > 1:
-        yield _conflict(
+        yield conflict(
             key="performance.workers",
             message=f"workers={workers} and threads={threads}: several threads do not survive the "
             "fork that makes a worker.",
             hint="Leave one of them out: workers share many small clients, threads a large base.",
         )
-
-
-def _conflict(*, key: str, message: str, hint: str = "") -> Problem:
-    """Make a problem that is about two settings."""
-    return Problem(key=key, message=message, hint=hint, code=ConflictingSettings.code)

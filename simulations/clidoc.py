@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 import typer.main
 
-from shared.config import Section, sections
+from shared.config import sections
+from shared.configtypes import Section
 from simulations.cli import app
 
 DOCS = Path(__file__).parents[1] / "docs"

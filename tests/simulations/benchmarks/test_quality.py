@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.config import Section
+from shared.configtypes import Section
 from shared.errors import DataFileNotFound, InvalidValue, RunFolderError, RunFolderExists
 from simulations.benchmarks import quality, quality_arms
 from simulations.benchmarks.protocol import Asked, BenchResult, Scalar
