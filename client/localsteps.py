@@ -13,11 +13,13 @@ from client.training import (
     train_unprotected_poisson,
 )
 from shared.errors import InvalidValue, SchemaMismatch
+from shared.policies import coordinates
 from shared.privacy.noise import NoiseSource
 from shared.seeding import data_rng
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
     from client.adapter import AdaptedModel
     from client.training import Example
@@ -40,6 +42,7 @@ class LocalSteps:
         self._plan = plan
         self._model = model
         self._kinds = config.trained_kinds
+        self._parts: dict[str, NDArray[np.bool_]] = {}
         clients, performance = config.clients, config.performance
         self._settings = TrainSettings(
             local_steps=clients.local_steps,
@@ -56,8 +59,18 @@ class LocalSteps:
         """Whether steps draw Poisson samples: for them, a client without text is one like all."""
         return self._private is not None or self._twin_of_example
 
+    def sent_part(self, vector: Vector, server_round: int) -> Vector:
+        """Return those of the global factors that a round trains and sends."""
+        kinds = self._config.sent_kinds(server_round)
+        if kinds == self._kinds:
+            return vector
+        if kinds not in self._parts:
+            spec = self._model.spec
+            self._parts[kinds] = coordinates(spec, kinds, within=self._kinds)
+        return vector[self._parts[kinds]]
+
     def take(self, start: Vector, index: int, server_round: int, examples: list[Example]) -> Vector:
-        """Train one client and return its factors.
+        """Train one client and return those of its factors that the round sends.
 
         Args:
             start: the global factors.
@@ -69,7 +82,7 @@ class LocalSteps:
             NoUsableText: if there are no examples and steps are plain.
             SchemaMismatch: if other steps were noised than the plan charges.
         """
-        self._model.load_vector(start, self._kinds)
+        sent = self._begin(start, server_round)
         labels = (index, server_round)
         rng = self._batches_rng(labels)
         if self._private is not None:
@@ -93,7 +106,7 @@ class LocalSteps:
             )
         else:
             train_plain(self._model, examples, self._settings, rng=rng)
-        return self._model.read_vector(self._kinds)
+        return self._model.read_vector(sent)
 
     def take_together(
         self,
@@ -113,7 +126,7 @@ class LocalSteps:
             examples: the training examples of each.
             tokens: how many go through the model at once.
         """
-        self._model.load_vector(start, self._kinds)
+        self._begin(start, server_round)
         model, settings = self._model, self._settings
         labels = [(index, server_round) for index in indices]
         if self._private is not None:
@@ -145,6 +158,14 @@ class LocalSteps:
         if self._plan.noise_source == "seeded-simulation":
             return NoiseSource.seeded(self._config.run.seed, *labels)
         return NoiseSource.from_os()
+
+    def _begin(self, start: Vector, server_round: int) -> str:
+        """Load the global factors, and let those train that the round sends; return their kinds."""
+        sent = self._config.sent_kinds(server_round)
+        self._model.load_vector(start, self._kinds)
+        if self._model.kinds != sent:
+            self._model.set_trainable(sent)
+        return sent
 
     @property
     def _private(self) -> PrivacyPlan | None:

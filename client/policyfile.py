@@ -23,6 +23,7 @@ from shared.configtypes import (
     Section,
 )
 from shared.errors import ConfigError, InvalidValue, PolicyRefused, Problem, UnknownKey
+from shared.policies import PolicyName
 from shared.privacy.terms import MIN_COHORT
 from shared.registry import suggestion
 
@@ -53,7 +54,7 @@ TEMPLATE = """\
 schema = 1
 modes = []        # "example", or "client-central" and "client-distributed", or "none" alone
 base_models = []  # digests of base models that may be trained on; fedslm client policy base FOLDER
-aggregation = []  # "ffa", "fedavg"
+aggregation = []  # "ffa", "fedavg", "rolora"
 max_rounds = 1    # of one run
 max_repeats = 0   # further answers to one round, after a crash of the server; each is charged
 
@@ -164,7 +165,7 @@ class PolicyFile(Section):
     version: Literal[1] = Field(alias="schema", description="version of this form")
     modes: tuple[Mode, ...] = Field(min_length=1, description="privacy modes accepted")
     base_models: tuple[Digest, ...] = Field(min_length=1, description="digests of base models")
-    aggregation: tuple[Literal["ffa", "fedavg"], ...] = Field(
+    aggregation: tuple[PolicyName, ...] = Field(
         min_length=1, description="aggregation policies accepted"
     )
     max_rounds: PositiveInt = Field(description="most rounds of one run")

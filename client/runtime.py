@@ -105,8 +105,12 @@ class ClientRuntime:
 
     @property
     def dimension(self) -> int:
-        """Return the number of trained parameters."""
+        """Return the number of parameters that a run moves, and that a round starts from."""
         return self.model.spec.size(self._kinds)
+
+    def update_size(self, server_round: int) -> int:
+        """Return the number of parameters that are trained and sent in a round."""
+        return self.model.spec.size(self.config.sent_kinds(server_round))
 
     def expect_training(
         self, index: int, instruction: Instruction, coming: Iterable[tuple[int, Instruction]]
@@ -158,7 +162,8 @@ class ClientRuntime:
         if self.plan.mode == "client-distributed":
             msg = "mode='client-distributed': an update leaves only as a share of a masked sum."
             raise SensitivityError(msg)
-        before, after = instruction.vector, self._after_local_steps(index, instruction)
+        before = self._steps.sent_part(instruction.vector, instruction.server_round)
+        after = self._after_local_steps(index, instruction)
         if self.plan.mode == "example":
             return self._reply(instruction, noised_update(before, after), "noised")
         if self.plan.mode == "none":
@@ -184,7 +189,7 @@ class ClientRuntime:
         """
         self._check(instruction)
         mechanism = self.plan.distributed_mechanism
-        before = after = instruction.vector
+        before = after = self._steps.sent_part(instruction.vector, instruction.server_round)
         if not instruction.empty:
             with suppress(NoUsableText):
                 after = self._after_local_steps(index, instruction)
@@ -236,14 +241,15 @@ class ClientRuntime:
 
     def _after_local_steps(self, index: int, instruction: Instruction) -> Vector:
         """Return the factors after one participation's local steps, or a canary's fixed change."""
-        fixed = self._fixed_change(index)
+        server_round = instruction.server_round
+        fixed = self._fixed_change(index, server_round)
         if fixed is not None:
-            return instruction.vector + fixed
+            return self._steps.sent_part(instruction.vector, server_round) + fixed
         ahead = self._trained.take(index, instruction)
         if ahead is not None:
             return ahead
         examples, _ = self.examples(index)
-        return self._steps.take(instruction.vector, index, instruction.server_round, examples)
+        return self._steps.take(instruction.vector, index, server_round, examples)
 
     def train_group(self, indices: Sequence[int], instruction: Instruction) -> dict[int, Vector]:
         """Take the local steps of those of some clients that train, all at once.
@@ -255,7 +261,7 @@ class ClientRuntime:
         group = {}
         for index in indices:
             with suppress(NoUsableText):
-                if self._fixed_change(index) is None:
+                if self._fixed_change(index, instruction.server_round) is None:
                     examples, _ = self.examples(index)
                     if examples or self._steps.by_poisson_samples:
                         group[index] = examples
@@ -290,14 +296,14 @@ class ClientRuntime:
             if result.tokens > 0
         }
 
-    def _fixed_change(self, index: int) -> Vector | None:
+    def _fixed_change(self, index: int, server_round: int) -> Vector | None:
         """Return what a canary client sends in place of training; None for every other client.
 
         Only a simulation's source knows any. What follows is the same for all: clip, noise, mask.
         """
         if not isinstance(self._source, DirectedSource):
             return None
-        return self._source.direction(index, self.dimension)
+        return self._source.direction(index, self.update_size(server_round))
 
     def _clipping_norm(self, instruction: Instruction) -> float:
         """Return the clip of a round: the plan's, or the server's where the plan lets it move."""

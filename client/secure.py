@@ -47,9 +47,8 @@ class SharingRuntime(Protocol):
     def keyring(self) -> Keyring | None:
         """Return identity and roster."""
 
-    @property
-    def dimension(self) -> int:
-        """Return the number of trained parameters."""
+    def update_size(self, server_round: int) -> int:
+        """Return the number of parameters that are trained and sent in a round."""
 
     def train_share(self, index: int, instruction: Instruction, *, cohort: int) -> NoisedShare:
         """Train one client and return its noised share."""
@@ -107,7 +106,8 @@ def _open(
     call: PhaseCall, runtime: SharingRuntime, keyring: Keyring, client: int
 ) -> tuple[ClientSession, Message]:
     """Begin a session on the client's own terms; only its nonce comes from the server."""
-    terms = round_terms(runtime.plan, call, session=call.payload, dimension=runtime.dimension)
+    size = runtime.update_size(call.server_round)
+    terms = round_terms(runtime.plan, call, session=call.payload, dimension=size)
     return ClientSession.start(terms, client, keyring.identity(client), keyring.roster)
 
 

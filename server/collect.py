@@ -95,6 +95,7 @@ def collect_updates(
     plan: PrivacyPlan,
     on_answer: OnAnswer,
     on_refused: OnRefused = tell_nobody,
+    size: int | None = None,
 ) -> tuple[int, Traffic]:
     """Send a round and hand each update to the aggregator as it comes.
 
@@ -106,6 +107,7 @@ def collect_updates(
         plan: says what stage an update must have.
         on_answer: is told after each.
         on_refused: is told of an update that breaks the protocol.
+        size: parameters of an update; default as many as clients are sent.
 
     Returns:
         How many answered, and the traffic.
@@ -122,7 +124,7 @@ def collect_updates(
                 server_round=instruction.server_round,
                 config_digest=instruction.config_digest,
                 stage=STAGE_OF_MODE[plan.mode],
-                size=instruction.vector.size,
+                size=instruction.vector.size if size is None else size,
             )
         except ProtocolError as error:
             logger.warning("round %s, node %d: %s", group, node, error.message)
@@ -185,6 +187,7 @@ class SecureRound:
         instruction: what clients are told to train from.
         padding: clients that only fill the cohort up and take part with an empty update.
         on_refused: is told of a message that breaks the protocol.
+        size: parameters of an update; default as many as clients are sent.
     """
 
     def __init__(
@@ -197,6 +200,7 @@ class SecureRound:
         instruction: Instruction,
         padding: frozenset[int],
         on_refused: OnRefused = tell_nobody,
+        size: int | None = None,
     ) -> None:
         self._messenger = messenger
         self._on_refused = on_refused
@@ -209,7 +213,7 @@ class SecureRound:
             plan,
             self._call("advertise", self._session),
             session=self._session,
-            dimension=instruction.vector.size,
+            dimension=instruction.vector.size if size is None else size,
         )
         self._coordinator = Coordinator(terms, roster, invited=tuple(self._nodes))
         self._traffic = Traffic()

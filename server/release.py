@@ -91,7 +91,6 @@ class Releaser:
         self._setup = setup
         self._observer = observer
         self._nodes_of = nodes_of
-        self._size = setup.spec.size(setup.config.trained_kinds)
         self._rows: CorrelatedNoise | None = None
         quantile = setup.plan.quantile
         self.clip: float | None = None if quantile is None else quantile.initial
@@ -100,7 +99,7 @@ class Releaser:
         """Make ready for the round after ``finished_rounds``; before anything is charged."""
         setup = self._setup
         self._rows = correlated_noise(
-            self._size,
+            self._size(finished_rounds + 1),
             plan=setup.plan,
             folder=setup.folder,
             seed=setup.config.run.seed,
@@ -129,8 +128,9 @@ class Releaser:
     ) -> Release:
         """Aggregate updates as they come, at the server."""
         plan, server_round = self._setup.plan, instruction.server_round
+        size = self._size(server_round)
         aggregator = make_aggregator(
-            self._size,
+            size,
             plan=plan,
             source=self._noise(server_round),
             server_round=server_round,
@@ -145,6 +145,7 @@ class Releaser:
             plan=plan,
             on_answer=self._teller(server_round, len(cohort)),
             on_refused=self._on_refused,
+            size=size,
         )
         self._check_quorum(answered, len(cohort), server_round)
         aggregate = aggregator.release()
@@ -174,6 +175,7 @@ class Releaser:
             instruction=instruction,
             padding=frozenset(padding),
             on_refused=self._on_refused,
+            size=self._size(server_round),
         ).run(self._teller(server_round, len(cohort) + len(padding)))
         if outcome.result is None:
             return Release(
@@ -193,6 +195,10 @@ class Releaser:
             vector=np.asarray(mean.vector, dtype=np.float64), count=len(outcome.result.survivors)
         )
         return Release(aggregate=aggregate, traffic=outcome.traffic)
+
+    def _size(self, server_round: int) -> int:
+        """Return the number of parameters that a round releases; correlated noise has one."""
+        return self._setup.spec.size(self._setup.config.sent_kinds(server_round))
 
     def _padding(self, server_round: int, cohort: Sequence[int], least: int) -> list[int]:
         """Choose clients that fill a cohort up to its least size."""

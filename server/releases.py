@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,16 +28,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from server.audit.runrecord import Releases
-from server.optimizer import ServerOptimizer
 from server.setup import RunSetup
 from shared.config import RunConfig
 from shared.errors import AuditError, InvalidValue
 from shared.files import disk_errors, write_bytes
-from shared.lora import Vector
+from shared.policies import POLICIES
 from shared.seeding import data_rng
 
 FOLDER = "releases"
 COORDINATES = "coordinates.safetensors"
+FIRST_KIND = "B"
+"""What is released first where factors take turns, and what audits of the noise read."""
 MOST_BYTES = 64 * 2**20
 """Bytes that the releases of a run may take; above, some coordinates are kept and not all."""
 
@@ -60,10 +60,11 @@ class ReleaseRecorder:
         self._wanted = setup.config.audit.releases
         self._folder = setup.folder / FOLDER
         self._digest = setup.config.digest()
-        self._size = setup.spec.size(setup.config.trained_kinds)
+        self._policy = POLICIES[setup.config.policy]
+        self._sizes = {kinds: setup.spec.size(kinds) for kinds in self._policy.cycle}
         self._seed = setup.config.run.seed
-        self._kept = kept_coordinates(self._size, rounds=setup.config.run.rounds)
-        self._coordinates: NDArray[np.int64] | None = None
+        self._rounds = setup.config.run.rounds
+        self._coordinates: dict[str, NDArray[np.int64]] = {}
 
     def begin(self, finished_rounds: int) -> None:
         """Make ready for the round after ``finished_rounds``; unfinished rounds are forgotten.
@@ -78,8 +79,9 @@ class ReleaseRecorder:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in sorted(self._folder.iterdir()):
                 self._settle(path, finished_rounds)
-        if self._kept < self._size:
-            self._coordinates = self._chosen()
+        for kinds, size in self._sizes.items():
+            if kept_coordinates(size, rounds=self._rounds) < size:
+                self._coordinates[kinds] = self._chosen(kinds)
 
     def keep(self, server_round: int, mean: NDArray[np.float64]) -> None:
         """Write a round's release, before the checkpoint that makes it final.
@@ -93,13 +95,17 @@ class ReleaseRecorder:
         """
         if not self._wanted:
             return
-        values = mean if self._coordinates is None else mean[self._coordinates]
+        kinds = self._policy.sent(server_round)
+        chosen = self._coordinates.get(kinds)
+        values = mean if chosen is None else mean[chosen]
         header = {
             "format": _FORMAT,
             "round": server_round,
-            "size": self._size,
+            "size": self._sizes[kinds],
             "config_digest": self._digest,
         }
+        if self._policy.alternates:
+            header["kinds"] = kinds
         data = save(
             {"values": np.ascontiguousarray(values, dtype=np.float32)},
             metadata={"fedslm": json.dumps(header)},
@@ -133,18 +139,21 @@ class ReleaseRecorder:
         elif pending is not None:
             path.replace(self._path("round", server_round))
 
-    def _chosen(self) -> NDArray[np.int64]:
+    def _chosen(self, kinds: str) -> NDArray[np.int64]:
         """Return the coordinates that are kept: those on disk, else chosen by the run's seed."""
-        path = self._folder / COORDINATES
+        first, size = kinds == self._policy.cycle[0], self._sizes[kinds]
+        path = self._folder / _coordinates_name(None if first else kinds)
+        kept = kept_coordinates(size, rounds=self._rounds)
         if path.exists():
-            return _read_coordinates(path, size=self._size, kept=self._kept)
+            return _read_coordinates(path, size=size, kept=kept)
         # Public like the seed: who knows them in advance gains nothing, as no noise depends on it.
-        rng = data_rng(self._seed, "kept-coordinates")
-        chosen = np.sort(rng.choice(self._size, size=self._kept, replace=False)).astype(np.int64)
-        header = {"format": _FORMAT, "size": self._size, "seed": self._seed}
+        labels = ("kept-coordinates",) if first else ("kept-coordinates", kinds)
+        rng = data_rng(self._seed, *labels)
+        chosen = np.sort(rng.choice(size, size=kept, replace=False)).astype(np.int64)
+        header = {"format": _FORMAT, "size": size, "seed": self._seed}
         data = save({"coordinates": chosen}, metadata={"fedslm": json.dumps(header)})
         write_bytes(path, data)
-        logger.info("keeping %d of %d coordinates of each release", self._kept, self._size)
+        logger.info("keeping %d of %d coordinates of each release", kept, size)
         return chosen
 
 
@@ -153,11 +162,12 @@ def kept_coordinates(size: int, *, rounds: int) -> int:
     return min(size, max(1, MOST_BYTES // (4 * rounds)))
 
 
-def read_releases(folder: Path) -> Releases | None:
+def read_releases(folder: Path, *, kinds: str = FIRST_KIND) -> Releases | None:
     """Read what the finished rounds of a run released.
 
     Args:
         folder: the run folder.
+        kinds: which rounds are read where factors take turns; others are named, not read.
 
     Returns:
         The releases in ascending order; None if the run kept none.
@@ -169,78 +179,48 @@ def read_releases(folder: Path) -> Releases | None:
     if not home.is_dir():
         return None
     files = {int(m.group(1)): p for p in home.iterdir() if (m := _NAME.fullmatch(p.name))}
-    if not files:
+    everything = {number: _read_round(files[number], number) for number in sorted(files)}
+    read = {n: one for n, one in everything.items() if one[0].get("kinds", kinds) == kinds}
+    if not read:
         return None
-    read = [_read_round(files[number], number) for number in sorted(files)]
-    if len({(header["size"], header["config_digest"]) for header, _ in read}) != 1:
+    digests = {header["config_digest"] for header, _ in everything.values()}
+    if len({header["size"] for header, _ in read.values()}) != 1 or len(digests) != 1:
         msg = "the releases belong to different runs."
         raise AuditError(msg, hint=_HINT)
-    size, kept = read[0][0]["size"], read[0][1].size
-    if any(values.size != kept for _, values in read):
+    header, first = next(iter(read.values()))
+    if any(values.size != first.size for _, values in read.values()):
         msg = "the releases have different numbers of coordinates."
         raise AuditError(msg, hint=_HINT)
-    coordinates = None
-    if kept != size:
-        coordinates = _read_coordinates(home / COORDINATES, size=size, kept=kept)
+    coordinates, size = None, header["size"]
+    if first.size != size:
+        turns = "kinds" in header and kinds != FIRST_KIND
+        path = home / _coordinates_name(kinds if turns else None)
+        coordinates = _read_coordinates(path, size=size, kept=first.size)
     try:
         return Releases(
-            rounds=tuple(sorted(files)),
-            values=np.stack([values for _, values in read]).astype(np.float64),
+            rounds=tuple(read),
+            values=np.stack([values for _, values in read.values()]).astype(np.float64),
             coordinates=coordinates,
+            others=tuple(number for number in everything if number not in read),
         )
     except InvalidValue as error:
         raise AuditError(error.message, hint=_HINT) from error
 
 
-def replay(
-    releases: Releases,
-    config: RunConfig,
-    initial: Vector,
-    d: int,
-    *,
-    finished: int | None = None,
-) -> Vector | None:
-    """Run the server's optimizer over the releases again.
-
-    A round without a release (aborted, or nobody answered) leaves the adapter as it was.
-
-    Args:
-        releases: what the rounds released.
-        config: the scenario, for the server's optimizer and the averaging of the last rounds.
-        initial: the trained factors before the first round, shape ``(d,)``.
-        d: number of trained parameters.
-        finished: rounds that were finished; default all of the scenario's.
-
-    Returns:
-        The adapter that these releases give, float32 ``(d,)``; None where not all coordinates were
-        kept.
+def read_all_releases(folder: Path, config: RunConfig) -> dict[str, Releases]:
+    """Read the releases of a run by the kinds of factors that they are of.
 
     Raises:
-        AuditError: if the shapes do not belong together, or a release is of a later round.
+        AuditError: if a file is damaged, or belongs to another run or another round.
     """
-    if releases.coordinates is not None:
-        return None
-    rounds = config.run.rounds
-    last = rounds if finished is None else finished
-    if not (initial.shape == (d,) and releases.values.shape[1] == d):
-        msg = f"releases of {releases.values.shape[1]} and an adapter of {initial.size} values, "
-        msg += f"expected {d}."
-        raise AuditError(msg)
-    if releases.rounds and not 1 <= releases.rounds[0] <= releases.rounds[-1] <= last:
-        msg = f"releases of rounds {releases.rounds[0]} to {releases.rounds[-1]}, expected 1 to "
-        raise AuditError(msg + f"{last}.", hint="The run was not resumed after a crash, or mixed.")
-    by_round = dict(zip(releases.rounds, releases.values, strict=True))
-    optimizer = ServerOptimizer(config.server, rounds=rounds, size=d)
-    vector = np.array(initial, dtype=np.float32)
-    total, count = np.zeros(d, dtype=np.float64), 0
-    first_averaged = rounds - math.floor(config.server.averaging * rounds) + 1
-    for server_round in range(1, last + 1):
-        if server_round in by_round:
-            vector = optimizer.step(vector, by_round[server_round], server_round)
-        if server_round >= first_averaged:
-            total += vector
-            count += 1
-    return (total / count).astype(np.float32) if count else vector
+    cycle = dict.fromkeys(POLICIES[config.policy].cycle)
+    found = {kinds: read_releases(folder, kinds=kinds) for kinds in cycle}
+    return {kinds: releases for kinds, releases in found.items() if releases is not None}
+
+
+def _coordinates_name(kinds: str | None) -> str:
+    """Return the file that names the kept coordinates; the first kinds have the plain name."""
+    return COORDINATES if kinds is None else f"coordinates-{kinds}.safetensors"
 
 
 _HINT = "Copy the whole run folder again; the releases of one run cannot be mixed."

@@ -25,9 +25,9 @@ from server.cohort import (
     within_quota,
 )
 from server.collect import Traffic
+from server.factoroptimizer import make_optimizer
 from server.lostrounds import LOST, Begun, begin_round, begun_round
 from server.messenger import MEASURE, Messenger
-from server.optimizer import ServerOptimizer
 from server.presence import Presence
 from server.release import Release, Releaser
 from server.releases import ReleaseRecorder
@@ -76,9 +76,7 @@ class FederatedRun:
         self._kinds = setup.config.trained_kinds
         size = setup.spec.size(self._kinds)
         self._size = size
-        self._optimizer = ServerOptimizer(
-            setup.config.server, rounds=setup.config.run.rounds, size=size
-        )
+        self._optimizer = make_optimizer(setup.config, setup.spec)
         factors = initial_factors(setup.spec, setup.config.run.seed)
         self.initial_vector: Vector = setup.spec.flatten(factors, self._kinds)
         self.vector: Vector = self.initial_vector

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict
 
 from shared.canonical import canonical_json, sha256_hex
+from shared.configaggregation import AggregationSection
 from shared.configtypes import (
     NonNegativeInt,
     NonNegativeReal,
@@ -22,6 +23,7 @@ from shared.configtypes import (
     Probability,
     Section,
 )
+from shared.policies import POLICIES
 
 Mode = Literal["none", "example", "client-central", "client-distributed"]
 CanaryKind = Literal["secret", "rare-token"]
@@ -232,14 +234,6 @@ class ExampleSection(Section):
         return any(value is not None for value in self.model_dump().values())
 
 
-class AggregationSection(Section):
-    """How updates become one."""
-
-    policy: Literal["ffa", "fedavg"] | None = Field(
-        default=None, description="default: ffa under DP, fedavg without"
-    )
-
-
 class AuditSection(Section):
     """How hard the adapter is attacked before it is shown."""
 
@@ -329,8 +323,12 @@ class RunConfig(Section):
 
     @property
     def trained_kinds(self) -> str:
-        """Which factors are trained and sent: ``"B"`` under ffa, else ``"AB"``."""
-        return "B" if self.policy == "ffa" else "AB"
+        """Which factors move over the run, and are sent to clients: ``"B"`` or ``"AB"``."""
+        return POLICIES[self.policy].moved
+
+    def sent_kinds(self, server_round: int) -> str:
+        """Return which factors clients train and send in a round, counted from 1."""
+        return POLICIES[self.policy].sent(server_round)
 
     @property
     def steps_are_private(self) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from shared.config import ExampleSection, PrivacySection, RunConfig
 from shared.errors import EmptyPopulation, Problem
+from shared.policyrules import policy_conflicts
 from shared.problems import conflict
 
 
@@ -19,6 +20,7 @@ def find_conflicts(config: RunConfig) -> list[Problem]:
         *_data(config),
         *_clients(config),
         *_privacy(config),
+        *policy_conflicts(config),
         *_audit(config),
         *_performance(config),
     ]

@@ -296,7 +296,7 @@ class _Read:
         """Return what was measured in plain words."""
         own, control = self.sent, self.control
         low, high = own.interval(alpha)
-        kinds = "B alone" if self.factors == "B" else "A and B"
+        kinds = "A and B" if self.factors == "AB" else f"{self.factors} alone"
         arms = "; ".join(
             f"{_WORDS.get(one.arm, one.arm)}"
             f"{f' ({one.batch} texts)' if one.batch > 1 else ''} {one.mean:.2f}"

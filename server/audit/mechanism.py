@@ -187,7 +187,7 @@ def _measure_replay(record: RunRecord) -> dict[str, Any]:
     expected = {
         r.server_round for r in record.rounds if not r.aborted and (r.answered or _always(record))
     }
-    if absent := expected - set(record.releases.rounds):
+    if absent := expected - set(record.releases.rounds) - set(record.releases.others):
         return {"missing": f"{len(absent)} of {len(expected)} releases are not there."}
     if record.releases.coordinates is not None:
         return {"skipped": "Only some coordinates of the releases were kept."}

@@ -41,11 +41,13 @@ class Releases:
         values: shape ``(len(rounds), m)``, float64.
         coordinates: which of the adapter's ``d`` trained parameters were kept, ascending, chosen by
             a public seed before the run; None where all were kept (``m = d``).
+        others: rounds whose releases were kept too but are of other factors; not in ``values``.
     """
 
     rounds: tuple[int, ...]
     values: Floats
     coordinates: NDArray[np.int64] | None = None
+    others: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse shapes that do not belong together.

@@ -218,7 +218,7 @@ class _Reading:
 
     def words(self) -> str:
         """Return what was measured in plain words."""
-        sent = "B alone" if self.factors == "B" else "A and B"
+        sent = "A and B" if self.factors == "AB" else f"{self.factors} alone"
         what = "Without their masks, updates" if self.stage == "masked" else "Updates"
         few = "fewer" if self.tokens <= self.capacity else "more"
         return (

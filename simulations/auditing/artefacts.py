@@ -17,9 +17,11 @@ from server.audit.protocol import AuditContext, Effort
 from server.audit.runrecord import RoundRecord, RunRecord
 from server.audit.target import Passage
 from server.prepared import run_name
-from server.releases import read_releases, replay
+from server.releases import read_all_releases
+from server.replay import replay_all
 from shared.errors import AuditError
 from shared.lora import initial_factors
+from shared.policies import POLICIES
 from shared.seeding import data_rng
 from simulations.auditing.assistant import assistant_for
 from simulations.auditing.claims import claim_of
@@ -169,10 +171,12 @@ def _run_record(dossier: Dossier, rounds: tuple[RoundRecord, ...]) -> RunRecord:
     """Return what the run left behind for an audit of the mechanism."""
     config, spec = dossier.config, dossier.assembly.model.spec
     initial = spec.flatten(initial_factors(spec, config.run.seed), config.trained_kinds)
-    releases = read_releases(dossier.folder.path)
+    found = read_all_releases(dossier.folder.path, config)
+    # Where factors take turns, the noise is read off the rounds of the first.
+    releases = found.get(POLICIES[config.policy].cycle[0])
     replayed = None
     if releases is not None:
-        replayed = replay(releases, config, initial, initial.size, finished=len(rounds))
+        replayed = replay_all(found, config, initial, spec, finished=len(rounds))
     return RunRecord(
         plan=dossier.plan,
         population=dossier.assembly.dataset.population,

@@ -17,6 +17,7 @@ import torch
 from server.audit.inverter import Inverter, Recovered, Tokens
 from shared.errors import NoUsableText
 from shared.lora import Factors, Vector
+from shared.policies import POLICIES
 from shared.seeding import data_rng
 from simulations.auditing.onestep import OneStep
 from simulations.auditing.textsearch import SearchSettings, TextSearch
@@ -66,7 +67,7 @@ class RuntimeInverter(Inverter):
         self._tokens, self._together = tokens, together
         self._settings = settings or SearchSettings()
         self._frozen = self._model.factors()
-        travelling = self._model.spec.unflatten(released, self.factors)
+        travelling = self._model.spec.unflatten(released, runtime.config.trained_kinds)
         self._start: Factors = {**self._frozen, **travelling}
         self._texts = [_beginnings(runtime, index, tokens) for index in clients]
         tokenizer = self._model.base.tokenizer
@@ -105,7 +106,8 @@ class RuntimeInverter(Inverter):
     @property
     def factors(self) -> str:
         """Return which factors travel."""
-        return self._runtime.config.trained_kinds
+        config = self._runtime.config
+        return config.sent_kinds(POLICIES[config.policy].probed_round)
 
     @property
     def arms(self) -> tuple[str, ...]:

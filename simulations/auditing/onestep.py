@@ -19,6 +19,7 @@ from client.update import clipped_update
 from server.audit.inverter import Tokens
 from shared.errors import AuditError
 from shared.lora import Vector
+from shared.policies import POLICIES
 from shared.privacy.distributed import to_signed
 from shared.privacy.noise import NoiseSource
 from shared.seeding import data_rng
@@ -37,7 +38,8 @@ class OneStep:
 
     def __init__(self, runtime: ClientRuntime) -> None:
         self._runtime, self._model, self._plan = runtime, runtime.model, runtime.plan
-        self._kinds = runtime.config.trained_kinds
+        config = runtime.config
+        self._kinds = config.sent_kinds(POLICIES[config.policy].probed_round)
 
     @property
     def sent(self) -> str:
@@ -126,7 +128,7 @@ class OneStep:
 
     def _summed(self, groups: Sequence[Sequence[Tokens]], number: int) -> Vector:
         """Sum what clients send: with its noise where each of them adds some."""
-        total = np.zeros(self._runtime.dimension, dtype=np.float64)
+        total = np.zeros(self._model.spec.size(self._kinds), dtype=np.float64)
         for place, texts in enumerate(groups):
             if self._plan.mode == "client-distributed":
                 mechanism = self._plan.distributed_mechanism

@@ -24,6 +24,7 @@ from server.audit.protocol import Floats
 from server.audit.tokenscores import Sighting, Stage, UpdateProbe, View
 from shared.errors import AuditError, NoUsableText
 from shared.lora import Factors, Vector
+from shared.policies import POLICIES
 from shared.privacy.distributed import to_signed
 from shared.seeding import data_rng
 from shared.wire import Instruction
@@ -92,7 +93,7 @@ class RuntimeProbe(UpdateProbe):
             clipping_norm=clipping_norm,
         )
         self._frozen = self._model.factors()
-        travelling = self._model.spec.unflatten(vector, self.factors)
+        travelling = self._model.spec.unflatten(vector, runtime.config.trained_kinds)
         self._start: Factors = {**self._frozen, **travelling}
         self._groups, self._moving = _first_layers(self._model)
         self._inputs: dict[tuple[_Group, int], Floats] = {}
@@ -114,6 +115,7 @@ class RuntimeProbe(UpdateProbe):
             vector=released,
             clients=list(itertools.islice((i for i in order if _has_text(runtime, i)), _CLIENTS)),
             seed=seed,
+            server_round=POLICIES[runtime.config.policy].probed_round,
             clipping_norm=None if quantile is None else quantile.initial,
         )
 
@@ -130,7 +132,7 @@ class RuntimeProbe(UpdateProbe):
     @property
     def factors(self) -> str:
         """Return which factors travel."""
-        return self._runtime.config.trained_kinds
+        return self._runtime.config.sent_kinds(self._instruction.server_round)
 
     @property
     def capacity(self) -> int:
@@ -171,7 +173,7 @@ class RuntimeProbe(UpdateProbe):
         """
         model, spec = self._model, self._model.spec
         kinds = self.factors if spec.r > 1 else "AB"
-        size = spec.r + 1 if kinds == "AB" else spec.r
+        size = spec.r if kinds == "B" else spec.r + 1
         rng = data_rng(self._seed, "span-control", number)
         ids = rng.choice(self._vocabulary, size=size, replace=False).astype(np.int64)
         example = Example(ids=ids, labels=ids.copy())

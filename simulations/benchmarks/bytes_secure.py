@@ -104,6 +104,11 @@ class Device:
         """Return the digests of scenario and plan."""
         return DIGEST, self.plan.digest()
 
+    def update_size(self, server_round: int) -> int:
+        """Return the size of its update, the same in every round."""
+        del server_round
+        return self.dimension
+
     def train_share(self, index: int, instruction: Instruction, *, cohort: int) -> NoisedShare:
         """Return a noised share."""
         mechanism = self.plan.distributed_mechanism

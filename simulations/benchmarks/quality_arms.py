@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shared.config import AggregationSection, RunConfig
+from shared.config import RunConfig
+from shared.configaggregation import AggregationSection
 from shared.configfile import ResolvedConfig
 from shared.errors import ConflictingSettings, DataFileNotFound
+from shared.policies import POLICIES
 from simulations.assemble import DEMO
 from simulations.benchmarks.quality_select import Axes, selected
 from simulations.catalog import open_scenario
@@ -97,9 +99,8 @@ def choices() -> dict[str, tuple[str, ...]]:
 
 
 def kinds_of(policy: str) -> str:
-    """Return the factors that a policy trains and sends, such as ``"AB"``."""
-    config = open_scenario(QUICK_SCENARIO, [f'aggregation.policy="{policy}"']).config
-    return config.trained_kinds
+    """Return the factors that a policy moves, such as ``"AB"``."""
+    return POLICIES[policy].moved
 
 
 def axes_of(*, quick: bool) -> Axes:

@@ -26,7 +26,8 @@ from server.audit.runrecord import RoundRecord, RunRecord
 from server.budget import RunBudget
 from server.prepared import FolderObserver
 from server.release import Releaser
-from server.releases import read_releases, replay
+from server.releases import read_releases
+from server.replay import replay
 from server.setup import RunSetup
 from server.strategy import FederatedRun
 from shared.config import RunConfig

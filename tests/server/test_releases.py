@@ -25,8 +25,8 @@ from server.releases import (
     ReleaseRecorder,
     kept_coordinates,
     read_releases,
-    replay,
 )
+from server.replay import replay
 from server.strategy import FederatedRun
 from shared.config import RunConfig
 from shared.configfile import resolve

@@ -75,10 +75,12 @@ class Contributor:
     plan: PrivacyPlan
     digests: tuple[str, str]
     keyring: Keyring | None
-    dimension: int = SIZE
     given: dict[int, np.ndarray] = field(default_factory=dict)
     cohorts: set[int] = field(default_factory=set)
     empty: set[int] = field(default_factory=set)
+
+    def update_size(self, server_round: int) -> int:
+        return SIZE
 
     def train_share(self, index: int, instruction: Instruction, *, cohort: int) -> NoisedShare:
         mechanism = self.plan.distributed_mechanism

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.config import AggregationSection, RunConfig
+from shared.config import RunConfig
+from shared.configaggregation import AggregationSection
 from shared.lora import initial_factors
 from shared.scenarioplan import plan_of
 from shared.wire import Instruction

@@ -1,0 +1,82 @@
+"""LoRA aggregation policies as facts: what is trained and sent when, and what that allows.
+
+``y = W0 x + s B A x``. A policy says which factors move over a run, which of them a client trains
+and sends in a round, whether the mean of what is sent is the mean of the products ``B A``, and
+whether the server's step is linear in what is sent. Only a linear policy may be summed under masks
+or protected by noise that is added to a sum (docs/aggregation.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import InvalidValue
+from shared.lora import AdapterSpec
+
+PolicyName = Literal["ffa", "fedavg", "rolora"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """One way to turn updates of factors into the next adapter.
+
+    Attributes:
+        name: as ``aggregation.policy`` names it.
+        moved: kinds of factors that change over a run; what the server sends and keeps.
+        cycle: kinds that clients train and send, round by round, from the start again at its end.
+        exact: whether the new product is the mean of the clients' products (of its best rank r).
+        linear: whether the server's mean is linear in what clients send.
+    """
+
+    name: PolicyName
+    moved: str
+    cycle: tuple[str, ...]
+    exact: bool
+    linear: bool
+
+    def sent(self, server_round: int) -> str:
+        """Return the kinds that are trained and sent in a round, counted from 1."""
+        if not server_round >= 1:
+            msg = f"server_round={server_round}, expected at least 1."
+            raise InvalidValue(msg)
+        return self.cycle[(server_round - 1) % len(self.cycle)]
+
+    @property
+    def alternates(self) -> bool:
+        """Tell whether what is sent differs from round to round."""
+        return len(set(self.cycle)) > 1
+
+    @property
+    def probed_round(self) -> int:
+        """Return the first round in which most can be read off an update: where A is sent."""
+        return next((n for n, kinds in enumerate(self.cycle, start=1) if "A" in kinds), 1)
+
+
+_ALL = (
+    Policy(name="ffa", moved="B", cycle=("B",), exact=True, linear=True),
+    Policy(name="fedavg", moved="AB", cycle=("AB",), exact=False, linear=True),
+    # B first: while B is zero, A has no gradient.
+    Policy(name="rolora", moved="AB", cycle=("B", "A"), exact=True, linear=True),
+)
+POLICIES: Final[Mapping[str, Policy]] = MappingProxyType({p.name: p for p in _ALL})
+
+
+def coordinates(spec: AdapterSpec, kinds: str, *, within: str) -> NDArray[np.bool_]:
+    """Return which coordinates of a flat vector belong to some kinds of factors.
+
+    Args:
+        spec: names and shapes of the factors.
+        kinds: the kinds that are looked for, all of them in ``within``.
+        within: the kinds that the vector holds.
+
+    Returns:
+        A mask of ``spec.size(within)`` elements; ``vector[mask]`` is in canonical order.
+    """
+    held = spec.of_kind(within)
+    return np.repeat([f.kind in kinds for f in held], [f.size for f in held])

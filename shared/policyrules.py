@@ -1,0 +1,85 @@
+"""Which aggregation policies go with which mode, mechanism, base and audit, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shared.config import RunConfig
+from shared.errors import Problem
+from shared.policies import POLICIES
+from shared.problems import conflict
+
+
+def policy_conflicts(config: RunConfig) -> Iterator[Problem]:
+    """Yield every rule about aggregation that a scenario breaks."""
+    policy = POLICIES[config.policy]
+    if not policy.linear:
+        yield from _not_linear(config)
+    if policy.alternates:
+        yield from _alternating(config)
+
+
+def _not_linear(config: RunConfig) -> Iterator[Problem]:
+    """Check a policy whose server needs every client's own factors."""
+    policy, server, mode = config.policy, config.server, config.privacy.mode
+    if mode in {"client-central", "client-distributed"}:
+        why = (
+            "noise on a sum does not cover a singular value decomposition of products that were "
+            "never noised"
+            if mode == "client-central"
+            else "secure aggregation shows the server a sum alone, and it needs each client's "
+            "product of factors"
+        )
+        yield conflict(
+            key="aggregation.policy",
+            message=f"{policy} cannot be used together with {mode}: {why}.",
+            hint='Use "ffa" or "rolora", which are linear in what clients send.',
+        )
+    plain = (
+        server.optimizer == "mean" and server.learning_rate == 1 and server.schedule == "constant"
+    )
+    if not plain:
+        yield conflict(
+            key="server.optimizer",
+            message=f"{policy} sets the adapter to factors of the mean product, which is no step "
+            "along a gradient: a rate, momentum or adam on factors has no meaning there.",
+            hint='Set server.optimizer to "mean", learning_rate to 1.0, schedule to "constant".',
+        )
+    if server.averaging > 0:
+        yield conflict(
+            key="server.averaging",
+            message=f"cannot be used together with {policy}: each round chooses its own basis, "
+            "and factors in different bases have no mean.",
+        )
+    if config.audit.client_canaries > 0:
+        yield conflict(
+            key="audit.client_canaries",
+            message=f"cannot be used together with {policy}: what is released is no sum of "
+            "updates that could lean towards a direction.",
+        )
+
+
+def _alternating(config: RunConfig) -> Iterator[Problem]:
+    """Check a policy that sends another factor in every other round."""
+    policy, privacy = config.policy, config.privacy
+    if privacy.mode == "client-central" and privacy.mechanism == "correlated":
+        yield conflict(
+            key="privacy.mechanism",
+            message=f"correlated cannot be used together with {policy}: noise of one round is "
+            "taken back in the next, which releases another factor.",
+            hint='Use "gaussian" noise, or policy "ffa".',
+        )
+    if privacy.mode == "client-central" and privacy.clipping_quantile is not None:
+        yield conflict(
+            key="privacy.clipping_quantile",
+            message=f"cannot be used together with {policy}: one clip would follow the norms of "
+            "two factors in turn, which are of different sizes.",
+            hint="Fix clipping_norm.",
+        )
+    if config.audit.client_canaries > 0:
+        yield conflict(
+            key="audit.client_canaries",
+            message=f"cannot be used together with {policy}: a canary's direction has the length "
+            "of one factor, and rounds alternate.",
+            hint="Use audit.canaries, which plants records.",
+        )

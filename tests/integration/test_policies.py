@@ -1,0 +1,67 @@
+"""Whole small runs under every aggregation policy: clients, wire, server, folder and audits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from simulations.simulate import Result
+from tests.integration.scenario import run_small
+
+pytestmark = pytest.mark.slow
+
+ROLORA = "aggregation.policy=rolora"
+PLAIN = ("privacy.mode=none", "audit.canaries=0", "evaluation.clients=1", "server.optimizer=mean")
+LOCAL = ("clients.local_steps=2",)
+DISTRIBUTED = (
+    "privacy.mode=client-distributed",
+    "privacy.honest_fraction=0.9",
+    "privacy.survivor_fraction=0.7",
+    "privacy.min_cohort=4",
+    "privacy.epsilon=5.0",
+    "privacy.delta=1e-3",
+)
+
+
+def adapter(result: Result) -> dict[str, np.ndarray]:
+    return load_file(result.folder / "adapter" / "adapter_model.safetensors")
+
+
+def lines(result: Result) -> list[dict[str, Any]]:
+    read = (result.folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in read]
+
+
+def assert_close(one: Result, other: Result, tolerance: float) -> None:
+    a, b = adapter(one), adapter(other)
+    length = np.sqrt(sum(float(np.square(v).sum()) for k, v in a.items() if "lora_B" in k))
+    apart = np.sqrt(sum(float(np.square(a[name] - b[name]).sum()) for name in a))
+    assert length > 0
+    assert apart <= tolerance * length
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (ROLORA,),
+        (ROLORA, *PLAIN, *LOCAL),
+        (ROLORA, "privacy.mode=example"),
+        (ROLORA, *DISTRIBUTED),
+    ],
+    ids=["rolora-central", "rolora-none", "rolora-example", "rolora-distributed"],
+)
+def test_one_after_another_and_together_give_the_same_adapter(
+    settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    few = ("run.rounds=3", *settings)
+    one = run_small(tmp_path / "one", [*few, "performance.cohort_batch=1"])
+    many = run_small(tmp_path / "many", [*few, "performance.cohort_batch=5"])
+    assert_close(one, many, 1e-4)
+    # A begins with orthonormal rows, and has left them.
+    a = [factor for name, factor in adapter(one).items() if "lora_A" in name]
+    assert any(np.abs(rows @ rows.T - np.eye(len(rows))).max() > 1e-4 for rows in a)
