@@ -39,15 +39,17 @@ def adapter_spec(
     r: int,
     alpha: float,
     target_modules: str | Sequence[str],
+    rslora: bool = False,
 ) -> AdapterSpec:
     """Return names, shapes and order of the factors that :func:`adapt` would make.
 
     Args:
         base: a base model; it is not changed.
         r: rank.
-        alpha: ``lora_alpha``, the numerator of the scale ``alpha / r``.
+        alpha: ``lora_alpha``, the numerator of the scale.
         target_modules: ``"all-linear"`` (every linear layer but the output embedding), or names as
             PEFT takes them: the last components of a module's dotted name.
+        rslora: scale by ``alpha / sqrt(r)`` and not by ``alpha / r``.
 
     Raises:
         UnsupportedModel: if a name matches no linear layer; lists the ones there are.
@@ -71,6 +73,7 @@ def adapter_spec(
         lora_alpha=float(alpha),
         target_modules=targets,
         fan_in_fan_out=_is_conv1d(model),
+        rslora=rslora,
     )
 
 
@@ -81,6 +84,7 @@ def adapt(
     alpha: float,
     target_modules: str | Sequence[str],
     dropout: float = 0.0,
+    rslora: bool = False,
 ) -> AdaptedModel:
     """Inject LoRA layers into a base model.
 
@@ -94,6 +98,7 @@ def adapt(
         alpha: ``lora_alpha``.
         target_modules: as in :func:`adapter_spec`.
         dropout: probability in ``[0, 1)`` on the adapter's input while training.
+        rslora: as in :func:`adapter_spec`.
 
     Raises:
         UnsupportedModel: if a target matches no linear layer.
@@ -105,7 +110,7 @@ def adapt(
     if getattr(base.model, _MARK, False):
         msg = f"Base model {base.name!r} already carries an adapter."
         raise InvalidValue(msg, hint="Load factors into that one, or release() it first.")
-    spec = adapter_spec(base, r=r, alpha=alpha, target_modules=target_modules)
+    spec = adapter_spec(base, r=r, alpha=alpha, target_modules=target_modules, rslora=rslora)
     return AdaptedModel(base, _inject(base, spec, dropout), spec, dropout)
 
 
@@ -390,6 +395,7 @@ def _inject(base: BaseModel, spec: AdapterSpec, dropout: float) -> PeftModel:
         exclude_modules=_excluded(base),
         bias="none",
         fan_in_fan_out=spec.fan_in_fan_out,
+        use_rslora=spec.rslora,
     )
     # PEFT draws A from torch's global generator; the caller's stream goes on as if it had not.
     with _peft_warnings(), torch.random.fork_rng(devices=[]):

@@ -252,7 +252,11 @@ def _fit(base: BaseModel, verified: VerifiedAdapter) -> AdaptedModel:
     terms = verified.terms
     try:
         spec = adapter_spec(
-            base, r=terms.r, alpha=terms.lora_alpha, target_modules=terms.target_modules
+            base,
+            r=terms.r,
+            alpha=terms.lora_alpha,
+            target_modules=terms.target_modules,
+            rslora=terms.rslora,
         )
     except (ConfigError, ModelError) as error:
         msg = f"adapter {verified.digest[:12]}: the base has no such layers."
@@ -261,6 +265,12 @@ def _fit(base: BaseModel, verified: VerifiedAdapter) -> AdaptedModel:
     if {name: values.shape for name, values in verified.factors.items()} != expected:
         msg = f"adapter {verified.digest[:12]}: its factors are not those of the base's layers."
         raise AdapterIncompatible(msg)
-    model = adapt(base, r=terms.r, alpha=terms.lora_alpha, target_modules=terms.target_modules)
+    model = adapt(
+        base,
+        r=terms.r,
+        alpha=terms.lora_alpha,
+        target_modules=terms.target_modules,
+        rslora=terms.rslora,
+    )
     model.load(verified.factors)
     return model

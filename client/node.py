@@ -140,6 +140,7 @@ def _build(
         alpha=config.lora.alpha,
         target_modules=config.lora.target_modules,
         dropout=config.lora.dropout,
+        rslora=config.lora.variant == "rslora",
     )
     if thrift.checkpointing:
         model.enable_checkpointing()

@@ -60,7 +60,7 @@ def write_adapter(
         "fan_in_fan_out": spec.fan_in_fan_out,
         "bias": "none",
         "inference_mode": True,
-        "use_rslora": False,
+        "use_rslora": spec.rslora,
         "use_dora": False,
         "modules_to_save": None,
     }

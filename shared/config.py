@@ -55,6 +55,10 @@ class LoraSection(Section):
 
     r: PositiveInt = Field(default=4, description="rank")
     alpha: PositiveReal = Field(default=8.0, description="scale numerator; s = alpha / r")
+    variant: Literal["lora", "rslora", "dora", "ia3", "prompt"] = Field(
+        default="lora",
+        description='"lora", or "rslora" (s = alpha / sqrt(r)); others are refused with the reason',
+    )
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
         default="all-linear", description="module names that carry an adapter"
     )

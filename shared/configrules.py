@@ -12,11 +12,13 @@ from shared.config import ExampleSection, PrivacySection, RunConfig
 from shared.errors import EmptyPopulation, Problem
 from shared.policyrules import policy_conflicts
 from shared.problems import conflict
+from shared.taskrules import task_conflicts
 
 
 def find_conflicts(config: RunConfig) -> list[Problem]:
     """Return every rule that a scenario breaks, in the order of the file."""
     return [
+        *task_conflicts(config),
         *_data(config),
         *_clients(config),
         *_privacy(config),

@@ -1,12 +1,14 @@
 """LoRA adapters as named factors and as one flat vector.
 
-``y = W0 x + s B A x`` with ``A (r, d_in)``, ``B (d_out, r)`` and ``s = alpha / r``. A vector is the
-concatenation of the row-major factors in the canonical order of the :class:`AdapterSpec`; it is
-what is clipped, noised, sent and averaged. Nothing here needs torch.
+``y = W0 x + s B A x`` with ``A (r, d_in)``, ``B (d_out, r)`` and ``s = alpha / r``, or
+``alpha / sqrt(r)`` in rsLoRA (arXiv:2312.03732). A vector is the concatenation of the row-major
+factors in the canonical order of the :class:`AdapterSpec`; it is what is clipped, noised, sent and
+averaged. Nothing here needs torch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,9 +51,10 @@ class AdapterSpec:
     Attributes:
         factors: sorted by name; every A has a B of the same module.
         r: rank of every factor pair.
-        lora_alpha: the numerator of the scale ``s = lora_alpha / r``.
+        lora_alpha: the numerator of the scale ``s``.
         target_modules: the module names that carry an adapter, as PEFT takes them.
         fan_in_fan_out: True for bases that store ``(d_in, d_out)`` weights (GPT-2's Conv1D).
+        rslora: whether ``s`` is ``lora_alpha / sqrt(r)`` and not ``lora_alpha / r``.
     """
 
     factors: tuple[Factor, ...]
@@ -59,6 +62,7 @@ class AdapterSpec:
     lora_alpha: float
     target_modules: tuple[str, ...]
     fan_in_fan_out: bool = False
+    rslora: bool = False
 
     def __post_init__(self) -> None:
         """Check order, uniqueness and that factors come in pairs."""
@@ -70,6 +74,11 @@ class AdapterSpec:
         if not kinds <= {"A", "B"} or len(self.of_kind("A")) != len(self.of_kind("B")):
             msg = f"Found factor kinds {sorted(kinds)}, expected as many A as B."
             raise AdapterIncompatible(msg)
+
+    @property
+    def scale(self) -> float:
+        """The factor ``s`` of the product ``B A``."""
+        return self.lora_alpha / (math.sqrt(self.r) if self.rslora else self.r)
 
     def of_kind(self, kinds: str) -> tuple[Factor, ...]:
         """Return the factors of some kinds (``"B"``, ``"AB"``) in canonical order."""
@@ -131,6 +140,8 @@ class AdapterSpec:
             "lora_alpha": self.lora_alpha,
             "target_modules": list(self.target_modules),
             "fan_in_fan_out": self.fan_in_fan_out,
+            # Left out where it is not set: digests of plain adapters stay what they were.
+            **({"rslora": True} if self.rslora else {}),
         }
 
     @classmethod
@@ -151,6 +162,7 @@ class AdapterSpec:
                 lora_alpha=float(data["lora_alpha"]),
                 target_modules=tuple(str(m) for m in data["target_modules"]),
                 fan_in_fan_out=bool(data["fan_in_fan_out"]),
+                rslora=bool(data.get("rslora", False)),
             )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             msg = "An adapter specification is malformed."

@@ -33,6 +33,7 @@ _FIXED: Mapping[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM", None),
     "bias": ("none",),
+    "use_rslora": (False, True, None),
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
 }
 _TARGET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,255}")
@@ -41,17 +42,19 @@ _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraTerms:
-    """What an adapter adds to its base: ``lora_alpha / r`` times B A, at some layers.
+    """What an adapter adds to its base: a scaled B A, at some layers.
 
     Attributes:
         r: rank of every pair of factors.
-        lora_alpha: numerator of the scale.
+        lora_alpha: numerator of the scale, whose denominator is r.
         target_modules: names of layers, as PEFT takes them.
+        rslora: the denominator is the square root of r.
     """
 
     r: int
     lora_alpha: float
     target_modules: tuple[str, ...]
+    rslora: bool = False
 
 
 def read_lora_config(data: bytes) -> LoraTerms:
@@ -114,7 +117,12 @@ def _terms(config: Mapping[str, Any]) -> LoraTerms:
         and all(isinstance(name, str) and _TARGET.fullmatch(name) for name in targets)
     ):
         _incompatible(f"target_modules is no list of 1 to {MOST_TARGETS} plain names")
-    return LoraTerms(r=r, lora_alpha=float(alpha), target_modules=tuple(targets))  # type: ignore[arg-type]
+    return LoraTerms(
+        r=r,
+        lora_alpha=float(alpha),  # type: ignore[arg-type]
+        target_modules=tuple(targets),
+        rslora=config.get("use_rslora") is True,
+    )
 
 
 def _corrupt(how: str) -> NoReturn:

@@ -139,6 +139,7 @@ def load_model(config: RunConfig, *, base_dir: Path) -> AdaptedModel:
         alpha=lora.alpha,
         target_modules=lora.target_modules,
         dropout=lora.dropout,
+        rslora=lora.variant == "rslora",
     )
 
 

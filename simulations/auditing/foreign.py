@@ -35,6 +35,7 @@ _FIXED: Mapping[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM", None),
     "bias": ("none",),
+    "use_rslora": (False, True, None),
     # The others start from a part of the base weights, and take that part out of the base.
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
 }

@@ -51,7 +51,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "another task": {"task_type": "SEQ_CLS"},
     "trained biases": {"bias": "all"},
     "DoRA": {"use_dora": True},
-    "rank-stabilised scale": {"use_rslora": True},
+    "a scale that is nearly rank-stabilised": {"use_rslora": 1},
     "whole modules": {"modules_to_save": ["lm_head"]},
     "ranks by layer": {"rank_pattern": {"a": 2}},
     "started from the base": {"init_lora_weights": "pissa"},
