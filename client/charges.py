@@ -47,7 +47,7 @@ class Charge:
     Attributes:
         subject: :data:`EXAMPLE`, :data:`CLIENT`, or :data:`UNPROTECTED` in mode none.
         plan: the server's plan with the device's delta, relation, cap and knowledge.
-        event: what one answer releases, part of ``plan``.
+        event: what one answer releases at most, part of ``plan``.
         once: whether the event pays for all answers of a run together.
         separation: fewest rounds from one answer of a run to the next.
     """
@@ -57,6 +57,12 @@ class Charge:
     event: PrivacyEvent
     once: bool = False
     separation: int = 1
+
+    def at(self, server_round: int) -> Charge:
+        """Return the charge of one round, where rounds have different noise."""
+        if self.once:
+            return self
+        return replace(self, event=self.plan.event_for_participation(server_round))
 
 
 def example_charge(plan: PrivacyPlan, budget: Budget) -> Charge:

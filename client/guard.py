@@ -112,7 +112,7 @@ class GuardedRuntime(ClientRuntime):
                         # Only a share can be empty; `train` always touches the records.
                         empty=cohort is not None and instruction.empty,
                     ),
-                    self.policy.charges(self.plan),
+                    [c.at(instruction.server_round) for c in self.policy.charges(self.plan)],
                     repeatable=self.plan.noise_source == SEEDED,
                     repeats=self.policy.max_repeats,
                 )

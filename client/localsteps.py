@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from client.cohort import train_plain_group, train_private_group, train_unprotected_group
@@ -15,6 +16,7 @@ from client.training import (
 from shared.errors import InvalidValue, SchemaMismatch
 from shared.policies import coordinates
 from shared.privacy.noise import NoiseSource
+from shared.schedules import rate_factor
 from shared.seeding import data_rng
 
 if TYPE_CHECKING:
@@ -69,6 +71,23 @@ class LocalSteps:
             self._parts[kinds] = coordinates(spec, kinds, within=self._kinds)
         return vector[self._parts[kinds]]
 
+    def settings(self, server_round: int) -> TrainSettings:
+        """Return how clients train in a round: the learning rate follows the scenario's schedule.
+
+        Raises:
+            InvalidValue: if the rate changes over the rounds and the round is not planned.
+        """
+        clients, rounds = self._config.clients, self._config.run.rounds
+        if clients.schedule == "constant" and clients.warmup_rounds == 0:
+            return self._settings
+        factor = rate_factor(
+            clients.schedule,
+            server_round=server_round,
+            rounds=rounds,
+            warmup_rounds=clients.warmup_rounds,
+        )
+        return replace(self._settings, learning_rate=clients.learning_rate * factor)
+
     def take(self, start: Vector, index: int, server_round: int, examples: list[Example]) -> Vector:
         """Train one client and return those of its factors that the round sends.
 
@@ -83,14 +102,15 @@ class LocalSteps:
             SchemaMismatch: if other steps were noised than the plan charges.
         """
         sent = self._begin(start, server_round)
+        settings = self.settings(server_round)
         labels = (index, server_round)
         rng = self._batches_rng(labels)
         if self._private is not None:
             noised = train_private(
                 self._model,
                 examples,
-                self._settings,
-                **_clip_and_noise(self._private),
+                settings,
+                **_clip_and_noise(self._private, server_round),
                 source=self.noise("example-noise", *labels),
                 rng=rng,
             )
@@ -99,13 +119,13 @@ class LocalSteps:
             train_unprotected_poisson(
                 self._model,
                 examples,
-                self._settings,
+                settings,
                 sampling_probability=self._sampling_probability(),
                 source=self._twins_coins(labels),
                 rng=rng,
             )
         else:
-            train_plain(self._model, examples, self._settings, rng=rng)
+            train_plain(self._model, examples, settings, rng=rng)
         return self._model.read_vector(sent)
 
     def take_together(
@@ -127,14 +147,14 @@ class LocalSteps:
             tokens: how many go through the model at once.
         """
         self._begin(start, server_round)
-        model, settings = self._model, self._settings
+        model, settings = self._model, self.settings(server_round)
         labels = [(index, server_round) for index in indices]
         if self._private is not None:
             found, noised = train_private_group(
                 model,
                 examples,
                 settings,
-                **_clip_and_noise(self._private),
+                **_clip_and_noise(self._private, server_round),
                 sources=[self.noise("example-noise", *label) for label in labels],
                 tokens=tokens,
             )
@@ -198,14 +218,15 @@ class LocalSteps:
         return probability
 
 
-def _clip_and_noise(plan: PrivacyPlan) -> dict[str, float]:
-    """Return what a plan of DP-SGD steps fixes."""
-    if plan.max_grad_norm is None or plan.noise_multiplier is None:
+def _clip_and_noise(plan: PrivacyPlan, server_round: int) -> dict[str, float]:
+    """Return what a plan of DP-SGD steps fixes for a round."""
+    noise = plan.noise_multiplier_of(server_round)
+    if plan.max_grad_norm is None or noise is None:
         msg = "Mode example needs max_grad_norm and noise_multiplier."
         raise InvalidValue(msg)
     return {
         "max_grad_norm": plan.max_grad_norm,
-        "noise_multiplier": plan.noise_multiplier,
+        "noise_multiplier": noise,
         "sampling_probability": plan.sampling_probability,
     }
 

@@ -238,14 +238,14 @@ class ClientPolicy:
             f"{budget.unit}.noise_multiplier",
             f"at least {budget.min_noise_multiplier:g}",
         )
-        noise = plan.noise_multiplier
+        noise = plan.least_noise_multiplier
         if budget.unit is PrivacyUnit.CLIENT:
             try:
                 charge = client_charge(plan, budget, honest_fraction=self._honest)
             except ConflictingSettings:
                 yield _refusal(limit, "none that the server does not know", floor)
                 return
-            noise = charge.plan.noise_multiplier
+            noise = charge.plan.least_noise_multiplier
         if noise is None or not noise >= budget.min_noise_multiplier:
             yield _refusal(limit, f"{noise or 0.0:g}", floor)
 

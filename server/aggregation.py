@@ -121,10 +121,13 @@ class CentralGaussian:
         size: number of parameters.
         plan: clip, noise and expected cohort.
         source: the generator of the noise.
+        server_round: from 1; the plan may give rounds different noise.
     """
 
-    def __init__(self, size: int, *, plan: PrivacyPlan, source: NoiseSource) -> None:
-        self._mechanism = plan.mechanism
+    def __init__(
+        self, size: int, *, plan: PrivacyPlan, source: NoiseSource, server_round: int = 1
+    ) -> None:
+        self._mechanism = plan.mechanism_of(server_round)
         self._expected = plan.expected_cohort
         self._total = ClippedSum(dimension=size, clipping_norm=self._mechanism.clipping_norm)
         self._source = source
@@ -239,7 +242,7 @@ def make_aggregator(
         size: number of parameters.
         plan: the privacy plan.
         source: noise of one round, for mechanisms whose rounds are independent.
-        server_round: from 1, for correlated noise.
+        server_round: from 1, for correlated noise and for noise that changes over the rounds.
         clip: the clip in force, for quantile clipping; None is the first.
         noise: the run's rows, for correlated noise.
 
@@ -259,7 +262,7 @@ def make_aggregator(
     if plan.quantile is not None:
         start = plan.quantile.initial
         return QuantileCentral(size, plan=plan, source=source, clip=start if clip is None else clip)
-    return CentralGaussian(size, plan=plan, source=source)
+    return CentralGaussian(size, plan=plan, source=source, server_round=server_round)
 
 
 def correlated_noise(

@@ -69,7 +69,11 @@ class RunBudget:
                 ledger.register_plan(run_id, part, scope)
         if plan.mode == "none":
             return
-        self._alone = len({known.digest() for _, known in ledger.plans(scope)}) <= self._plans()
+        # Rounds of different noise: fewer of them may have cost more.
+        self._alone = (
+            plan.schedule is None
+            and len({known.digest() for _, known in ledger.plans(scope)}) <= self._plans()
+        )
         for subject, known in ledger.subjects():
             if known == scope:
                 self._know(subject)

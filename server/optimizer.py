@@ -5,7 +5,6 @@ The mean update plays the part of a negative gradient (Reddi et al. 2021, arXiv:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from shared.config import ServerSection
 from shared.errors import InvalidValue
 from shared.lora import Vector
+from shared.schedules import rate_factor
 
 State = dict[str, NDArray[np.float64]]
 
@@ -39,13 +39,9 @@ class ServerOptimizer:
 
     def learning_rate(self, server_round: int) -> float:
         """Return the server learning rate of a 1-based round."""
-        done = (server_round - 1) / self._rounds
-        factors = {
-            "constant": 1.0,
-            "linear": 1.0 - done,
-            "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
-        }
-        return self._settings.learning_rate * factors[self._settings.schedule]
+        settings = self._settings
+        factor = rate_factor(settings.schedule, server_round=server_round, rounds=self._rounds)
+        return settings.learning_rate * factor
 
     def step(self, vector: Vector, mean: NDArray[np.float64], server_round: int) -> Vector:
         """Return the next global vector.

@@ -24,6 +24,7 @@ from shared.configtypes import (
     Section,
 )
 from shared.policies import POLICIES
+from shared.schedules import ScheduleName
 
 Mode = Literal["none", "example", "client-central", "client-distributed"]
 CanaryKind = Literal["secret", "rare-token"]
@@ -117,6 +118,12 @@ class ClientsSection(Section):
     batch_size: PositiveInt = Field(default=8, description="examples a step (expected, in example)")
     learning_rate: PositiveReal = Field(default=0.1, description="client learning rate")
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="client optimizer")
+    schedule: ScheduleName = Field(
+        default="constant", description="client learning rate over the rounds"
+    )
+    warmup_rounds: NonNegativeInt = Field(
+        default=0, description="first rounds, in which the client learning rate rises"
+    )
     max_participations: PositiveInt | None = Field(
         default=None, description="rounds one client may take part in (example mode)"
     )
@@ -136,7 +143,7 @@ class ServerSection(Section):
         default=0.99, description="decay of adam's second moment"
     )
     adaptivity: PositiveReal = Field(default=1e-3, description="adam's tau, added to the root")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
+    schedule: ScheduleName = Field(
         default="constant", description="server learning rate over the rounds"
     )
     averaging: Annotated[float, Strict(), Field(ge=0, lt=1)] = Field(
@@ -182,6 +189,12 @@ class PrivacySection(Section):
     bands: PositiveInt | None = Field(
         default=None,
         description="bands of correlated noise; default the rounds between participations",
+    )
+    noise_schedule: Literal["constant", "linear"] = Field(
+        default="constant", description="noise multiplier over the rounds, in up to eight stairs"
+    )
+    noise_final: PositiveReal | None = Field(
+        default=None, description="noise of the last rounds over that of the first (linear)"
     )
     clipping_quantile: OpenUnit | None = Field(
         default=None,

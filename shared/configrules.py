@@ -12,6 +12,7 @@ from shared.config import ExampleSection, PrivacySection, RunConfig
 from shared.errors import EmptyPopulation, Problem
 from shared.policyrules import policy_conflicts
 from shared.problems import conflict
+from shared.schedulerules import schedule_problems
 from shared.taskrules import task_conflicts
 
 
@@ -23,6 +24,7 @@ def find_conflicts(config: RunConfig) -> list[Problem]:
         *_clients(config),
         *_privacy(config),
         *policy_conflicts(config),
+        *schedule_problems(config),
         *_audit(config),
         *_performance(config),
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from shared.config import RunConfig
 from shared.errors import InvalidValue
+from shared.privacy.noiseschedule import NoiseSchedule
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.planform import UNIT_OF_MODE
 from shared.privacy.planning import make_plan
@@ -63,6 +64,7 @@ def plan_of(config: RunConfig, *, population: int) -> PrivacyPlan:
         min_cohort=privacy.min_cohort,
         server_epsilon=None if privacy.mode == "none" else privacy.server_epsilon,
         example=_plan_of_steps(config, population=population),
+        schedule=_schedule(config),
     )
 
 
@@ -73,6 +75,14 @@ def separation_of(config: RunConfig, *, population: int) -> int:
     """
     cohort = config.clients.cohort
     return 1 if cohort is None else max(1, int(population // cohort))
+
+
+def _schedule(config: RunConfig) -> NoiseSchedule | None:
+    """Return how noise changes over the rounds, if it does."""
+    privacy = config.privacy
+    if privacy.noise_schedule == "constant" or privacy.noise_final is None:
+        return None
+    return NoiseSchedule(form=privacy.noise_schedule, final=privacy.noise_final)
 
 
 def _quantile(config: RunConfig, *, population: int) -> QuantileClipping | None:

@@ -165,7 +165,7 @@ def _costs(limits: ClientPolicy, plan: PrivacyPlan) -> list[dict[str, Any]]:
             "epsilon": charge.plan.epsilon(),
             "delta": charge.plan.delta,
             "neighboring_relation": str(charge.plan.neighboring_relation),
-            "noise_multiplier": charge.plan.noise_multiplier,
+            "noise_multiplier": charge.plan.least_noise_multiplier,
             "releases": charge.plan.releases_after(charge.plan.rounds),
             "max_epsilon": charge.plan.cap,
         }

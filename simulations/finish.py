@@ -222,6 +222,7 @@ def _privacy(outcome: Outcome) -> dict[str, Any]:
             "observer_epsilon": plan.observer_epsilon() if private else None,
             "server_epsilon": _finite(plan.server_epsilon()),
             "noise": plan.noise if private else None,
+            "noise_schedule": None if plan.schedule is None else plan.schedule.to_json(),
             "noise_source": plan.noise_source if private else None,
             "example": _example(outcome),
         },

@@ -185,7 +185,7 @@ def _budget_lines(part: PrivacyPlan) -> list[str]:
     )
     needed = max(charge.plan.epsilon(), part.cap or 0.0)
     # Rounded away from what the plan asks, so that digits that are not written refuse nothing.
-    noise = math.floor((charge.plan.noise_multiplier or 0.0) * 1e4) / 1e4
+    noise = math.floor((charge.plan.least_noise_multiplier or 0.0) * 1e4) / 1e4
     lines = [
         "[example]" if of_example else "[client]",
         f"max_epsilon = {math.ceil(needed * 1e4) / 1e4}",

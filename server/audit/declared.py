@@ -136,6 +136,16 @@ def clips_in_force(plan: PrivacyPlan, said: Sequence[float | None]) -> Floats:
     return np.array(known, dtype=np.float64)
 
 
+def noise_factors(plan: PrivacyPlan, rounds: Sequence[int]) -> Floats:
+    """Return the declared noise of some rounds over that of the first."""
+    if plan.schedule is None:
+        return np.ones(len(rounds), dtype=np.float64)
+    stairs = min(plan.rounds, 8)
+    numbers = np.minimum(np.asarray(rounds, dtype=np.int64), plan.rounds)
+    stair = (numbers - 1) * stairs // plan.rounds
+    return 1.0 + (plan.schedule.final - 1.0) * stair / max(stairs - 1, 1)
+
+
 def _square_root(size: int) -> Floats:
     """Return the first entries of the square root of prefix sums, ``binom(2k, k) / 4**k``."""
     column = np.ones(size, dtype=np.float64)

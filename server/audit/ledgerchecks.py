@@ -135,7 +135,7 @@ def _events(facts: Facts) -> Check:
         if part is not None and charge.counts and not _as_planned(charge, part):
             reason = (
                 f"Round {charge.round} was charged for {_words(charge.event)} where the plan says "
-                f"{_words(Composition.of(part.event_for_participation()))}."
+                f"{_words(Composition.of(part.event_for_participation(charge.round)))}."
             )
             return Check(name="events", state="broken", reason=reason)
     reason = "Noise, sampling and number of releases of each charge are those of the plan."
@@ -249,8 +249,9 @@ def _uncharged(facts: Facts) -> Iterator[int]:
     released = [done for done in facts.rounds or () if not done.aborted]
     most: Counter[tuple[str, int]] = Counter()
     for part in facts.parts:
-        due, digest = Composition.of(part.event_for_participation()), part.digest()
+        digest = part.digest()
         for charge in facts.charges:
+            due = Composition.of(part.event_for_participation(charge.round))
             if charge.counts and charge.plan == digest and charge.event == due:
                 key = (digest, charge.round)
                 most[key] = max(most[key], charge.subjects)
@@ -285,7 +286,7 @@ def _without_one_charge(facts: Facts) -> Iterator[Facts]:
 
 def _as_planned(charge: Charge, part: PrivacyPlan) -> bool:
     """Tell whether a charge is what its round costs: in full, or nothing where the plan says so."""
-    due = (part.event_for_participation(), part.event_for_round(charge.round))
+    due = (part.event_for_participation(charge.round), part.event_for_round(charge.round))
     return charge.event in {Composition.of(event) for event in due}
 
 

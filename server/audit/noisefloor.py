@@ -40,7 +40,13 @@ import numpy as np
 from scipy import special
 
 from server.audit.conformance import PER_TEST, Check, Test, smallest
-from server.audit.declared import DeclaredNoise, clips_in_force, declared_noise, most_answers
+from server.audit.declared import (
+    DeclaredNoise,
+    clips_in_force,
+    declared_noise,
+    most_answers,
+    noise_factors,
+)
 from server.audit.evidence import boolean, integer, number, numbers, stored, text
 from server.audit.protocol import Floats
 from server.audit.runrecord import Releases, RunRecord
@@ -176,11 +182,12 @@ def _scaled(
         msg = f"releases of rounds that are not in the metrics: {missing[:5]}."
         raise AuditError(msg, hint="The folder holds parts of two runs, or the metrics were cut.")
     clips = clips_in_force(record.plan, [said[number_] for number_ in releases.rounds])
-    stddev = (declared.over_clip * clips / declared.divisor)[:, None]
+    over_clip = declared.over_clip * noise_factors(record.plan, releases.rounds)
+    stddev = (over_clip * clips / declared.divisor)[:, None]
     rows = releases.values / stddev
-    signals = most_answers(record.plan, record.population) / declared.over_clip
+    signals = most_answers(record.plan, record.population) / over_clip
     if not declared.correlated or not _complete(releases):
-        return rows, np.full(len(clips), signals**2)
+        return rows, np.square(signals)
     # |sum(c_i s[t - i])| is at most the sum of the lengths.
     weights = np.zeros(len(clips))
     known = np.array(declared.coefficients[: len(clips)])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from server.audit.conformance import Check, Test, exact, two_sided
-from server.audit.declared import declared_noise
+from server.audit.declared import declared_noise, noise_factors
 from server.audit.evidence import boolean, integer, mapping, number, text
 from server.audit.noisetests import noise_statistics, noise_tests
 from server.audit.protocol import Floats
@@ -69,7 +69,8 @@ class ServerRehearsal:
         """
         zero = np.zeros(self._dimension, dtype=np.float32)
         found = [self.release(t, [zero] if t > 1 else []) for t in range(1, rounds + 1)]
-        return self._declared.whitened(np.stack(found)) / self._declared.over_clip
+        factors = noise_factors(self._plan, range(1, rounds + 1))[:, None]
+        return self._declared.whitened(np.stack(found)) / (self._declared.over_clip * factors)
 
     def release(self, server_round: int, updates: Sequence[Vector]) -> Floats:
         """Return one round's release as a sum, in clips; rounds of correlated noise in order."""

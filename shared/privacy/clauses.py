@@ -112,7 +112,7 @@ def _mechanism(plan: PrivacyPlan) -> str:
     if plan.mode == "example":
         return (
             f"Each client clips every example's gradient to L2 norm {plan.max_grad_norm:g} and "
-            f"adds normal noise of {plan.noise_multiplier:g} times that norm in every step."
+            f"adds normal noise of {_noise(plan)} times that norm in every step."
         )
     if plan.distributed is not None:
         return _distributed_mechanism(plan, plan.distributed)
@@ -141,7 +141,19 @@ def _mechanism(plan: PrivacyPlan) -> str:
             f"{terms_of_clip.count_noise_stddev:g}. Sum and number together are one release of "
             f"noise multiplier {plan.noise_multiplier:g}: following the quantile is paid for."
         )
-    return f"{clips} adds normal noise of {plan.noise_multiplier:g} times that norm, and {mean}"
+    return f"{clips} adds normal noise of {_noise(plan)} times that norm, and {mean}"
+
+
+def _noise(plan: PrivacyPlan) -> str:
+    """Say the noise multiplier, or how it goes over the rounds."""
+    first = f"{plan.noise_multiplier:g}"
+    last = plan.noise_multiplier_of(plan.rounds)
+    if plan.schedule is None or last is None:
+        return first
+    return (
+        f"{first} (first rounds) to {last:g} (last rounds; the stairs are fixed in advance and "
+        "each round is accounted with its own)"
+    )
 
 
 def _distributed_mechanism(plan: PrivacyPlan, terms: DistributedTerms) -> str:

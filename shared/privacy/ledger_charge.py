@@ -68,7 +68,7 @@ def require_part_of_plan(event: PrivacyEvent, plan: PrivacyPlan) -> None:
     Raises:
         LedgerConflict: if it has another mechanism, noise, grid or sampling.
     """
-    asked, planned = Composition.of(event), Composition.of(plan.total_events())
+    asked, planned = Composition.of(event), Composition.of(plan.every_round())
     if planned.private and not asked.private:
         msg = "a non-private event was asked for under a private plan."
         raise LedgerConflict(msg, hint="Use plan.event_for_participation().")

@@ -35,6 +35,7 @@ from shared.privacy.events import (
 )
 from shared.privacy.mechanism import GaussianMechanism
 from shared.privacy.noise import SEEDED, NoiseKind
+from shared.privacy.noiseschedule import NoiseSchedule, scheduled_events
 from shared.privacy.planform import (
     CLIENT_MODES,
     Mode,
@@ -65,7 +66,7 @@ class PrivacyPlan:
         delta: of every epsilon of this plan; ``None`` in mode none.
         noise_multiplier: noise divided by the clip; ``None`` in mode none. With quantile clipping
             that of update and count released together; with correlated noise that of the one
-            Gaussian release which the whole run amounts to.
+            Gaussian release which the whole run amounts to; with a schedule that of round 1.
         clipping_norm: clip of a whole client update (client modes), else ``None``; with quantile
             clipping the first one.
         max_grad_norm: clip of one example's gradient (mode example), else ``None``.
@@ -84,6 +85,8 @@ class PrivacyPlan:
         quantile: adaptive clipping (client-central, Gaussian noise), or ``None``.
         correlated: bands and separation of correlated noise, or ``None``.
         distributed: trust and tolerance of distributed noise, or ``None``.
+        schedule: how noise changes over the rounds (example; client-central with a fixed clip), or
+            ``None`` where every round has the same.
 
     Raises:
         InvalidValue: if a field is missing, superfluous for the mode, or out of range.
@@ -110,6 +113,7 @@ class PrivacyPlan:
     quantile: QuantileClipping | None = None
     correlated: CorrelatedTerms | None = None
     distributed: DistributedTerms | None = None
+    schedule: NoiseSchedule | None = None
 
     def __post_init__(self) -> None:
         choice("mode", self.mode, get_args(Mode))
@@ -152,22 +156,43 @@ class PrivacyPlan:
         return reporting_accountant(self.total_events())
 
     @property
+    def least_noise_multiplier(self) -> float | None:
+        """Return the smallest noise multiplier of any round; ``None`` in mode none."""
+        if self.schedule is None or self.noise_multiplier is None:
+            return self.noise_multiplier
+        return self.noise_multiplier * self._quietest(1)[0]
+
+    def noise_multiplier_of(self, server_round: int) -> float | None:
+        """Return the noise multiplier of a round, from 1; ``None`` in mode none."""
+        if self.schedule is None or self.noise_multiplier is None:
+            return self.noise_multiplier
+        return self.noise_multiplier * self.schedule.factor(server_round, rounds=self.rounds)
+
+    @property
     def mechanism(self) -> GaussianMechanism:
+        """Return the server's mechanism of the first round; see :meth:`mechanism_of`."""
+        return self.mechanism_of(1)
+
+    def mechanism_of(self, server_round: int) -> GaussianMechanism:
         """Return the server's mechanism (mode client-central with independent noise).
+
+        Args:
+            server_round: from 1.
 
         Raises:
             ConflictingSettings: in another mode, where the server adds no such noise.
         """
+        noise = self.noise_multiplier_of(server_round)
         if (
             self.mode != "client-central"
             or self.noise != "gaussian"
             or self.clipping_norm is None
-            or self.noise_multiplier is None
+            or noise is None
         ):
             msg = f"mode={self.mode!r}, noise={self.noise!r}: no Gaussian noise at the server."
             raise ConflictingSettings(msg)
         return GaussianMechanism(
-            noise_multiplier=self.noise_multiplier,
+            noise_multiplier=noise,
             clipping_norm=self.clipping_norm,
             sampling_probability=self.sampling_probability,
         )
@@ -196,19 +221,38 @@ class PrivacyPlan:
         """
         if self.correlated is not None and server_round > 1:
             return NoOpEvent()
-        return self._event(self.releases_per_round)
+        return self.event_for_participation(server_round)
 
-    def event_for_participation(self) -> PrivacyEvent:
-        """Return what one round costs its subject at most."""
-        return self._event(self.releases_per_round)
+    def event_for_participation(self, server_round: int | None = None) -> PrivacyEvent:
+        """Return what one round costs its subject at most; without a number, the dearest round."""
+        if self.schedule is None:
+            return self._event(self.releases_per_round)
+        if server_round is None:
+            return self._scheduled(self._quietest(1))
+        return self._scheduled([self.schedule.factor(server_round, rounds=self.rounds)])
+
+    def every_round(self) -> PrivacyEvent:
+        """Return all rounds together: every kind of release that a subject may be charged for.
+
+        With a cap on participations it is more than :meth:`total_events`.
+        """
+        return self.total_events() if self.schedule is None else self._scheduled(self._quietest())
 
     def total_events(self) -> PrivacyEvent:
         """Return what the whole plan costs one subject at worst."""
         return self.events_after(self.rounds)
 
     def events_after(self, rounds: int) -> PrivacyEvent:
-        """Return what some rounds, at least one, cost one subject."""
+        """Return what the first rounds, at least one, cost one subject at worst."""
+        if self.schedule is not None:
+            return self._scheduled(self._quietest(self._charged(rounds), among=rounds))
         return self._event(self.releases_after(rounds))
+
+    def dearest_events(self, rounds: int) -> PrivacyEvent:
+        """Return what some rounds, at least one, cost one subject, whichever they were."""
+        if self.schedule is not None and rounds <= self.rounds:
+            return self._scheduled(self._quietest(self._charged(rounds)))
+        return self.events_after(rounds)
 
     def releases_after(self, rounds: int) -> int:
         """Return the number of noised releases about one subject after some rounds."""
@@ -319,8 +363,28 @@ class PrivacyPlan:
             count=count,
         )
 
+    def _quietest(self, count: int | None = None, *, among: int | None = None) -> list[float]:
+        """Return the factors of the rounds with the least noise, by default of all rounds."""
+        if self.schedule is None:
+            return []
+        known = self.rounds if among is None else among
+        return self.schedule.quietest(
+            known if count is None else count, among=known, rounds=self.rounds
+        )
+
+    def _scheduled(self, factors: list[float], *, amplified: bool = True) -> PrivacyEvent:
+        """Return rounds of different noise."""
+        return scheduled_events(
+            self.noise_multiplier or 0.0,
+            factors,
+            probability=self.sampling_probability if amplified else 1.0,
+            each=self.releases_per_round,
+        )
+
     def _unamplified(self, noise_multiplier: float) -> PrivacyEvent:
         """Return every participation in full, with a given noise."""
+        if self.schedule is not None:
+            return self._scheduled(self._quietest(self.participations), amplified=False)
         if self.distributed is not None:
             return SkellamEvent(
                 noise_multiplier=noise_multiplier,

@@ -10,6 +10,7 @@ from shared.errors import InvalidValue, SchemaMismatch
 from shared.privacy.accountant import relation_of
 from shared.privacy.correlated import CorrelatedTerms
 from shared.privacy.events import PrivacyUnit
+from shared.privacy.noiseschedule import NoiseSchedule
 from shared.privacy.quantile import QuantileClipping
 from shared.privacy.terms import DistributedTerms
 from shared.registry import suggestion
@@ -29,11 +30,14 @@ CLIP_OF_MODE = {
 }
 # Version 2 added these; a plan that uses none of them is stored as version 1, with its old digest.
 _SINCE_2 = ("noise", "example", "quantile", "correlated", "distributed")
+# Version 3 added this one.
+_SINCE_3 = ("schedule",)
 _DEFAULTS: dict[str, object] = {"noise": "gaussian"}
 _TERMS: dict[str, Callable[[object], object]] = {
     "quantile": QuantileClipping.from_json,
     "correlated": CorrelatedTerms.from_json,
     "distributed": DistributedTerms.from_json,
+    "schedule": NoiseSchedule.from_json,
 }
 
 _Word = TypeVar("_Word", bound=str)
@@ -64,12 +68,16 @@ def unit_of(value: str) -> PrivacyUnit:
 def plan_to_json(fields_of_plan: Mapping[str, Any]) -> dict[str, object]:
     """Return the stored form of a plan's fields, in the oldest version that can express it."""
     values = dict(fields_of_plan)
-    if all(values[name] == _DEFAULTS.get(name) for name in _SINCE_2):
+    version = 3
+    if all(values[name] is None for name in _SINCE_3):
+        version = 2
+        values = {name: value for name, value in values.items() if name not in _SINCE_3}
+    if version == 2 and all(values[name] == _DEFAULTS.get(name) for name in _SINCE_2):
         return {"schema": 1, **{k: v for k, v in values.items() if k not in _SINCE_2}}
     for name in ("example", *_TERMS):
-        if values[name] is not None:
+        if values.get(name) is not None:
             values[name] = values[name].to_json()
-    return {"schema": 2, **values}
+    return {"schema": version, **values}
 
 
 def plan_fields(value: object, names: Set[str]) -> dict[str, Any]:
@@ -87,7 +95,8 @@ def plan_fields(value: object, names: Set[str]) -> dict[str, Any]:
         data = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         data = None
-    forms = {1: set(names) - set(_SINCE_2), 2: set(names)}
+    second = set(names) - set(_SINCE_3)
+    forms = {1: second - set(_SINCE_2), 2: second, 3: set(names)}
     schema = data.get("schema") if isinstance(data, dict) else None
     expected = forms.get(schema) if type(schema) is int else None
     if not isinstance(data, dict) or expected is None or set(data) != expected | {"schema"}:

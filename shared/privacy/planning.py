@@ -15,6 +15,7 @@ from shared.privacy.correlated import CorrelatedTerms
 from shared.privacy.encoding import choose_grid
 from shared.privacy.events import PrivacyEvent
 from shared.privacy.noise import OS_ENTROPY, NoiseKind
+from shared.privacy.noiseschedule import NoiseSchedule
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.planform import (
     CLIENT_MODES,
@@ -61,6 +62,7 @@ def make_plan(
     min_cohort: int | None = None,
     server_epsilon: float | None = None,
     example: PrivacyPlan | None = None,
+    schedule: NoiseSchedule | None = None,
 ) -> PrivacyPlan:
     """Build a plan from what a user says, deriving noise from epsilon.
 
@@ -96,6 +98,8 @@ def make_plan(
         server_epsilon: target against the server itself, for client-distributed; with a target
             epsilon the larger noise of the two counts, with given noise it is checked.
         example: plan of DP-SGD inside each client, beside a client mode.
+        schedule: how noise changes over the rounds; a given noise multiplier is then the first
+            round's, and a target epsilon that of the rounds together.
 
     Returns:
         The plan.
@@ -163,6 +167,7 @@ def make_plan(
         distributed=_distributed(honest_fraction, survivor_fraction, min_cohort)
         if noise == "skellam"
         else None,
+        schedule=schedule,
     )
     if draft.distributed is not None:
         _require_possible(draft, draft.distributed)

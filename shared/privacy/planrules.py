@@ -9,6 +9,7 @@ from shared.errors import ConflictingSettings, InvalidValue
 from shared.privacy.correlated import CorrelatedTerms
 from shared.privacy.events import NeighboringRelation, PrivacyUnit
 from shared.privacy.noise import NoiseKind
+from shared.privacy.noiseschedule import NoiseSchedule
 from shared.privacy.planform import CLIENT_MODES, CLIP_OF_MODE, UNIT_OF_MODE, Mode, NoiseForm
 from shared.privacy.quantile import QuantileClipping
 from shared.privacy.terms import DistributedTerms
@@ -51,6 +52,8 @@ class _PlanForm(Protocol):
     def correlated(self) -> CorrelatedTerms | None: ...
     @property
     def distributed(self) -> DistributedTerms | None: ...
+    @property
+    def schedule(self) -> NoiseSchedule | None: ...
     @property
     def example(self) -> _PlanForm | None: ...
 
@@ -145,6 +148,15 @@ def _broken_rules(plan: _PlanForm) -> tuple[tuple[bool, str], ...]:
         (
             plan.quantile is not None and plan.quantile.initial != plan.clipping_norm,
             "quantile clipping starts at the clipping norm",
+        ),
+        (
+            plan.schedule is not None
+            and (
+                plan.mode not in {"example", "client-central"}
+                or plan.noise != "gaussian"
+                or plan.quantile is not None
+            ),
+            "a noise schedule goes with independent Gaussian noise and a fixed clip",
         ),
         (
             example is not None and plan.mode not in CLIENT_MODES,

@@ -31,7 +31,7 @@ def claim_of(privacy: Mapping[str, Any], plan: PrivacyPlan) -> Claim:
     applicable = float(epsilon)
     releases = int(privacy.get("releases", 0))
     if plan.mode in CLIENT_MODES and releases > 0:
-        events = plan.events_after(releases)
+        events = plan.dearest_events(releases)
         replaced = epsilon_of(events, delta=delta, relation=NeighboringRelation.REPLACE_ONE)
         applicable = max(applicable, replaced)
     inner = privacy.get("example")

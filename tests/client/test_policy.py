@@ -20,6 +20,7 @@ from shared.errors import ConfigError, InvalidValue, PolicyRefused, UnknownKey
 from shared.privacy.accountant import epsilon_of
 from shared.privacy.events import GaussianEvent, NeighboringRelation, SkellamEvent
 from shared.privacy.noise import SEEDED
+from shared.privacy.noiseschedule import NoiseSchedule
 from shared.privacy.plan import PrivacyPlan
 from tests.client.device import (
     BASE,
@@ -396,3 +397,27 @@ def test_policies_with_the_same_text_are_equal(tmp_path: Path) -> None:
     assert load(tmp_path) == load(tmp_path)
     assert hash(load(tmp_path)) == hash(load(tmp_path))
     assert toml(policy_tables()) == toml(policy_tables())
+
+
+def test_the_floor_holds_for_the_round_with_the_least_noise(tmp_path: Path) -> None:
+    """Floor 0.7: noise from 1.0 to 0.8 is enough, from 1.0 to 0.6 is not, from 0.6 up is not."""
+    policy = load(tmp_path, max_rounds=5)
+    assert not reasons(policy, plan(schedule=NoiseSchedule(final=0.8)))
+    found = reasons(policy, plan(schedule=NoiseSchedule(final=0.6)))
+    assert found == {"example.noise_multiplier": "0.6"}
+    rising = plan(noise_multiplier=0.6, schedule=NoiseSchedule(final=4.0))
+    assert reasons(policy, rising) == {"example.noise_multiplier": "0.6"}
+
+
+@pytest.mark.parametrize("mode", ["example", "client-central"])
+def test_a_device_charges_the_noise_of_the_round(mode: str, tmp_path: Path) -> None:
+    asked = plan(mode, schedule=NoiseSchedule(final=0.8))
+    [charge] = load(tmp_path, mode).charges(asked)
+    q, steps = (0.2, 2) if mode == "example" else (1.0, 1)
+
+    def event(noise: float) -> GaussianEvent:
+        return GaussianEvent(noise_multiplier=noise, sampling_probability=q, count=steps)
+
+    assert charge.event == event(0.8)
+    assert charge.at(1).event == event(1.0)
+    assert charge.at(3).event == event(0.9)

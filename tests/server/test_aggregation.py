@@ -26,6 +26,7 @@ from server.cohort import cyclic_cohort
 from shared.errors import ConflictingSettings, NotResumable, SchemaMismatch, SensitivityError
 from shared.privacy.noise import NoiseSource
 from shared.privacy.noiserows import KEY_NAME, forget_rows
+from shared.privacy.noiseschedule import NoiseSchedule
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.planning import make_plan
 from shared.privacy.quantile import QuantileClipping
@@ -307,3 +308,16 @@ def test_masked_updates_are_never_averaged_as_they_are() -> None:
     )
     with pytest.raises(ConflictingSettings, match="secure aggregation"):
         make_aggregator(4, plan=plan, source=NoiseSource.seeded(0))
+
+
+@pytest.mark.parametrize(("server_round", "factor"), [(1, 1.0), (2, 0.625), (3, 0.25)])
+def test_each_round_has_the_noise_that_the_schedule_says(server_round: int, factor: float) -> None:
+    """An empty cohort releases noise alone; 5 standard errors of its standard deviation, seeded."""
+    unequal = replace(plan(), rounds=3, schedule=NoiseSchedule(final=0.25))
+    source = NoiseSource.seeded(0, "noise", server_round)
+    made = make_aggregator(SIZE, plan=unequal, source=source, server_round=server_round)
+    aggregate = made.release()
+    assert aggregate is not None
+    expected = 1.5 * factor * 2.0 / 50.0
+    allowed = 5.0 / np.sqrt(2.0 * SIZE)
+    assert np.sqrt(np.mean(aggregate.vector**2)) == pytest.approx(expected, rel=allowed)
