@@ -24,6 +24,7 @@ from simulations.enrol_cli import add_commands as add_enrolment
 from simulations.fetch_cli import add_commands as add_fetching
 from simulations.infer_cli import add_commands as add_answers
 from simulations.node_cli import add_commands as add_node
+from simulations.plan_cli import plan_device
 from simulations.rotate_cli import rotate
 from simulations.server_cli import server_app
 from simulations.study_cli import study_app
@@ -56,6 +57,7 @@ add_node(client_app)
 add_fetching(client_app)
 add_answers(adapter_app, client_app)
 app.add_typer(study_app, name="study")
+app.command("plan")(plan_device)
 add_up(app)
 
 Scenario = Annotated[str, typer.Argument(help="A built-in scenario, or the path of a TOML file.")]

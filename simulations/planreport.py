@@ -1,0 +1,222 @@
+"""What ``fedslm plan`` says, as one JSON object with stable keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from shared.baseshape import BaseShape, with_rank
+from shared.config import RunConfig
+from shared.configfile import parse_override, resolve
+from shared.deviceplan import Choice, DevicePlan, Limits, Planner, setup_of
+from shared.devices import DeviceProfile, speed_of
+from shared.errors import ConfigError, PrivacyError
+from shared.lora import AdapterSpec
+from shared.planeffect import PrivacyEffect, effect_of
+from simulations.assemble import base_path
+
+UNKNOWN = "not computed: the population comes with the data"
+NO_PLAN = "mode none: there is no privacy plan"
+NEUTRAL = "none: the privacy plan does not read it"
+
+
+def device_report(
+    config: RunConfig,
+    *,
+    base_dir: Path,
+    profile: DeviceProfile,
+    max_seconds: float | None = None,
+    rounds_per_day: float | None = None,
+) -> dict[str, Any]:
+    """Plan a scenario for a device and report it.
+
+    Args:
+        config: the scenario.
+        base_dir: what relative paths of the scenario are relative to.
+        profile: of the device.
+        max_seconds: of a round; None takes the server's deadline.
+        rounds_per_day: how often the server asks.
+
+    Raises:
+        ConflictingSettings: if nothing fits.
+        ModelNotFound: if the base cannot be found.
+    """
+    shape, spec = read_base(config, base_dir=base_dir)
+    limits = limits_of(config, max_seconds=max_seconds, rounds_per_day=rounds_per_day)
+    planner = Planner(config, shape, spec, profile=profile, limits=limits)
+    return report_of(config, planner.plan(), planner, spec)
+
+
+def read_base(config: RunConfig, *, base_dir: Path) -> tuple[BaseShape, AdapterSpec]:
+    """Return the shape of a scenario's base, and its adapter."""
+    from client.baseshape import read_shape
+
+    return read_shape(
+        base_path(config.model.base, base_dir=base_dir),
+        revision=config.model.revision,
+        r=config.lora.r,
+        alpha=config.lora.alpha,
+        target_modules=config.lora.target_modules,
+        rslora=config.lora.variant == "rslora",
+    )
+
+
+def limits_of(
+    config: RunConfig, *, max_seconds: float | None, rounds_per_day: float | None
+) -> Limits:
+    """Return what a round may take: the user's limit, else the server's deadline."""
+    clients = config.clients
+    share = 1.0
+    if clients.cohort is not None and clients.population:
+        share = min(1.0, clients.cohort / clients.population)
+    told = max_seconds is not None
+    return Limits(
+        seconds=config.server.deadline_seconds if max_seconds is None else max_seconds,
+        seconds_from="--max-seconds" if told else "server.deadline_seconds",
+        rounds_per_day=rounds_per_day,
+        participation=share,
+    )
+
+
+def report_of(
+    config: RunConfig, plan: DevicePlan, planner: Planner, spec: AdapterSpec
+) -> dict[str, Any]:
+    """Return everything that is said about a plan."""
+    proposed = plan.moved(neutral=False)
+    return {
+        "device": plan.profile.name,
+        "profile": plan.profile.model_dump(mode="json"),
+        "macs_per_second": speed_of(plan.profile),
+        "limit_seconds": plan.limits.seconds,
+        "limit_from": plan.limits.seconds_from,
+        "rounds_per_day": plan.limits.rounds_per_day,
+        "participations_per_day": plan.limits.rounds_of_device,
+        "settings": [_choice(config, choice) for choice in plan.choices],
+        "set": set_lines(plan.moved(neutral=True)),
+        "proposed": set_lines(proposed) + _kept_scale(spec, proposed),
+        "estimate": _estimate(plan),
+        "levers": list(_levers(config, plan, planner)),
+    }
+
+
+def set_lines(choices: Iterable[Choice]) -> list[str]:
+    """Return the values of ``--set`` that choices stand for."""
+    return [f"{choice.key}={_toml(choice.chosen)}" for choice in choices]
+
+
+def _kept_scale(spec: AdapterSpec, proposed: Iterable[Choice]) -> list[str]:
+    """Return the alpha that keeps the adapter's scale at another rank."""
+    ranks = [int(choice.chosen) for choice in proposed if choice.key == "lora.r"]
+    return [f"lora.alpha={with_rank(spec, r).lora_alpha}" for r in ranks]
+
+
+def _choice(config: RunConfig, choice: Choice) -> dict[str, Any]:
+    """Return one setting with its effect on the privacy plan."""
+    privacy = NEUTRAL
+    if not choice.neutral:
+        privacy = effect_text(config, set_lines([choice])) if choice.moved else "unchanged"
+    return {
+        "key": choice.key,
+        "scenario": choice.said,
+        "chosen": choice.chosen,
+        "why": choice.why,
+        "own": choice.neutral,
+        "privacy": privacy,
+    }
+
+
+def effect_text(config: RunConfig, changes: list[str]) -> str:
+    """Say what changes of a scenario do to its privacy plan, or why that cannot be said."""
+    if config.privacy.mode == "none":
+        return NO_PLAN
+    population = config.clients.population
+    if population is None and config.privacy.mode != "example":
+        return UNKNOWN
+    try:
+        effect = effect_of(config, changed(config, changes), population=population or 1)
+    except (ConfigError, PrivacyError) as error:
+        return f"refused: {error.message}"
+    return str(effect) if isinstance(effect, PrivacyEffect) else NO_PLAN
+
+
+def changed(config: RunConfig, changes: list[str]) -> RunConfig:
+    """Return a scenario with some settings changed, checked like any other.
+
+    Raises:
+        ConfigError: if the result is no valid scenario.
+    """
+    tables = {
+        name: {key: value for key, value in section.items() if value is not None}
+        for name, section in config.model_dump(mode="json").items()
+    }
+    for change in changes:
+        key, value = parse_override(change)
+        section, _, leaf = key.partition(".")
+        tables[section][leaf] = value
+    return resolve(tables, source="plan").config
+
+
+def _estimate(plan: DevicePlan) -> dict[str, Any]:
+    """Return what a round costs, in numbers."""
+    cost, memory = plan.cost, plan.cost.memory
+    return {
+        "memory_bytes": memory.total,
+        "memory_of": {
+            "runtime": memory.runtime,
+            "base": memory.base,
+            "cache": memory.cache,
+            "activations": memory.activations,
+            "adapter": memory.adapter,
+            "workspace": memory.workspace,
+        },
+        "step_seconds": cost.step_seconds,
+        "round_seconds": cost.seconds,
+        "transfer_seconds": cost.transfer_seconds,
+        "bytes_up": cost.bytes_up,
+        "bytes_down": cost.bytes_down,
+        "joules": cost.joules,
+    }
+
+
+def _levers(config: RunConfig, plan: DevicePlan, planner: Planner) -> Iterable[dict[str, Any]]:
+    """Yield what the settings that the planner never moves alone would change."""
+    setup = setup_of(config)
+    base = replace(plan.setup, local_steps=setup.local_steps)
+    half, r = max(1, setup.local_steps // 2), plan.r
+    cases = [
+        ([f"clients.local_steps={half}"], replace(base, local_steps=half), r),
+        ([f"clients.local_steps={2 * half}"], replace(base, local_steps=2 * half), r),
+    ]
+    batch = max(1, setup.batch_size // 2)
+    smaller = [f"clients.batch_size={batch}"]
+    for section in ("privacy", "example"):
+        share = getattr(config, section).sampling_probability
+        if share is not None and setup.private:
+            smaller.append(f"{section}.sampling_probability={share * batch / setup.batch_size}")
+    cases.append((smaller, replace(base, batch_size=batch), r))
+    thin = max(1, config.lora.r // 2)
+    cases.append(([f"lora.r={thin}"], base, thin))
+    for changes, lever, rank in cases:
+        if all(_is_said(config, change) for change in changes):
+            continue
+        cost = planner.cost(lever, rank)
+        yield {
+            "set": changes,
+            "round_seconds": cost.seconds,
+            "bytes_up": cost.bytes_up,
+            "privacy": effect_text(config, changes),
+        }
+
+
+def _is_said(config: RunConfig, change: str) -> bool:
+    """Tell whether a change changes nothing."""
+    key, value = parse_override(change)
+    section, _, leaf = key.partition(".")
+    return bool(getattr(getattr(config, section), leaf) == value)
+
+
+def _toml(value: str | float | bool) -> str:
+    """Write a value as ``--set`` takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,122 @@
+"""``fedslm plan``: tables and JSON that agree, and one clear error for what cannot be planned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared import errors
+from simulations.catalog import open_scenario
+from simulations.cli import run
+from simulations.planreport import changed
+from tests.shared.test_devices import GOOD
+
+FLEET = ["plan", "fleet"]
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert run([*arguments, "--json"]) == 0
+    value: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return value
+
+
+def test_the_json_says_every_setting_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    found = as_json(capsys, *FLEET, "--device", "phone-mid", "--max-seconds", "3")
+    rows = {row["key"]: row for row in found["settings"]}
+    assert set(rows) == {
+        "lora.r",
+        "data.max_length",
+        "clients.local_steps",
+        "model.quantization",
+        "performance.cache_dequantized",
+        "performance.clipper",
+        "performance.physical_batch",
+    }
+    assert found["set"] == ["model.quantization=int4"]
+    assert rows["model.quantization"]["privacy"].startswith("none")
+    (proposed,) = found["proposed"]
+    assert proposed == f"clients.local_steps={rows['clients.local_steps']['chosen']}"
+    assert "noise multiplier 0.787 to" in rows["clients.local_steps"]["privacy"]
+    estimate = found["estimate"]
+    assert estimate["round_seconds"] <= 3
+    assert estimate["memory_bytes"] == sum(estimate["memory_of"].values())
+    levers = {tuple(row["set"]): row["privacy"] for row in found["levers"]}
+    assert levers[("lora.r=2",)] == "the plan stays what it is"
+    halved = ("clients.batch_size=8", "privacy.sampling_probability=0.065")
+    assert "noise multiplier 0.787 to" in levers[halved]
+
+
+def test_what_is_printed_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    found = as_json(capsys, *FLEET, "--device", "phone-mid", "--max-seconds", "0.8")
+    lines = [*found["set"], *found["proposed"]]
+    arguments = [part for line in lines for part in ("--set", line)]
+    again = as_json(capsys, *FLEET, "--device", "phone-mid", "--max-seconds", "0.8", *arguments)
+    assert (again["set"], again["proposed"]) == ([], [])
+    assert again["estimate"] == found["estimate"]
+
+
+def test_the_tables_say_what_the_json_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*FLEET, "--device", "jetson"]) == 0
+    text = capsys.readouterr().out
+    found = as_json(capsys, *FLEET, "--device", "jetson")
+    assert f"{found['estimate']['bytes_up']:,} bytes" in text
+    assert "the scenario fits as it is" in text
+    assert "server.deadline_seconds" in text
+    for row in found["settings"]:
+        assert row["key"] in text
+
+
+def test_a_profile_of_ones_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "box.toml"
+    path.write_text(f'name = "box"\n{GOOD}', encoding="utf-8")
+    found = as_json(capsys, *FLEET, "--device", "custom", "--profile", str(path))
+    assert found["device"] == "box"
+    assert found["macs_per_second"] == 1e10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--device", "pi4"], errors.UsageError),
+        ([], errors.UsageError),
+        (["--device", "custom"], errors.UsageError),
+        (["--device", "pi5", "--profile", "x.toml"], errors.UsageError),
+        (["--device", "pi5", "--measure"], errors.UsageError),
+        (["--device", "pi5", "--max-seconds", "nan"], errors.UsageError),
+        (["--device", "pi5", "--rounds-per-day", "0"], errors.UsageError),
+        (["--device", "custom", "--profile", "none.toml"], errors.InvalidValue),
+        (["--device", "pi5", "--max-seconds", "1e-9"], errors.ConflictingSettings),
+        (["--device", "pi5", "--set", "lora.r=0"], errors.InvalidValue),
+    ],
+)
+def test_bad_input_is_one_error(
+    arguments: list[str], error: type[errors.FedSLMError], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*FLEET, *arguments, "--json"]) == error.exit_code
+    out, _ = capsys.readouterr()
+    assert json.loads(out)["error"] == error.code
+
+
+def test_a_change_is_checked_like_any_scenario() -> None:
+    config = open_scenario("fleet", []).config
+    assert changed(config, []) == config
+    with pytest.raises(errors.ConfigError):
+        changed(config, ["lora.r=0"])
+
+
+def test_a_population_that_comes_with_the_data_is_not_guessed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = as_json(capsys, "plan", "shakespeare", "--device", "laptop")
+    assert all(row["privacy"] for row in found["levers"])
+
+
+@pytest.mark.slow
+def test_this_machine_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    found = as_json(capsys, *FLEET, "--device", "laptop", "--measure")
+    assert 1e8 < found["macs_per_second"] < 1e13
+    assert found["profile"]["sources"]["macs_per_second"].startswith("measured here")
+    assert found["profile"]["memory_mib"] > 467
