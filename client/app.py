@@ -31,6 +31,7 @@ from shared.wire import (
 
 if TYPE_CHECKING:
     from client.runtime import ClientRuntime
+    from shared.link import Downlink
 
 RuntimeOf = Callable[[Context], "ClientRuntime"]
 
@@ -63,7 +64,7 @@ class ForesightedApp(ClientApp):
             coming: client and message, in the order of the queue.
         """
         kind = message.metadata.message_type
-        read = _instructions()
+        read = _instructions(lambda: self._runtime_of(context).downlink)
 
         def told() -> Iterator[tuple[int, Instruction]]:
             for client, queued in coming:
@@ -87,7 +88,7 @@ class ForesightedApp(ClientApp):
             logger.warning("clients are computed one by one: %s", type(error).__name__)
 
 
-def _instructions() -> Callable[[Message], Instruction | None]:
+def _instructions(downlink: Callable[[], Downlink]) -> Callable[[Message], Instruction | None]:
     """Return a function that reads a message's instruction, once where many share it."""
     last: list[tuple[RecordDict, Instruction | None]] = []
 
@@ -97,7 +98,7 @@ def _instructions() -> Callable[[Message], Instruction | None]:
         call = decode_phase_call(message.content)
         trains = call is None or call.phase == "mask"
         known = message.metadata.message_type in {MessageType.TRAIN, MessageType.EVALUATE}
-        found = decode_instruction(message.content) if known and trains else None
+        found = decode_instruction(message.content, downlink()) if known and trains else None
         last[:] = [(message.content, found)]
         return found
 
@@ -131,8 +132,9 @@ def make_client_app(runtime_of: RuntimeOf, *, simulated: bool = False) -> Foresi
                         state=context.state,
                     )
                 )
-            instruction = decode_instruction(message.content)
-            return encode_update(runtime_of(context).train(client_index(context), instruction))
+            runtime = runtime_of(context)
+            instruction = decode_instruction(message.content, runtime.downlink)
+            return encode_update(runtime.train(client_index(context), instruction))
 
         return _guarded(message, work)
 

@@ -59,6 +59,7 @@ class GuardedRuntime(ClientRuntime):
         super().__init__(config=config, plan=plan, model=model, source=source, keyring=keyring)
         self.policy = policy
         self._state = state
+        self.remember_in(state)
 
     def train(self, index: int, instruction: Instruction) -> ClientUpdate:
         """Answer a round, or refuse.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,14 +17,17 @@ import numpy as np
 from client.cohortahead import Helper, LookAhead, group_size, tokens_at_once
 from client.evaluation import evaluate, evaluate_group
 from client.localsteps import LocalSteps
+from client.residuals import FOLDER, StoredResiduals
 from client.tokencache import TokenCache
 from client.tokenization import make_examples
 from client.update import clipped_update, noised_update, plain_update
+from client.uplink import Uplink
 from shared.config import RunConfig
 from shared.errors import NoUsableText, SchemaMismatch, SensitivityError
+from shared.link import Downlink
 from shared.lora import Vector, initial_factors
 from shared.privacy.distributed import NoisedShare
-from shared.wire import ClientUpdate, Instruction, Measurement
+from shared.wire import ClientUpdate, Instruction, Measurement, Stage
 
 if TYPE_CHECKING:
     from client.adapter import AdaptedModel
@@ -100,7 +104,10 @@ class ClientRuntime:
         alone = model.dropout > 0 or config.performance.clipper != "fused"
         self._trained = LookAhead(self.train_group, clients=1 if alone else size)
         self._measured = LookAhead(self.measure_group, clients=size)
-        model.load(initial_factors(model.spec, config.run.seed))
+        start = initial_factors(model.spec, config.run.seed)
+        self.downlink = Downlink(config.link, model.spec.flatten(start, self._kinds))
+        self._uplink = Uplink(config, plan)
+        model.load(start)
         model.set_trainable(self._kinds)
 
     @property
@@ -146,6 +153,14 @@ class ClientRuntime:
         self._trained.helped_by(trainers)
         self._measured.helped_by(measurers)
 
+    def remember_in(self, folder: Path) -> None:
+        """Keep what clients did not send in a folder, so that it outlives the process.
+
+        Args:
+            folder: of the run in a simulation, of the device's state on a device.
+        """
+        self._uplink = Uplink(self.config, self.plan, StoredResiduals(folder / FOLDER))
+
     def train(self, index: int, instruction: Instruction) -> ClientUpdate:
         """Train one client and return its update.
 
@@ -165,12 +180,12 @@ class ClientRuntime:
         before = self._steps.sent_part(instruction.vector, instruction.server_round)
         after = self._after_local_steps(index, instruction)
         if self.plan.mode == "example":
-            return self._reply(instruction, noised_update(before, after), "noised")
+            return self._reply(index, instruction, noised_update(before, after), "noised")
         if self.plan.mode == "none":
-            return self._reply(instruction, plain_update(before, after), "plain")
-        clipping_norm = self._clipping_norm(instruction)
-        clipped = clipped_update(before, after, clipping_norm=clipping_norm)
-        return self._reply(instruction, clipped.vector, "clipped")
+            return self._reply(index, instruction, plain_update(before, after), "plain")
+        clip = self._clipping_norm(instruction)
+        clipped = clipped_update(before, after, clipping_norm=clip)
+        return self._reply(index, instruction, clipped.vector, "clipped", clipping_norm=clip)
 
     def train_share(self, index: int, instruction: Instruction, *, cohort: int) -> NoisedShare:
         """Train one client and return its noised share of a secure sum (client-distributed).
@@ -325,11 +340,20 @@ class ClientRuntime:
             msg = f"Found an adapter of {instruction.vector.size} values, expected {expected}."
             raise SchemaMismatch(msg, hint="All values must be finite.")
 
-    def _reply(self, instruction: Instruction, vector: np.ndarray, stage: str) -> ClientUpdate:
-        """Wrap a vector as the answer to an instruction."""
+    def _reply(
+        self,
+        index: int,
+        instruction: Instruction,
+        vector: Vector,
+        stage: Stage,
+        *,
+        clipping_norm: float | None = None,
+    ) -> ClientUpdate:
+        """Wrap a vector as the answer to an instruction, coded as the scenario says."""
         return ClientUpdate(
             server_round=instruction.server_round,
             config_digest=instruction.config_digest,
-            stage=stage,  # type: ignore[arg-type]
+            stage=stage,
             vector=vector,
+            coded=self._uplink.code(index, instruction, vector, clipping_norm=clipping_norm),
         )

@@ -12,6 +12,7 @@ from typing import Protocol
 from server.aggregation import LONGEST_UPDATE, STAGE_OF_MODE, Aggregator
 from server.messenger import TRAIN, Messenger
 from shared.errors import ConflictingSettings, ProtocolError
+from shared.link import Link
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.secagg.coordinator import Coordinator, SecureSum, Upload
 from shared.privacy.secagg.keys import Roster
@@ -96,6 +97,7 @@ def collect_updates(
     on_answer: OnAnswer,
     on_refused: OnRefused = tell_nobody,
     size: int | None = None,
+    link: Link | None = None,
 ) -> tuple[int, Traffic]:
     """Send a round and hand each update to the aggregator as it comes.
 
@@ -108,6 +110,7 @@ def collect_updates(
         on_answer: is told after each.
         on_refused: is told of an update that breaks the protocol.
         size: parameters of an update; default as many as clients are sent.
+        link: the code of updates that the scenario says; None for float32.
 
     Returns:
         How many answered, and the traffic.
@@ -125,13 +128,15 @@ def collect_updates(
                 config_digest=instruction.config_digest,
                 stage=STAGE_OF_MODE[plan.mode],
                 size=instruction.vector.size if size is None else size,
+                link=link,
             )
         except ProtocolError as error:
             logger.warning("round %s, node %d: %s", group, node, error.message)
             on_refused(nodes[node], error.code)
             continue
         norm = aggregator.add(update.vector)
-        oddity = _oddity(norm, instruction.clipping_norm or plan.clipping_norm, plan)
+        stretch = 1.0 if link is None else link.code.stretch
+        oddity = _oddity(norm / stretch, instruction.clipping_norm or plan.clipping_norm, plan)
         if oddity is not None:
             # Counted like any other, as zero or clipped; that it came is worth knowing.
             on_refused(nodes[node], oddity)

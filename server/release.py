@@ -20,6 +20,7 @@ from server.collect import (
 from server.messenger import Messenger
 from server.setup import RoundObserver, RunSetup
 from shared.errors import QuorumNotReached, SecureAggregationError
+from shared.link import uplink
 from shared.privacy.correlated import CorrelatedNoise
 from shared.privacy.noise import SEEDED, NoiseSource
 from shared.privacy.noiserows import forget_rows
@@ -91,6 +92,7 @@ class Releaser:
         self._setup = setup
         self._observer = observer
         self._nodes_of = nodes_of
+        self._link = uplink(setup.config.link)
         self._rows: CorrelatedNoise | None = None
         quantile = setup.plan.quantile
         self.clip: float | None = None if quantile is None else quantile.initial
@@ -146,6 +148,7 @@ class Releaser:
             on_answer=self._teller(server_round, len(cohort)),
             on_refused=self._on_refused,
             size=size,
+            link=self._link,
         )
         self._check_quorum(answered, len(cohort), server_round)
         aggregate = aggregator.release()

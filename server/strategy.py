@@ -33,6 +33,7 @@ from server.release import Release, Releaser
 from server.releases import ReleaseRecorder
 from server.setup import NodeDirectory, RoundObserver, RunSetup
 from shared.errors import ProtocolError, QuorumNotReached
+from shared.link import Downlink
 from shared.lora import Vector, initial_factors
 from shared.seeding import data_rng
 from shared.wire import (
@@ -79,6 +80,7 @@ class FederatedRun:
         self._optimizer = make_optimizer(setup.config, setup.spec)
         factors = initial_factors(setup.spec, setup.config.run.seed)
         self.initial_vector: Vector = setup.spec.flatten(factors, self._kinds)
+        self._downlink = Downlink(setup.config.link, self.initial_vector)
         self.vector: Vector = self.initial_vector
         self._average = np.zeros(size, dtype=np.float64)
         self._averaged = 0
@@ -342,7 +344,10 @@ class FederatedRun:
         )
 
     def _instruction(self, server_round: int, vector: Vector) -> Instruction:
-        """Make what clients are told."""
+        """Make what clients are told; the adapter is coded where they train from it."""
+        coded = None
+        if server_round > 0:
+            vector, coded = self._downlink.seen(vector)
         return Instruction(
             run_id=self._setup.run_id,
             server_round=server_round,
@@ -351,4 +356,5 @@ class FederatedRun:
             vector=vector,
             clipping_norm=self._releaser.clip,
             anchor=self._budget.signed_head(),
+            coded=coded,
         )

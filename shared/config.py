@@ -14,6 +14,7 @@ from pydantic import Field, Strict
 
 from shared.canonical import canonical_json, sha256_hex
 from shared.configaggregation import AggregationSection
+from shared.configlink import LinkSection
 from shared.configtypes import (
     NonNegativeInt,
     NonNegativeReal,
@@ -327,6 +328,7 @@ class RunConfig(Section):
     privacy: PrivacySection
     example: ExampleSection = ExampleSection()
     aggregation: AggregationSection = AggregationSection()
+    link: LinkSection = LinkSection()
     audit: AuditSection = AuditSection()
     evaluation: EvaluationSection = EvaluationSection()
     performance: PerformanceSection = PerformanceSection()

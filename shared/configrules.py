@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from shared.config import ExampleSection, PrivacySection, RunConfig
 from shared.errors import EmptyPopulation, Problem
+from shared.linkrules import link_problems
 from shared.policyrules import policy_conflicts
 from shared.problems import conflict
 from shared.schedulerules import schedule_problems
@@ -25,6 +26,7 @@ def find_conflicts(config: RunConfig) -> list[Problem]:
         *_privacy(config),
         *policy_conflicts(config),
         *schedule_problems(config),
+        *link_problems(config),
         *_audit(config),
         *_performance(config),
     ]

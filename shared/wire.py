@@ -13,8 +13,10 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
 
 from shared.errors import ClientFailed, SchemaMismatch
+from shared.link import Coded, Downlink, Link
 from shared.lora import Vector
 from shared.npyfile import read_npy
 from shared.privacy.ledger_signing import SignedHead
@@ -24,6 +26,7 @@ PROTOCOL: Final = 1
 HEADER: Final = "fedslm"
 ADAPTER: Final = "adapter"
 VECTOR: Final = "vector"
+CODEC: Final = "codec"
 _SHOWN: Final = 64
 
 T = TypeVar("T")
@@ -44,10 +47,11 @@ class Instruction:
         server_round: 1-based round.
         config_digest: digest of the scenario; the client refuses another one.
         plan_digest: digest of the privacy plan; the client refuses another one.
-        vector: the trained factors of the global adapter, flat float32.
+        vector: the trained factors of the global adapter, flat float32, as the client reads them.
         clipping_norm: the clip of this round, where the clip moves (quantile clipping).
         empty: whether the client is asked to take part with an empty update, to fill a cohort up.
         anchor: the signed end of the server's ledger, which a device remembers.
+        coded: the vector as it travels where the scenario codes it; None once it was read.
     """
 
     run_id: str
@@ -58,6 +62,7 @@ class Instruction:
     clipping_norm: float | None = None
     empty: bool = False
     anchor: SignedHead | None = None
+    coded: Coded | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,13 +102,16 @@ class ClientUpdate:
         server_round: the round it answers.
         config_digest: echoed from the instruction.
         stage: ``"plain"`` (mode none), ``"clipped"`` (client-central) or ``"noised"`` (example).
-        vector: the adapter delta, flat float32; sensitive unless ``"noised"``.
+        vector: the adapter delta, flat float32; sensitive unless ``"noised"``. At the server, what
+            was read of it; at the client, what it was before it was coded.
+        coded: the delta as it travels where the scenario codes it; as sensitive as the vector.
     """
 
     server_round: int
     config_digest: str
     stage: Stage
     vector: Vector
+    coded: Coded | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,11 +136,15 @@ class Introduction:
 
 def encode_instruction(instruction: Instruction) -> RecordDict:
     """Write an instruction as Flower records."""
-    return _records(_told(instruction), instruction.vector)
+    return _records(_told(instruction), instruction.vector, instruction.coded)
 
 
-def decode_instruction(records: RecordDict) -> Instruction:
+def decode_instruction(records: RecordDict, downlink: Downlink | None = None) -> Instruction:
     """Read an instruction.
+
+    Args:
+        records: what the server sent.
+        downlink: reads a coded adapter; one that came whole is taken with any.
 
     Raises:
         SchemaMismatch: if a field is missing, has another type, or the version differs.
@@ -141,7 +153,7 @@ def decode_instruction(records: RecordDict) -> Instruction:
     moving = "clipping-norm" in header
     return Instruction(
         **_addressed(header),
-        vector=np.array(_vector(records)),
+        vector=_adapter(records, header, downlink),
         clipping_norm=_field(header, "clipping-norm", float) if moving else None,
         empty=_field(header, "empty", bool),
         anchor=_anchor(header),
@@ -153,7 +165,7 @@ def encode_phase_call(call: PhaseCall, instruction: Instruction | None = None) -
     phase = {"phase": call.phase, "payload": call.payload}
     if instruction is None:
         return _records({**_address(call), **phase}, None)
-    return _records({**_told(instruction), **phase}, instruction.vector)
+    return _records({**_told(instruction), **phase}, instruction.vector, instruction.coded)
 
 
 def decode_phase_call(records: RecordDict) -> PhaseCall | None:
@@ -198,17 +210,24 @@ def encode_update(update: ClientUpdate) -> RecordDict:
         "config-digest": update.config_digest,
         "stage": update.stage,
     }
-    return _records(header, update.vector)
+    return _records(header, update.vector, update.coded)
 
 
 def decode_update(
-    records: RecordDict, *, server_round: int, config_digest: str, stage: Stage, size: int
+    records: RecordDict,
+    *,
+    server_round: int,
+    config_digest: str,
+    stage: Stage,
+    size: int,
+    link: Link | None = None,
 ) -> ClientUpdate:
     """Read an update and check that it answers this round of this run.
 
     A vector with NaN or infinity is accepted here: what it becomes (the zero update) is decided
     where it is clipped or averaged, so that failure looks like any other update on the wire.
     The vector is a view of the message's own bytes, which nobody can write to: nothing is copied.
+    A coded one is made of them, and is finite.
 
     Args:
         records: what the client sent.
@@ -216,6 +235,7 @@ def decode_update(
         config_digest: digest of the scenario.
         stage: what the privacy mode requires of an update.
         size: number of parameters expected.
+        link: the code that the scenario says; None for float32. No other is read.
 
     Raises:
         ClientFailed: if the client reports a failure; names its code only.
@@ -227,7 +247,7 @@ def decode_update(
         server_round=_field(header, "server-round", int),
         config_digest=_field(header, "config-digest", str),
         stage=stage,
-        vector=_vector(records),
+        vector=_sent(records, header, link, size),
     )
     _expect("stage", _field(header, "stage", str), stage)
     _expect("server-round", update.server_round, server_round)
@@ -301,8 +321,15 @@ def payload_bytes(records: RecordDict) -> int:
     return sum(record.count_bytes() for record in records.values())
 
 
-def _records(header: dict[str, Any], vector: Vector | None) -> RecordDict:
-    """Join a header and an optional vector."""
+def _records(
+    header: dict[str, Any], vector: Vector | None, coded: Coded | None = None
+) -> RecordDict:
+    """Join a header and an optional vector, coded or not."""
+    if coded is not None:
+        data = np.frombuffer(coded.data, dtype=np.uint8)
+        named = RecordDict({HEADER: ConfigRecord({**header, CODEC: coded.codec})})
+        named[ADAPTER] = ArrayRecord({VECTOR: Array(data)})
+        return named
     records = RecordDict({HEADER: ConfigRecord(header)})
     if vector is not None:
         array = Array(np.ascontiguousarray(vector, dtype=np.float32))
@@ -393,18 +420,48 @@ def _field(header: ConfigRecord, name: str, kind: type[T]) -> T:
     return value
 
 
+def _adapter(records: RecordDict, header: ConfigRecord, downlink: Downlink | None) -> Vector:
+    """Return the adapter of an instruction, a copy; coded or whole."""
+    if CODEC not in header:
+        return np.array(_vector(records))
+    if downlink is None:
+        msg = "An instruction has a coded adapter, expected float32."
+        raise SchemaMismatch(msg)
+    return downlink.decode(_coded(records, header))
+
+
+def _sent(records: RecordDict, header: ConfigRecord, link: Link | None, size: int) -> Vector:
+    """Return the vector of an update in the code of the scenario and in no other."""
+    if link is None:
+        _expect("codec", header.get(CODEC), None)
+        return _vector(records)
+    return link.decode(_coded(records, header), size)
+
+
+def _coded(records: RecordDict, header: ConfigRecord) -> Coded:
+    """Return a coded vector; its bytes are those of the message, not yet looked at."""
+    name, data = _field(header, CODEC, str), _array(records, "uint8")
+    return Coded(codec=name, data=data.tobytes())
+
+
 def _vector(records: RecordDict) -> Vector:
     """Return the flat float32 vector of a message, a view of its bytes that cannot be written."""
+    return _array(records, "float32")
+
+
+def _array(records: RecordDict, dtype: str) -> NDArray[Any]:
+    """Return the only array of a message, of one dimension and a given type, as a view."""
     record = records.get(ADAPTER)
     array = record.get(VECTOR) if isinstance(record, ArrayRecord) else None
     if array is None or len(records[ADAPTER]) != 1:
         msg = "A message has no adapter vector, or other arrays beside it."
         raise SchemaMismatch(msg)
-    if (array.dtype, array.stype, len(array.shape)) != ("float32", "numpy.ndarray", 1):
-        msg = f"Found an adapter of dtype {_shown(array.dtype)}, expected float32 in one dimension."
+    if (array.dtype, array.stype, len(array.shape)) != (dtype, "numpy.ndarray", 1):
+        found = _shown(array.dtype)
+        msg = f"Found an adapter of dtype {found}, expected {dtype} in one dimension."
         raise SchemaMismatch(msg)
     # numpy's own reader raises what it likes, unpacks archives and believes the header's shape.
-    return read_npy(memoryview(array.data).toreadonly(), dtype="float32", shape=array.shape)
+    return read_npy(memoryview(array.data).toreadonly(), dtype=dtype, shape=array.shape)
 
 
 def _expect(name: str, found: object, expected: object) -> None:

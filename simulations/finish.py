@@ -13,6 +13,7 @@ from typing import Any
 
 from server.adapters import write_adapter
 from server.budget import RunBudget
+from shared.configlink import link_facts
 from shared.lora import Vector, initial_factors
 from shared.privacy.ledger import Ledger
 from shared.privacy.plan import PrivacyPlan
@@ -173,6 +174,7 @@ def _summary(
             "trainable_parameters": model.spec.size(config.trained_kinds),
         },
         "aggregation": config.policy,
+        "link": link_facts(config.link),
         "data": dict(outcome.assembly.dataset.describe()),
         "loss_before": before,
         "loss_after": after,

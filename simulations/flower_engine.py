@@ -113,24 +113,29 @@ def _machines() -> list[dict[str, float]]:
         ray.shutdown()
 
 
-def actor_client_app(config_json: str, plan_json: str, base_dir: str) -> ClientApp:
-    """Build a ClientApp that Ray can pickle: it holds three strings.
+def actor_client_app(
+    config_json: str, plan_json: str, base_dir: str, folder: str | None = None
+) -> ClientApp:
+    """Build a ClientApp that Ray can pickle: it holds strings.
 
     Args:
         config_json: the scenario.
         plan_json: the privacy plan.
         base_dir: what relative data paths are relative to.
+        folder: where clients keep what they did not send; None keeps it in the actor.
     """
 
     def runtime_of(context: Context) -> ClientRuntime:
         del context
-        return _actor_runtime(config_json, plan_json, base_dir)
+        return _actor_runtime(config_json, plan_json, base_dir, folder)
 
     return make_client_app(runtime_of, simulated=True)
 
 
 @lru_cache(maxsize=1)
-def _actor_runtime(config_json: str, plan_json: str, base_dir: str) -> ClientRuntime:
+def _actor_runtime(
+    config_json: str, plan_json: str, base_dir: str, folder: str | None
+) -> ClientRuntime:
     """Build the runtime of an actor process once."""
     from shared.configfile import parse_json
     from shared.privacy.plan import PrivacyPlan
@@ -138,4 +143,7 @@ def _actor_runtime(config_json: str, plan_json: str, base_dir: str) -> ClientRun
 
     config = parse_json(config_json)
     plan = PrivacyPlan.from_json(plan_json)
-    return assemble_runtime(config, plan, base_dir=Path(base_dir)).runtime
+    runtime = assemble_runtime(config, plan, base_dir=Path(base_dir)).runtime
+    if folder is not None:
+        runtime.remember_in(Path(folder))
+    return runtime

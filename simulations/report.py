@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shared.configlink import link_words
 from shared.errors import RunFolderError
 from shared.files import disk_errors, write_text
 from simulations import auditfigures, audittext, plots, reporttext
@@ -85,6 +86,7 @@ def _page(
         last_clip=_number(metrics[-1].get("clipping_norm")) if metrics else None,
         byte_plot=_byte_plot(metrics),
         traffic=reporttext.traffic(metrics),
+        codes=link_words(summary.get("link", {})),
         clients=reporttext.client_spread(evaluation),
         client_plot=_client_plot(evaluation),
         audit=audit,

@@ -222,6 +222,7 @@ class _Session:
         population = self._assembly.dataset.population
         if self._config.run.engine == "inprocess":
             runtime = self._assembly.runtime
+            runtime.remember_in(self._folder.path)
             client_app = make_client_app(lambda _: runtime, simulated=True)
             run_in_process(server, client_app, population=population)
             return
@@ -231,6 +232,7 @@ class _Session:
             self._config.to_json(),
             canonical_json(self._plan.to_json()),
             str(self._base_dir.resolve()),
+            str(self._folder.path.resolve()),
         )
         performance = self._config.performance
         run_on_flower(

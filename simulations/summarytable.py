@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from shared.configlink import link_words
 from simulations.runfolder import REPORT
 
 
@@ -80,4 +81,6 @@ def _change(before: float | None, after: float | None) -> str:
 def _bytes(summary: Mapping[str, Any]) -> str:
     """Return the payload of one client in one round."""
     up, down = summary["bytes_up_per_client_round"], summary["bytes_down_per_client_round"]
-    return f"{up:,} up, {down:,} down per client"
+    words = link_words(summary.get("link", {}))
+    coded = "" if set(words) == {"fp32"} else f", coded {words[0]} up and {words[1]} down"
+    return f"{up:,} up, {down:,} down per client{coded}"

@@ -15,6 +15,7 @@ from client.secure import answer_phase
 from server.collect import SecureRound
 from server.messenger import Messenger
 from shared.errors import SecureAggregationError
+from shared.link import Downlink
 from shared.lora import Vector
 from shared.privacy.distributed import NoisedShare
 from shared.privacy.ledger import Ledger
@@ -98,6 +99,7 @@ class Device:
     plan: PrivacyPlan
     keyring: SimulatedKeyring
     dimension: int
+    downlink: Downlink | None = None
 
     @property
     def digests(self) -> tuple[str, str]:

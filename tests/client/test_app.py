@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from client.app import app as deployed
 from client.app import client_index, make_client_app
 from shared.errors import ClientFailed, NoUsableText, SchemaMismatch
+from shared.link import Downlink
 from shared.wire import (
     HEADER,
     ClientUpdate,
@@ -29,6 +30,8 @@ SECRET = "Ada Quill, phone 555-0142"
 
 class Runtime:
     """Stands in for a device: answers, or fails with a record in its message."""
+
+    downlink: Downlink | None = None
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error

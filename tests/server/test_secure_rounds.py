@@ -24,6 +24,7 @@ from server.strategy import FederatedRun
 from shared.config import RunConfig
 from shared.configfile import resolve
 from shared.errors import FedSLMError, LedgerError, QuorumNotReached, SecureAggregationError
+from shared.link import Downlink
 from shared.lora import AdapterSpec, Factor
 from shared.privacy.distributed import NoisedShare, wire_words
 from shared.privacy.ledger import Ledger
@@ -75,6 +76,7 @@ class Contributor:
     plan: PrivacyPlan
     digests: tuple[str, str]
     keyring: Keyring | None
+    downlink: Downlink | None = None
     given: dict[int, np.ndarray] = field(default_factory=dict)
     cohorts: set[int] = field(default_factory=set)
     empty: set[int] = field(default_factory=set)
