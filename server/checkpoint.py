@@ -23,6 +23,7 @@ from shared.lora import Vector
 
 NAME = "checkpoint.safetensors"
 _FORMAT = 1
+_WAITING = "waiting."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,8 @@ class Checkpoint:
         record: the metrics line of the round.
         clip: the clip of the next round under quantile clipping, else None. It was released with
             the round, so keeping it costs nothing. Files from before it existed read as None.
+        asynchronous: who is at work, in an asynchronous run; empty in a synchronous one.
+        waiting: updates of an asynchronous run that no step has counted yet.
     """
 
     server_round: int
@@ -51,6 +54,8 @@ class Checkpoint:
     optimizer_steps: int
     record: Mapping[str, Any] = field(default_factory=dict)
     clip: float | None = None
+    asynchronous: Mapping[str, Any] = field(default_factory=dict)
+    waiting: Mapping[str, Vector] = field(default_factory=dict)
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -73,7 +78,10 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "vector": checkpoint.vector,
         "average": checkpoint.average,
     }
+    if checkpoint.asynchronous:
+        header["asynchronous"] = dict(checkpoint.asynchronous)
     tensors |= {f"optimizer.{name}": value for name, value in checkpoint.optimizer.items()}
+    tensors |= {_WAITING + name: value for name, value in checkpoint.waiting.items()}
     write_bytes(folder / NAME, save(tensors, metadata={"fedslm": json.dumps(header)}))
 
 
@@ -97,6 +105,7 @@ def read_checkpoint(folder: Path, *, config_digest: str) -> Checkpoint | None:
         with safe_open(path, framework="np") as stream:
             header = json.loads(stream.metadata()["fedslm"])
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        waiting = {k: tensors.pop(k) for k in list(tensors) if k.startswith(_WAITING)}
         found = Checkpoint(
             server_round=int(header["server_round"]),
             config_digest=str(header["config_digest"]),
@@ -107,6 +116,8 @@ def read_checkpoint(folder: Path, *, config_digest: str) -> Checkpoint | None:
             optimizer_steps=int(header["optimizer_steps"]),
             record=header["record"],
             clip=None if header.get("clip") is None else float(header["clip"]),
+            asynchronous=dict(header.get("asynchronous", {})),
+            waiting={k.removeprefix(_WAITING): v for k, v in waiting.items()},
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         msg = f"{NAME} cannot be read."

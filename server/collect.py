@@ -87,6 +87,11 @@ class Traffic:
         return Traffic(up=self.up + other.up, down=self.down + other.down)
 
 
+def ask_nobody(client: int) -> None:
+    """Take no note of whose update comes next."""
+    del client
+
+
 def collect_updates(
     messenger: Messenger,
     nodes: Mapping[int, int],
@@ -98,8 +103,14 @@ def collect_updates(
     on_refused: OnRefused = tell_nobody,
     size: int | None = None,
     link: Link | None = None,
+    enough: int | None = None,
+    on_next: Callable[[int], None] = ask_nobody,
 ) -> tuple[int, Traffic]:
     """Send a round and hand each update to the aggregator as it comes.
+
+    With ``enough``, who answers first decides who else is counted. That is sound only where every
+    update is protected before it is sent, or nothing is promised; under a guarantee of the server
+    (client-central) nobody's answer may cut off another's.
 
     Args:
         messenger: the way to the nodes.
@@ -111,10 +122,18 @@ def collect_updates(
         on_refused: is told of an update that breaks the protocol.
         size: parameters of an update; default as many as clients are sent.
         link: the code of updates that the scenario says; None for float32.
+        enough: updates after which nobody is waited for; None waits for everybody.
+        on_next: is told whose update the aggregator is handed next.
 
     Returns:
         How many answered, and the traffic.
+
+    Raises:
+        ConflictingSettings: for ``enough`` in mode client-central.
     """
+    if enough is not None and plan.mode not in {"none", "example"}:
+        msg = f"mode={plan.mode!r}: one client's answer must not decide whose is counted."
+        raise ConflictingSettings(msg)
     content = encode_instruction(instruction)
     answered = up = 0
     group = str(instruction.server_round)
@@ -134,6 +153,7 @@ def collect_updates(
             logger.warning("round %s, node %d: %s", group, node, error.message)
             on_refused(nodes[node], error.code)
             continue
+        on_next(nodes[node])
         norm = aggregator.add(update.vector)
         stretch = 1.0 if link is None else link.code.stretch
         oddity = _oddity(norm / stretch, instruction.clipping_norm or plan.clipping_norm, plan)
@@ -143,6 +163,8 @@ def collect_updates(
         answered += 1
         up = max(up, payload_bytes(reply))
         on_answer(answered)
+        if enough is not None and answered >= enough:
+            break
     return answered, Traffic(up=up, down=payload_bytes(content))
 
 

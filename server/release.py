@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from server.aggregation import Aggregate, correlated_noise, make_aggregator
+from server.asyncround import AsyncRounds, async_rounds
 from server.collect import (
     OnAnswer,
     OnRefused,
@@ -19,6 +21,8 @@ from server.collect import (
 )
 from server.messenger import Messenger
 from server.setup import RoundObserver, RunSetup
+from server.timing import SECONDS, RoundTimer, clock_of, wanted_answers
+from server.updatebuffer import Holder
 from shared.errors import QuorumNotReached, SecureAggregationError
 from shared.link import uplink
 from shared.privacy.correlated import CorrelatedNoise
@@ -94,6 +98,10 @@ class Releaser:
         self._nodes_of = nodes_of
         self._link = uplink(setup.config.link)
         self._rows: CorrelatedNoise | None = None
+        moved = setup.spec.size(setup.config.trained_kinds)
+        self.asynchronous: AsyncRounds | None = async_rounds(setup, size=self._size(1))
+        clock = None if self.asynchronous is not None else clock_of(setup.config)
+        self.timer = None if clock is None else RoundTimer(clock, size=moved)
         quantile = setup.plan.quantile
         self.clip: float | None = None if quantile is None else quantile.initial
 
@@ -123,13 +131,16 @@ class Releaser:
         """
         if self._setup.plan.distributed is not None:
             return self._secure_sum(messenger, instruction, cohort)
+        if self.asynchronous is not None:
+            return self._buffered(messenger, instruction, self.asynchronous)
         return self._updates(messenger, instruction, cohort)
 
     def _updates(
         self, messenger: Messenger, instruction: Instruction, cohort: Sequence[int]
     ) -> Release:
         """Aggregate updates as they come, at the server."""
-        plan, server_round = self._setup.plan, instruction.server_round
+        setup = self._setup
+        plan, server_round = setup.plan, instruction.server_round
         size = self._size(server_round)
         aggregator = make_aggregator(
             size,
@@ -139,22 +150,67 @@ class Releaser:
             clip=self.clip,
             noise=self._rows,
         )
-        answered, traffic = collect_updates(
-            messenger,
-            self._nodes_of(cohort),
-            instruction,
-            aggregator=aggregator,
-            plan=plan,
-            on_answer=self._teller(server_round, len(cohort)),
-            on_refused=self._on_refused,
-            size=size,
-            link=self._link,
-        )
-        self._check_quorum(answered, len(cohort), server_round)
+        enough = wanted_answers(setup.config, len(cohort))
+
+        def ask(clients: Sequence[int], before: int) -> tuple[int, Traffic]:
+            return collect_updates(
+                messenger,
+                self._nodes_of(clients),
+                instruction,
+                aggregator=aggregator,
+                plan=plan,
+                on_answer=self._teller(server_round, len(cohort), before=before),
+                on_refused=self._on_refused,
+                size=size,
+                link=self._link,
+                enough=None if enough is None else enough - before,
+            )
+
+        if self.timer is None:
+            answered, traffic = ask(cohort, 0)
+        else:
+            schedule = self.timer.schedule(server_round, cohort, size=size)
+            answered, traffic = self.timer.run(schedule, ask, enough=enough, size=size)
+        self._check_quorum(answered, enough or len(cohort), server_round)
         aggregate = aggregator.release()
         if aggregate is not None:
             self.clip = aggregate.next_clip
         return Release(aggregate=aggregate, traffic=traffic)
+
+    def _buffered(
+        self, messenger: Messenger, instruction: Instruction, rounds: AsyncRounds
+    ) -> Release:
+        """Compute the answers of the clients that began, and release the buffer that is full."""
+        server_round = instruction.server_round
+
+        def collect(clients: Sequence[int], holder: Holder) -> Traffic:
+            _, traffic = collect_updates(
+                messenger,
+                self._nodes_of(clients),
+                instruction,
+                aggregator=holder,
+                plan=self._setup.plan,
+                on_answer=self._teller(server_round, len(clients)),
+                on_refused=self._on_refused,
+                link=self._link,
+                on_next=holder.of,
+            )
+            return traffic
+
+        aggregate, answered, traffic = rounds.step(server_round, collect)
+        self._check_quorum(answered, rounds.size, server_round)
+        return Release(aggregate=aggregate, traffic=traffic)
+
+    def resume_time(self, record: Mapping[str, Any]) -> None:
+        """Go on at the time of the last finished round's metrics line."""
+        if self.timer is not None:
+            self.timer.restore(record, size=self._size(int(record["round"])))
+
+    def time_notes(self) -> dict[str, float | int]:
+        """Return what a metrics line says of simulated time; nothing where none is simulated."""
+        if self.asynchronous is not None:
+            return self.asynchronous.notes()
+        return {} if self.timer is None else {SECONDS: self.timer.now}
 
     def _secure_sum(
         self, messenger: Messenger, instruction: Instruction, cohort: Sequence[int]
@@ -211,11 +267,11 @@ class Releaser:
         rng = data_rng(self._setup.config.run.seed, "padding", server_round)
         return choose_others(rng, cohort, count=missing, population=self._setup.population)
 
-    def _teller(self, server_round: int, cohort: int) -> OnAnswer:
-        """Return what tells the observer about each answer."""
+    def _teller(self, server_round: int, cohort: int, *, before: int = 0) -> OnAnswer:
+        """Return what tells the observer about each answer after the first ``before``."""
 
         def tell(answered: int) -> None:
-            self._observer.client_done(server_round, answered, cohort)
+            self._observer.client_done(server_round, before + answered, cohort)
 
         return tell
 

@@ -32,6 +32,7 @@ from server.presence import Presence
 from server.release import Release, Releaser
 from server.releases import ReleaseRecorder
 from server.setup import NodeDirectory, RoundObserver, RunSetup
+from server.timing import refuse_in_fleet
 from shared.errors import ProtocolError, QuorumNotReached
 from shared.link import Downlink
 from shared.lora import Vector, initial_factors
@@ -69,6 +70,8 @@ class FederatedRun:
         observer: RoundObserver,
         directory: NodeDirectory | None = None,
     ) -> None:
+        if directory is not None:
+            refuse_in_fleet(setup.config)
         self._setup = setup
         self.presence = Presence(setup.population, directory=directory)
         self._config = setup.config
@@ -128,6 +131,9 @@ class FederatedRun:
         self._optimizer.restore(found.optimizer, found.optimizer_steps)
         self.finished_rounds = found.server_round
         self.last_record = dict(found.record)
+        self._releaser.resume_time(self.last_record)
+        if self._releaser.asynchronous is not None:
+            self._releaser.asynchronous.restore(found.asynchronous, found.waiting)
         if found.clip is not None:
             self._releaser.clip = found.clip
         return True
@@ -263,14 +269,19 @@ class FederatedRun:
         """Choose the round's clients as the plan says."""
         config, plan = self._config, self._setup.plan
         size = self._setup.population
+        if self._releaser.asynchronous is not None:
+            return self._releaser.asynchronous.begin(server_round, self._budget.participations())
         if plan.correlated is not None:
             groups = plan.correlated.min_separation
             return cyclic_cohort(size, groups, server_round, config.run.seed)
-        cohort = config.clients.cohort
+        cohort = config.asked_cohort
         probability = 1.0 if cohort is None else min(1.0, cohort / size)
         kind = "seeded-simulation" if plan.mode == "none" else plan.noise_source
         source = cohort_source(seed=config.run.seed, server_round=server_round, kind=kind)
         chosen = sample_cohort(size, probability, source)
+        if self._releaser.timer is not None and plan.mode in {"none", "example"}:
+            # Nothing is claimed for sampling there; under a client mode they are dropouts.
+            chosen = self._releaser.timer.present(chosen)
         if plan.mode != "example" or plan.max_participations is None:
             return chosen
         return within_quota(chosen, self._budget.participations(), plan.max_participations)
@@ -310,6 +321,7 @@ class FederatedRun:
         spent = self._budget.spent()
         private = self._setup.plan.mode != "none"
         return {
+            **self._releaser.time_notes(),
             "round": server_round,
             "loss": None,
             "perplexity": None,
@@ -328,6 +340,7 @@ class FederatedRun:
 
     def _checkpoint(self, server_round: int, record: Record) -> None:
         """Write the release of a round."""
+        rounds = self._releaser.asynchronous
         write_checkpoint(
             self._setup.folder,
             Checkpoint(
@@ -340,6 +353,8 @@ class FederatedRun:
                 optimizer_steps=self._optimizer.steps,
                 record=record,
                 clip=self._releaser.clip,
+                asynchronous={} if rounds is None else rounds.state(),
+                waiting={} if rounds is None else rounds.tensors(),
             ),
         )
 

@@ -14,6 +14,7 @@ from pydantic import Field, Strict
 
 from shared.canonical import canonical_json, sha256_hex
 from shared.configaggregation import AggregationSection
+from shared.configclock import BufferSection, ClockSection
 from shared.configlink import LinkSection
 from shared.configtypes import (
     NonNegativeInt,
@@ -154,6 +155,9 @@ class ServerSection(Section):
         default=0.5, description="share of the cohort that must answer"
     )
     deadline_seconds: PositiveReal = Field(default=600.0, description="wait for a round")
+    over_selection: Annotated[float, Strict(), Field(ge=1)] = Field(
+        default=1.0, description="ask so many times the cohort, and leave out who is late"
+    )
 
 
 class PrivacySection(Section):
@@ -325,6 +329,8 @@ class RunConfig(Section):
     data: DataSection
     clients: ClientsSection = ClientsSection()
     server: ServerSection = ServerSection()
+    clock: ClockSection = ClockSection()
+    buffer: BufferSection = BufferSection()
     privacy: PrivacySection
     example: ExampleSection = ExampleSection()
     aggregation: AggregationSection = AggregationSection()
@@ -348,6 +354,12 @@ class RunConfig(Section):
     def sent_kinds(self, server_round: int) -> str:
         """Return which factors clients train and send in a round, counted from 1."""
         return POLICIES[self.policy].sent(server_round)
+
+    @property
+    def asked_cohort(self) -> float | None:
+        """Expected number of clients that a round asks, with over-selection; None is everyone."""
+        cohort = self.clients.cohort
+        return None if cohort is None else cohort * self.server.over_selection
 
     @property
     def steps_are_private(self) -> bool:

@@ -14,6 +14,7 @@ from shared.linkrules import link_problems
 from shared.policyrules import policy_conflicts
 from shared.problems import conflict
 from shared.schedulerules import schedule_problems
+from shared.stragglerrules import straggler_conflicts
 from shared.taskrules import task_conflicts
 
 
@@ -27,6 +28,7 @@ def find_conflicts(config: RunConfig) -> list[Problem]:
         *policy_conflicts(config),
         *schedule_problems(config),
         *link_problems(config),
+        *straggler_conflicts(config),
         *_audit(config),
         *_performance(config),
     ]

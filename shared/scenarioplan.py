@@ -37,7 +37,9 @@ def plan_of(config: RunConfig, *, population: int) -> PrivacyPlan:
     privacy, clients = config.privacy, config.clients
     probability = privacy.sampling_probability
     if privacy.mode in {"client-central", "client-distributed"}:
-        probability = 1.0 if clients.cohort is None else min(1.0, clients.cohort / population)
+        # Over-selection is sampling: who is asked is charged, whoever is late.
+        asked = config.asked_cohort
+        probability = 1.0 if asked is None else min(1.0, asked / population)
     unit = UNIT_OF_MODE.get(privacy.mode)
     return make_plan(
         mode=privacy.mode,
@@ -93,7 +95,7 @@ def _quantile(config: RunConfig, *, population: int) -> QuantileClipping | None:
     if privacy.clipping_norm is None:
         msg = "clipping_norm=None, expected the first clip of quantile clipping."
         raise InvalidValue(msg)
-    cohort = float(config.clients.cohort or population)
+    cohort = min(float(config.asked_cohort or population), float(population))
     noise = privacy.count_noise_stddev
     return QuantileClipping(
         target=privacy.clipping_quantile,

@@ -13,6 +13,7 @@ from typing import Any
 
 from server.adapters import write_adapter
 from server.budget import RunBudget
+from server.timing import SECONDS
 from shared.configlink import link_facts
 from shared.lora import Vector, initial_factors
 from shared.privacy.ledger import Ledger
@@ -163,7 +164,7 @@ def _summary(
         "seed": config.run.seed,
         "rounds": outcome.rounds,
         "population": outcome.assembly.dataset.population,
-        "cohort": config.clients.cohort or outcome.assembly.dataset.population,
+        "cohort": config.asked_cohort or outcome.assembly.dataset.population,
         "base_model": config.model.base,
         "base_digest": model.base.digest,
         "quantization": config.model.quantization,
@@ -185,6 +186,7 @@ def _summary(
         "bytes_up_per_client_round": _largest(metrics, "bytes_up_per_client"),
         "bytes_down_per_client_round": _largest(metrics, "bytes_down_per_client"),
         "seconds": round(max(seconds, earlier), 3),
+        **({SECONDS: metrics[-1][SECONDS]} if metrics and SECONDS in metrics[-1] else {}),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "audit": dict(audit),
         "engine": config.run.engine,

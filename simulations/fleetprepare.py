@@ -16,6 +16,7 @@ from server.fleetdb import FleetDatabase
 from server.fleetruns import FleetRuns, RunView
 from server.home import ServerHome
 from server.prepared import IDENTITY, ROSTER, describe_run, run_name
+from server.timing import refuse_in_fleet
 from shared.errors import EmptyPopulation, RunFolderExists, SecureAggregationError
 from shared.files import disk_errors, write_bytes, write_json, write_text
 from shared.roster import read_roster
@@ -70,6 +71,7 @@ def start_run(
         FedSLMError: for a scenario, base model or plan that does not work.
     """
     config = resolved.config
+    refuse_in_fleet(config)
     folder = home.run_folder(name or default_name(config))
     if folder.exists():
         msg = f"runs/{folder.name} exists already."

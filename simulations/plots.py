@@ -69,6 +69,43 @@ def measured_by_round(
     return render(draw)
 
 
+def measured_by_time(seconds: Sequence[float], values: Points, *, name: str) -> str:
+    """Draw a held-out measurement by simulated time.
+
+    Args:
+        seconds: simulated time at the end of each round, ascending.
+        values: one value a round; None where nothing was measured.
+        name: label of the vertical axis, with its unit.
+    """
+    scale, unit = time_scale(max(seconds, default=0.0))
+
+    def draw(axes: Axes) -> None:
+        pairs = [
+            (at / scale, value)
+            for at, value in zip(seconds, values, strict=True)
+            if value is not None and math.isfinite(value)
+        ]
+        axes.plot(
+            [x for x, _ in pairs],
+            [y for _, y in pairs],
+            color=BLUE,
+            marker="o" if len(pairs) <= 40 else None,
+        )
+        axes.set_xlim(left=0)
+        axes.set_xlabel(f"simulated time ({unit})")
+        axes.set_ylabel(name)
+
+    return render(draw)
+
+
+def time_scale(longest: float) -> tuple[float, str]:
+    """Return the divisor and the unit in which a number of seconds reads well."""
+    for scale, unit in ((172800.0, "days"), (7200.0, "hours"), (120.0, "minutes")):
+        if longest >= scale:
+            return {"days": 86400.0, "hours": 3600.0, "minutes": 60.0}[unit], unit
+    return 1.0, "seconds"
+
+
 def epsilon_by_round(
     rounds: Sequence[int],
     epsilon: Points,

@@ -80,7 +80,7 @@ def _page(
         data=reporttext.facts(summary.get("data")),
         versions=reporttext.facts(summary.get("versions")),
         metrics=metrics,
-        loss_plots=_loss_plots(summary, metrics),
+        loss_plots=[*_loss_plots(summary, metrics), *_time_plot(metrics)],
         epsilon_plot=_epsilon_plot(summary, metrics),
         aborted=[int(record["round"]) for record in metrics if record.get("aborted")],
         last_clip=_number(metrics[-1].get("clipping_norm")) if metrics else None,
@@ -120,6 +120,23 @@ def _loss_plots(summary: Table, metrics: Sequence[Table]) -> list[Picture]:
         )
         found.append(picture(drawn, title=title, alt=alt))
     return found
+
+
+def _time_plot(metrics: Sequence[Table]) -> list[Picture]:
+    """Draw held-out loss by simulated time, where time was simulated and loss measured."""
+    times = [at for at in _column(metrics, "simulated_seconds") if at is not None]
+    values = _column(metrics, "loss")
+    if len(times) != len(metrics) or all(value is None for value in values):
+        return []
+    scale, unit = plots.time_scale(max(times))
+    return [
+        picture(
+            plots.measured_by_time(times, values, name="loss (nats per token)"),
+            title="Held-out loss by simulated time",
+            alt=f"{len(metrics)} rounds in {times[-1] / scale:.4g} {unit} of simulated time.",
+            caption="Losses are measured; only time is simulated, by the scenario's clock.",
+        )
+    ]
 
 
 _WHICH_DECIDES = {

@@ -26,6 +26,7 @@ from server.messenger import Messenger
 from server.prepared import IDENTITY, describe_run, key_of_ledger, open_ledger, run_name
 from server.setup import RunSetup
 from server.strategy import FederatedRun
+from server.timing import refuse_without_clock
 from shared.canonical import canonical_json
 from shared.configfile import ResolvedConfig
 from shared.errors import BaseModelMismatch, NotResumable, PrivacyBudgetExhausted
@@ -102,6 +103,7 @@ def simulate(
     home = base_dir or Path.cwd()
     _quiet_environment()
     signed_with = key_of_ledger(ledger, ledger_key)
+    refuse_without_clock(config)
     done = _finished(folder, config) if resume else None
     if done is not None:
         return Result(folder=folder, summary=done)

@@ -41,6 +41,8 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{summary['seconds']:.0f} s, {summary['peak_rss_bytes'] / 2**20:,.0f} MiB peak",
         ),
     ]
+    if "simulated_seconds" in summary:
+        found.append(("simulated time", f"{summary['simulated_seconds'] / 3600:,.2f} h"))
     return found + [("warning", text) for text in summary["warnings"]]
 
 

@@ -37,14 +37,16 @@ def rounds_by_client(
 
     Raises:
         AuditError: if cohorts were not drawn from the seed (entropy of the operating system,
-            correlated noise, bounded participation), or are not those that the run had.
+            correlated noise, bounded participation, a simulated clock), or are not those that
+            the run had.
     """
     bounded = plan.mode == "example" and plan.max_participations is not None
     seeded = plan.mode == "none" or plan.noise_source == SEEDED
-    if plan.correlated is not None or bounded or not seeded:
+    timed = config.clock.used
+    if plan.correlated is not None or bounded or timed or not seeded:
         msg = "The cohorts of this run cannot be worked out from its seed."
         raise AuditError(msg, hint='Use mode none, or privacy.noise_source="seeded-simulation".')
-    cohort = config.clients.cohort
+    cohort = config.asked_cohort
     probability = 1.0 if cohort is None else min(1.0, cohort / population)
     found: dict[int, list[int]] = defaultdict(list)
     for record in metrics:

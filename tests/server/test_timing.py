@@ -1,0 +1,242 @@
+"""Synchronous rounds on the simulated clock: who is counted, who is charged, when a round ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import RecordDict
+
+from server.collect import Traffic, collect_updates
+from server.timing import (
+    RoundTimer,
+    clock_of,
+    refuse_in_fleet,
+    refuse_without_clock,
+    wanted_answers,
+)
+from shared.clock import SimulatedClock
+from shared.config import RunConfig
+from shared.configfile import resolve
+from shared.errors import ConflictingSettings, QuorumNotReached
+from shared.privacy.ledger import Ledger
+from shared.scenarioplan import plan_of
+from shared.seeding import data_rng
+from shared.wire import Instruction, encode_failure
+from tests.integration.scenario import TABLES
+from tests.server.test_strategy import POPULATION, SIZE, run, update
+
+CLOCK = (
+    "clock.shares=[0.5, 0.5]",
+    "clock.step_seconds=[1.0, 10.0]",
+    "clock.upload=[100.0, 100.0]",
+    "clock.download=[400.0, 400.0]",
+    "clock.jitter=0.3",
+    "evaluation.every=9",
+)
+NONE = ("privacy.mode=none", "clients.cohort=6.0", "server.over_selection=2.0", "server.quorum=0.0")
+
+
+def config(*said: str) -> RunConfig:
+    return resolve(TABLES, said, source="test").config
+
+
+def timer(*said: str, size: int = SIZE) -> tuple[RoundTimer, SimulatedClock]:
+    clock = clock_of(config("privacy.mode=none", *CLOCK, *said))
+    assert clock is not None
+    return RoundTimer(clock, size=size), clock
+
+
+def expected_arrivals(said: RunConfig, server_round: int, begin: float) -> dict[int, float]:
+    """Recompute the arrivals of a first round from the streams that the docstrings name."""
+    found = {}
+    for client in range(POPULATION):
+        kind = int(data_rng(said.run.seed, "clock", "device", client).random() >= 0.5)
+        rng = data_rng(said.run.seed, "clock", "answer", client, server_round)
+        if rng.random() < said.clock.dropout:
+            continue
+        slowness = np.exp(said.clock.jitter * rng.standard_normal())
+        moved = 4 * SIZE / 400.0 + 4 * SIZE / 100.0
+        found[client] = begin + (1.0, 10.0)[kind] * slowness + moved
+    return found
+
+
+def test_the_first_to_answer_are_the_mean_and_the_last_of_them_ends_the_round(
+    tmp_path: Path,
+) -> None:
+    asked: list[int] = []
+
+    def answer(client: int, instruction: Instruction) -> RecordDict:
+        asked.append(client)
+        return update(instruction, np.full(SIZE, float(client)), stage="plain")
+
+    federated, observer, _, said = run(tmp_path, answer, *NONE, *CLOCK, "run.rounds=1")
+    arrivals = expected_arrivals(said, 1, 0.0)
+    first = sorted(arrivals, key=lambda client: arrivals[client])[:6]
+    assert sorted(asked) == sorted(first)
+    assert federated.vector == pytest.approx(np.full(SIZE, np.mean(first)))
+    record = observer.records[0]
+    assert (record["cohort"], record["answered"]) == (12, 6)
+    assert record["simulated_seconds"] == pytest.approx(arrivals[first[-1]])
+
+
+def test_who_fails_is_replaced_by_the_next_to_answer(tmp_path: Path) -> None:
+    order: list[int] = []
+
+    def answer(client: int, instruction: Instruction) -> RecordDict:
+        order.append(client)
+        if len(order) <= 2:
+            return encode_failure("no-usable-text")
+        return update(instruction, np.full(SIZE, float(client)), stage="plain")
+
+    federated, observer, _, said = run(tmp_path, answer, *NONE, *CLOCK, "run.rounds=1")
+    arrivals = expected_arrivals(said, 1, 0.0)
+    in_turn = sorted(arrivals, key=lambda client: arrivals[client])
+    assert set(order) == set(in_turn[:8])
+    assert federated.vector[0] == pytest.approx(np.mean(order[2:]))
+    assert observer.records[0]["answered"] == 6
+    assert observer.records[0]["simulated_seconds"] == pytest.approx(arrivals[in_turn[7]])
+
+
+def test_everybody_who_was_asked_is_charged_once_counted_or_not(tmp_path: Path) -> None:
+    """Mode example, three rounds, 12 asked and the first 6 counted: 3 charges for every client."""
+
+    def answer(client: int, instruction: Instruction) -> RecordDict:
+        del client
+        return update(instruction, np.zeros(SIZE), stage="noised")
+
+    example = ("privacy.mode=example", *NONE[1:], *CLOCK)
+    _, observer, _, _ = run(tmp_path, answer, *example)
+    assert [(r["cohort"], r["answered"]) for r in observer.records] == [(12, 6)] * 3
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        spent = [ledger.spent(f"client-{client}", "test").releases for client in range(12)]
+        assert spent == [3] * 12
+
+
+def test_under_a_client_level_guarantee_only_the_deadline_cuts_off(tmp_path: Path) -> None:
+    """All 12 are sampled; whoever meets the deadline is in the sum, however many there are."""
+    asked: list[int] = []
+
+    def answer(client: int, instruction: Instruction) -> RecordDict:
+        asked.append(client)
+        return update(instruction, np.zeros(SIZE))
+
+    central = ("privacy.mode=client-central", *NONE[1:], *CLOCK, "clock.deadline_seconds=14.0")
+    _, observer, plan, said = run(tmp_path, answer, *central, "run.rounds=1")
+    arrivals = expected_arrivals(said, 1, 0.0)
+    in_time = [client for client, at in arrivals.items() if at <= 14.0]
+    assert 6 < len(in_time) < 12
+    assert asked == in_time
+    assert plan.sampling_probability == 1.0
+    assert observer.records[0]["simulated_seconds"] == 14.0
+    assert wanted_answers(said, 12) is None
+
+
+def test_a_count_never_cuts_off_a_sum_of_the_server() -> None:
+    plan = plan_of(config(), population=12)
+    with pytest.raises(ConflictingSettings, match="must not decide whose is counted"):
+        collect_updates(
+            None,  # type: ignore[arg-type]
+            {},
+            None,  # type: ignore[arg-type]
+            aggregator=None,  # type: ignore[arg-type]
+            plan=plan,
+            on_answer=lambda answered: None,
+            enough=3,
+        )
+
+
+def test_devices_that_are_away_are_not_asked_and_time_waits_for_the_first() -> None:
+    """Phases are known: a round of one client begins when its window opens."""
+    timed, clock = timer(
+        "clock.available_share=0.25", "clock.period_seconds=100.0", "clock.deadline_seconds=50.0"
+    )
+    away = next(client for client in range(50) if not clock.is_there(client, 0.0))
+    opens = 100.0 - clock.device(away).phase
+    plan = timed.schedule(1, [away], size=SIZE)
+    assert plan.begin == pytest.approx(opens)
+    there = next(client for client in range(50) if clock.is_there(client, 0.0))
+    assert timed.present([away, there]) == [there]
+
+
+def test_a_missing_answer_is_waited_for_until_the_deadline() -> None:
+    timed, _ = timer("clock.dropout=0.9", "clock.deadline_seconds=60.0")
+    plan = timed.schedule(1, range(POPULATION), size=SIZE)
+    assert len(plan.arrivals) < POPULATION
+    assert plan.close == 60.0
+
+    def ask(clients: Sequence[int], before: int) -> tuple[int, Traffic]:
+        assert before == 0
+        return len(clients), Traffic(up=7, down=9)
+
+    answered, traffic = timed.run(plan, ask, enough=None, size=SIZE)
+    assert (answered, traffic) == (len(plan.arrivals), Traffic(up=7, down=9))
+    assert timed.now == 60.0
+
+
+def test_a_killed_run_goes_on_at_the_same_time_to_the_same_adapter(tmp_path: Path) -> None:
+    failing = True
+
+    def answer(client: int, instruction: Instruction) -> RecordDict:
+        if failing and instruction.server_round == 3:
+            raise KeyboardInterrupt
+        return update(instruction, np.full(SIZE, client / 100), stage="plain")
+
+    said = (*NONE, *CLOCK, "clock.dropout=0.2", "clock.deadline_seconds=30.0", "run.rounds=5")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, answer, *said)
+    failing = False
+    resumed, observer, _, _ = run(tmp_path, answer, *said)
+    assert [record["round"] for record in observer.records] == [3, 4, 5]
+    (tmp_path / "whole").mkdir()
+    whole, other, _, _ = run(tmp_path / "whole", answer, *said)
+    assert np.array_equal(resumed.vector, whole.vector)
+    times = [record["simulated_seconds"] for record in other.records]
+    assert [record["simulated_seconds"] for record in observer.records] == times[2:]
+    assert times == sorted(times)
+
+
+def test_the_quorum_is_of_those_who_are_wanted(tmp_path: Path) -> None:
+    """12 asked, 6 wanted: 3 answers are half of them; 2 are not."""
+    answers = 3
+
+    def answer(client: int, instruction: Instruction) -> RecordDict:
+        if client >= answers:
+            return encode_failure("unexpected")
+        return update(instruction, np.zeros(SIZE), stage="plain")
+
+    said = (*NONE[:3], "server.quorum=0.5", *CLOCK, "run.rounds=1")
+    run(tmp_path, answer, *said)
+    answers = 2
+    (tmp_path / "two").mkdir()
+    with pytest.raises(QuorumNotReached, match="2 of 6"):
+        run(tmp_path / "two", answer, *said)
+
+
+def test_where_time_is_simulated_and_where_not() -> None:
+    plain, timed = config(), config("privacy.mode=none", *CLOCK)
+    refuse_in_fleet(plain)
+    with pytest.raises(ConflictingSettings, match="real devices"):
+        refuse_in_fleet(timed)
+    over = config("privacy.mode=none", "server.over_selection=1.5")
+    refuse_in_fleet(over)
+    refuse_without_clock(plain)
+    with pytest.raises(ConflictingSettings, match="needs a clock in a simulation"):
+        refuse_without_clock(over)
+    refuse_without_clock(config("privacy.mode=none", "server.over_selection=1.5", *CLOCK))
+
+
+def test_without_a_clock_a_fleet_stops_at_the_count(tmp_path: Path) -> None:
+    """As a fleet's messenger yields answers: the first six of twelve are counted."""
+    asked: list[int] = []
+
+    def answer(client: int, instruction: Instruction) -> RecordDict:
+        asked.append(client)
+        return update(instruction, np.full(SIZE, float(client)), stage="plain")
+
+    federated, observer, _, _ = run(tmp_path, answer, *NONE, "run.rounds=2")
+    assert asked == [0, 1, 2, 3, 4, 5] * 2
+    assert federated.vector == pytest.approx(np.full(SIZE, 5.0))
+    assert [record["answered"] for record in observer.records] == [6, 6]
