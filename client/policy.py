@@ -193,6 +193,8 @@ class ClientPolicy:
         self, plan: PrivacyPlan, config: RunConfig, base_digest: str | None
     ) -> Iterator[Refusal]:
         """Yield what is wrong with the run itself."""
+        if config.attack.used:
+            yield _refusal("attack", repr(config.attack.kind), "'none': attackers are simulated")
         if plan.mode not in self.modes:
             yield _refusal("mode", repr(plan.mode), _words(self.modes))
         if base_digest is not None and base_digest not in self.base_models:

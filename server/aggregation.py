@@ -29,6 +29,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from server.robust import BoundedRows, RobustRule
 from shared.errors import ConflictingSettings, SchemaMismatch
 from shared.lora import Vector
 from shared.privacy.correlated import CorrelatedGaussian, CorrelatedNoise
@@ -59,11 +60,14 @@ class Aggregate:
         vector: the mean update, float64.
         count: updates that went in; known to the server, not released.
         next_clip: the clip of the next round, released with the mean; None where it is fixed.
+        shortened: updates that were longer than the bound on their norm; None where a clip bounds
+            them, and how many there were is not released.
     """
 
     vector: NDArray[np.float64]
     count: int
     next_clip: float | None = None
+    shortened: int | None = None
 
 
 class Aggregator(Protocol):
@@ -84,11 +88,17 @@ class UniformMean:
 
     In mode ``example`` every update is already noised on its client, and a mean of noised updates
     is post-processing. A non-finite update counts as the zero update, and one that is longer than
-    :data:`LONGEST_UPDATE` is scaled down to that, so that the adapter stays finite.
+    the bound is scaled down to that, so that the adapter stays finite.
+
+    Args:
+        size: number of parameters.
+        bound: L2 norm to which longer updates are scaled down, > 0.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, bound: float = LONGEST_UPDATE) -> None:
         self._total: NDArray[np.float64] = np.zeros(size, dtype=np.float64)
+        self._bound = bound
+        self._shortened = 0
         self._count = 0
 
     def add(self, vector: Vector) -> float:
@@ -98,7 +108,8 @@ class UniformMean:
             raise SchemaMismatch(msg)
         norm = norm_of(vector)
         if math.isfinite(norm):
-            add_scaled(self._total, vector, min(1.0, LONGEST_UPDATE / max(norm, 1.0)))
+            add_scaled(self._total, vector, self._bound / max(norm, self._bound))
+            self._shortened += norm > self._bound
         self._count += 1
         return norm
 
@@ -106,7 +117,40 @@ class UniformMean:
         """Return the mean, or None if nobody answered."""
         if self._count == 0:
             return None
-        return Aggregate(vector=self._total / self._count, count=self._count)
+        mean = self._total / self._count
+        return Aggregate(vector=mean, count=self._count, shortened=self._shortened)
+
+
+class RobustUpdates:
+    """What a robust rule makes of the updates that arrived, for modes ``none`` and ``example``.
+
+    All updates of the round are held, ``4 n d`` bytes; see :mod:`server.robust`.
+
+    Args:
+        size: number of parameters.
+        rule: which one, and what it assumes.
+        bound: L2 norm to which longer updates are scaled down first, > 0.
+    """
+
+    def __init__(self, size: int, *, rule: RobustRule, bound: float = LONGEST_UPDATE) -> None:
+        self._updates = BoundedRows(size, bound=bound)
+        self._rule = rule
+
+    def add(self, vector: Vector) -> float:
+        """Keep one client's update; return its norm as it came."""
+        return self._updates.add(vector)
+
+    def release(self) -> Aggregate | None:
+        """Return what the rule makes of the updates, or None if nobody answered.
+
+        Raises:
+            QuorumNotReached: if too few answered for what the rule must withstand.
+        """
+        rows = self._updates.rows
+        if not rows:
+            return None
+        vector = self._rule.combine(rows)
+        return Aggregate(vector=vector, count=len(rows), shortened=self._updates.shortened)
 
 
 class CentralGaussian:
@@ -235,6 +279,8 @@ def make_aggregator(
     server_round: int = 1,
     clip: float | None = None,
     noise: CorrelatedNoise | None = None,
+    robust: RobustRule | None = None,
+    norm_bound: float | None = None,
 ) -> Aggregator:
     """Return the aggregator of a privacy plan.
 
@@ -245,15 +291,24 @@ def make_aggregator(
         server_round: from 1, for correlated noise and for noise that changes over the rounds.
         clip: the clip in force, for quantile clipping; None is the first.
         noise: the run's rows, for correlated noise.
+        robust: the rule against attackers; None is the mean.
+        norm_bound: of updates that no clip bounds; None is :data:`LONGEST_UPDATE`.
 
     Raises:
-        ConflictingSettings: for correlated noise without its rows, and for client-distributed.
+        ConflictingSettings: for correlated noise without its rows, for client-distributed, and for
+            a rule or a bound other than the clip that the noise is calibrated to.
     """
     if plan.distributed is not None:
         msg = f"mode={plan.mode!r}: updates are added up by secure aggregation, not here."
         raise ConflictingSettings(msg)
     if plan.mode != "client-central":
-        return UniformMean(size)
+        bound = LONGEST_UPDATE if norm_bound is None else norm_bound
+        if robust is not None:
+            return RobustUpdates(size, rule=robust, bound=bound)
+        return UniformMean(size, bound=bound)
+    if robust is not None or norm_bound is not None:
+        msg = f"mode={plan.mode!r}: noise is calibrated to the mean of clipped updates alone."
+        raise ConflictingSettings(msg, hint="Leave aggregation.robust and norm_bound out.")
     if plan.correlated is not None:
         if noise is None:
             msg = "noise='correlated' without the rows of the run."

@@ -17,6 +17,7 @@ from typing import Any
 from server.budget import RunBudget
 from server.setup import NodeDirectory, RunSetup
 from server.strategy import FederatedRun
+from shared.attackrules import refuse_attack
 from shared.config import RunConfig
 from shared.configfile import parse_json
 from shared.errors import NotResumable, UsageError
@@ -60,6 +61,7 @@ def read_setup(folder: Path) -> RunSetup:
 
     Raises:
         NotResumable: if ``run.json`` is missing or damaged.
+        ConflictingSettings: if its scenario simulates attackers.
     """
     try:
         data = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
@@ -70,6 +72,7 @@ def read_setup(folder: Path) -> RunSetup:
     except (OSError, ValueError, KeyError, TypeError) as error:
         msg = f"{IDENTITY} is missing or damaged."
         raise NotResumable(msg, hint="Prepare the run again in another folder.") from error
+    refuse_attack(config)
     return RunSetup(
         run_id=run_name(config),
         config=config,

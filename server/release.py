@@ -20,6 +20,7 @@ from server.collect import (
     tell_nobody,
 )
 from server.messenger import Messenger
+from server.robust import rule_of
 from server.setup import RoundObserver, RunSetup
 from server.timing import SECONDS, RoundTimer, clock_of, wanted_answers
 from server.updatebuffer import Holder
@@ -102,6 +103,7 @@ class Releaser:
         self.asynchronous: AsyncRounds | None = async_rounds(setup, size=self._size(1))
         clock = None if self.asynchronous is not None else clock_of(setup.config)
         self.timer = None if clock is None else RoundTimer(clock, size=moved)
+        self._rule = rule_of(setup.config.aggregation)
         quantile = setup.plan.quantile
         self.clip: float | None = None if quantile is None else quantile.initial
 
@@ -149,6 +151,8 @@ class Releaser:
             server_round=server_round,
             clip=self.clip,
             noise=self._rows,
+            robust=self._rule,
+            norm_bound=self._setup.config.aggregation.norm_bound,
         )
         enough = wanted_answers(setup.config, len(cohort))
 
@@ -172,7 +176,11 @@ class Releaser:
             schedule = self.timer.schedule(server_round, cohort, size=size)
             answered, traffic = self.timer.run(schedule, ask, enough=enough, size=size)
         self._check_quorum(answered, enough or len(cohort), server_round)
-        aggregate = aggregator.release()
+        try:
+            aggregate = aggregator.release()
+        except QuorumNotReached as error:
+            # A robust rule with too few updates: what it made of them could be an attacker's.
+            return Release(aggregate=None, traffic=traffic, failure=error.message)
         if aggregate is not None:
             self.clip = aggregate.next_clip
         return Release(aggregate=aggregate, traffic=traffic)

@@ -332,6 +332,7 @@ class FederatedRun:
             "releases": spent.releases,
             "cohort": cohort,
             "answered": 0 if release.aggregate is None else release.aggregate.count,
+            "shortened": None if release.aggregate is None else release.aggregate.shortened,
             "aborted": release.failure,
             "learning_rate": self._optimizer.learning_rate(server_round),
             "bytes_up_per_client": release.traffic.up,

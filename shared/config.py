@@ -14,6 +14,7 @@ from pydantic import Field, Strict
 
 from shared.canonical import canonical_json, sha256_hex
 from shared.configaggregation import AggregationSection
+from shared.configattack import AttackSection
 from shared.configclock import BufferSection, ClockSection
 from shared.configlink import LinkSection
 from shared.configtypes import (
@@ -335,6 +336,7 @@ class RunConfig(Section):
     example: ExampleSection = ExampleSection()
     aggregation: AggregationSection = AggregationSection()
     link: LinkSection = LinkSection()
+    attack: AttackSection = AttackSection()
     audit: AuditSection = AuditSection()
     evaluation: EvaluationSection = EvaluationSection()
     performance: PerformanceSection = PerformanceSection()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from shared.configtypes import Section
+from shared.configrobust import RobustKeys
 from shared.policies import PolicyName
 
 
-class AggregationSection(Section):
+class AggregationSection(RobustKeys):
     """How updates become one."""
 
     policy: PolicyName | None = Field(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from shared.attackrules import attack_conflicts
 from shared.config import ExampleSection, PrivacySection, RunConfig
 from shared.errors import EmptyPopulation, Problem
 from shared.linkrules import link_problems
 from shared.policyrules import policy_conflicts
 from shared.problems import conflict
+from shared.robustrules import robust_conflicts
 from shared.schedulerules import schedule_problems
 from shared.stragglerrules import straggler_conflicts
 from shared.taskrules import task_conflicts
@@ -29,6 +31,8 @@ def find_conflicts(config: RunConfig) -> list[Problem]:
         *schedule_problems(config),
         *link_problems(config),
         *straggler_conflicts(config),
+        *robust_conflicts(config),
+        *attack_conflicts(config),
         *_audit(config),
         *_performance(config),
     ]

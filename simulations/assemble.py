@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.runtime import ClientRuntime
 from shared.config import RunConfig
 from shared.errors import ModelNotFound
 from shared.privacy.plan import PrivacyPlan
+from simulations.attacks.poison import with_attackers
+from simulations.attacks.runtime import make_runtime
 from simulations.canaries import WithCanaries, plan_canaries
 from simulations.canaryplan import RARE_TOKEN, CanaryPlan
 from simulations.clientcanaries import with_client_canaries
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from client.adapter import AdaptedModel
+    from client.runtime import ClientRuntime
 
 ASSETS = Path(__file__).parent / "assets"
 DEMO = "demo"
@@ -86,6 +88,7 @@ def open_clients(
             seed=config.run.seed,
             base_dir=base_dir,
         )
+    dataset = with_attackers(dataset, config)
     canaries = _draw_canaries(config, dataset, base_dir=base_dir, tokenizer=tokenizer)
     return with_client_canaries(WithCanaries(dataset, canaries), config), canaries
 
@@ -168,7 +171,7 @@ def assemble_runtime(
     _set_threads(config, model)
     distributed = plan.mode == "client-distributed"
     keyring = SimulatedKeyring(config.run.seed, dataset.population) if distributed else None
-    runtime = ClientRuntime(config=config, plan=plan, model=model, source=dataset, keyring=keyring)
+    runtime = make_runtime(config, plan=plan, model=model, source=dataset, keyring=keyring)
     return Assembly(runtime=runtime, model=model, dataset=dataset, canaries=canaries)
 
 

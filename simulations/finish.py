@@ -20,6 +20,7 @@ from shared.privacy.ledger import Ledger
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.statement import privacy_statement
 from simulations.assemble import Assembly
+from simulations.attacks.summary import attack_summary, defence_summary
 from simulations.report import write_report
 from simulations.runfolder import SUMMARY, RunFolder
 
@@ -176,6 +177,8 @@ def _summary(
         },
         "aggregation": config.policy,
         "link": link_facts(config.link),
+        "defence": defence_summary(config, metrics),
+        "attack": _attack(outcome),
         "data": dict(outcome.assembly.dataset.describe()),
         "loss_before": before,
         "loss_after": after,
@@ -194,6 +197,17 @@ def _summary(
         "ledger": outcome.budget.end(),
         "versions": _versions(),
     }
+
+
+def _attack(outcome: Outcome) -> dict[str, Any] | None:
+    """Collect what the summary says about simulated attackers; None without any."""
+    parts = outcome.assembly
+    return attack_summary(
+        parts.runtime.config,
+        dataset=parts.dataset,
+        model=parts.model,
+        released=outcome.released,
+    )
 
 
 def _privacy(outcome: Outcome) -> dict[str, Any]:

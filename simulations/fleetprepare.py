@@ -17,6 +17,7 @@ from server.fleetruns import FleetRuns, RunView
 from server.home import ServerHome
 from server.prepared import IDENTITY, ROSTER, describe_run, run_name
 from server.timing import refuse_in_fleet
+from shared.attackrules import refuse_attack
 from shared.errors import EmptyPopulation, RunFolderExists, SecureAggregationError
 from shared.files import disk_errors, write_bytes, write_json, write_text
 from shared.roster import read_roster
@@ -72,6 +73,7 @@ def start_run(
     """
     config = resolved.config
     refuse_in_fleet(config)
+    refuse_attack(config)
     folder = home.run_folder(name or default_name(config))
     if folder.exists():
         msg = f"runs/{folder.name} exists already."

@@ -14,6 +14,7 @@ from shared.configlink import link_words
 from shared.errors import RunFolderError
 from shared.files import disk_errors, write_text
 from simulations import auditfigures, audittext, plots, reporttext
+from simulations.attacks.texts import attack_text, defence_text
 from simulations.pagekit import Picture, environment, picture
 from simulations.runfolder import AUDIT, CONFIG, EVALUATION, REPORT, SUMMARY, RunFolder
 
@@ -89,6 +90,8 @@ def _page(
         codes=link_words(summary.get("link", {})),
         clients=reporttext.client_spread(evaluation),
         client_plot=_client_plot(evaluation),
+        attack_said=attack_text(summary["attack"]) if summary.get("attack") else "",
+        defence_said=defence_text(summary["defence"]) if summary.get("defence") else "",
         audit=audit,
         audit_lines=audittext.finding_lines(audit),
         audit_word=audittext.verdict_word(audit.get("verdict")),

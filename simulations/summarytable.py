@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shared.configlink import link_words
+from simulations.attacks.texts import attack_text, defence_text
 from simulations.runfolder import REPORT
 
 
@@ -32,6 +33,7 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("clients", f"{summary['population']}, {summary['cohort']:g} a round expected"),
         ("held-out loss", _change(summary["loss_before"], summary["loss_after"])),
         ("perplexity", _change(summary["perplexity_before"], summary["perplexity_after"])),
+        *_attackers(summary),
         ("privacy", privacy_text(summary["privacy"])),
         *_more_promises(summary["privacy"]),
         ("bytes a round", _bytes(summary)),
@@ -57,6 +59,17 @@ def privacy_text(privacy: Mapping[str, Any]) -> str:
     if privacy["noise_source"] == "seeded-simulation":
         text += " [yellow](seeded noise: a simulation, protects nobody)[/yellow]"
     return text
+
+
+def _attackers(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say that a run has simulated attackers, and which rule withstands them, where there are."""
+    found = []
+    if summary.get("attack") is not None:
+        found.append(("attack", f"[red]{attack_text(summary['attack'])}[/red]"))
+    defence = summary.get("defence")
+    if defence is not None and (defence["rule"] != "mean" or defence["norm_bound"] is not None):
+        found.append(("aggregation", defence_text(defence)))
+    return found
 
 
 def _more_promises(privacy: Mapping[str, Any]) -> list[tuple[str, str]]:

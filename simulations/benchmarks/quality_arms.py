@@ -2,7 +2,8 @@
 
 Policies and codecs are read from the fields of ``[aggregation]`` in shared/config.py: each field
 that takes words is an axis with all its words, so that a new one is measured as soon as a scenario
-can say it. What the rules of scenarios refuse is named with their reason and left out.
+can say it. What the rules of scenarios refuse is named with their reason and left out. Rules
+against attackers have a benchmark of their own, ``robust``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Literal
 from shared.config import RunConfig
 from shared.configaggregation import AggregationSection
 from shared.configfile import ResolvedConfig
+from shared.configrobust import RobustKeys
 from shared.errors import ConflictingSettings, DataFileNotFound
 from shared.policies import POLICIES
 from simulations.assemble import DEMO
@@ -92,6 +94,8 @@ def choices() -> dict[str, tuple[str, ...]]:
     """Return the words that each field of ``[aggregation]`` takes; other fields are left out."""
     found = {}
     for name, field in AggregationSection.model_fields.items():
+        if name in RobustKeys.model_fields:
+            continue
         words = tuple(_words(field.annotation))
         if words:
             found[name] = words
