@@ -79,7 +79,7 @@ def update(
 
 
 def run(
-    tmp_path: Path, answer: Answer, *overrides: str
+    tmp_path: Path, answer: Answer, *overrides: str, grid: type[InProcessGrid] = InProcessGrid
 ) -> tuple[FederatedRun, Quiet, PrivacyPlan, RunConfig]:
     settings = ["clients.cohort=12.0", "server.optimizer=mean", "evaluation.clients=12", *overrides]
     config = resolve(TABLES, settings, source="test").config
@@ -99,6 +99,11 @@ def run(
         loss = float("nan") if client == 1 else float(client)
         return Message(encode_measurement(Measurement(loss=loss, tokens=1)), reply_to=message)
 
+    @app.query()
+    def introduce(message: Message, context: Context) -> Message:
+        said = Introduction(client=int(context.node_config["partition-id"]))
+        return Message(encode_introduction(said), reply_to=message)
+
     observer = Quiet()
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         budget = RunBudget(ledger, plan=plan, run_id="r", scope="test")
@@ -112,7 +117,7 @@ def run(
         )
         federated = FederatedRun(setup, budget=budget, observer=observer)
         federated.restore()
-        federated.train(federated.connect(InProcessGrid(app, POPULATION)))
+        federated.train(federated.connect(grid(app, POPULATION)))
     return federated, observer, plan, config
 
 

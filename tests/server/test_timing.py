@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import RecordDict
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
 
 from server.collect import Traffic, collect_updates
 from server.timing import (
@@ -25,6 +27,7 @@ from shared.privacy.ledger import Ledger
 from shared.scenarioplan import plan_of
 from shared.seeding import data_rng
 from shared.wire import Instruction, encode_failure
+from simulations.engine import InProcessGrid
 from tests.integration.scenario import TABLES
 from tests.server.test_strategy import POPULATION, SIZE, run, update
 
@@ -226,6 +229,60 @@ def test_where_time_is_simulated_and_where_not() -> None:
     with pytest.raises(ConflictingSettings, match="needs a clock in a simulation"):
         refuse_without_clock(over)
     refuse_without_clock(config("privacy.mode=none", "server.over_selection=1.5", *CLOCK))
+
+
+class FleetGrid(InProcessGrid):
+    """Nodes of a fleet: each reply is there by itself, or not at all before the deadline."""
+
+    nodes_are_clients = False
+    late = frozenset({1, 2, 5})
+
+    def __init__(self, app: ClientApp, population: int) -> None:
+        super().__init__(app, population)
+        self._sent: dict[str, Message] = {}
+        self.asked: list[int] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Keep messages by their id."""
+        sent = list(messages)
+        names = super().push_messages(sent)
+        self._queue.clear()
+        self._sent |= dict(zip(names, sent, strict=True))
+        self.asked += [m.metadata.dst_node_id for m in sent if m.metadata.message_type == "train"]
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Answer, but for the late nodes' training."""
+        found = []
+        for name in message_ids:
+            message = self._sent.get(name)
+            if message is None:
+                continue
+            kind, node = message.metadata.message_type, message.metadata.dst_node_id
+            if kind != "train" or node - 1 not in self.late:
+                found.append(self._call(self._sent.pop(name)))
+        return found
+
+
+def test_real_nodes_that_are_late_are_not_waited_for(tmp_path: Path) -> None:
+    """Twelve are asked, three never answer; the round ends with the sixth, not the deadline."""
+    counted: list[int] = []
+
+    def answer(client: int, instruction: Instruction) -> RecordDict:
+        counted.append(client)
+        return update(instruction, np.full(SIZE, float(client)), stage="noised")
+
+    said = ("privacy.mode=example", *NONE[1:], "server.deadline_seconds=60.0", "run.rounds=2")
+    began = time.monotonic()
+    federated, observer, _, _ = run(tmp_path, answer, *said, grid=FleetGrid)
+    assert time.monotonic() - began < 30
+    assert [(r["cohort"], r["answered"]) for r in observer.records] == [(12, 6)] * 2
+    assert not set(counted) & FleetGrid.late
+    means = np.mean(counted[:6]) + np.mean(counted[-6:])
+    assert federated.vector == pytest.approx(np.full(SIZE, means), rel=1e-5)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        charged = [ledger.spent(f"client-{client}", "test").releases for client in range(12)]
+        assert charged == [2] * 12
 
 
 def test_without_a_clock_a_fleet_stops_at_the_count(tmp_path: Path) -> None:
