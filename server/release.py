@@ -102,7 +102,11 @@ class Releaser:
         moved = setup.spec.size(setup.config.trained_kinds)
         self.asynchronous: AsyncRounds | None = async_rounds(setup, size=self._size(1))
         clock = None if self.asynchronous is not None else clock_of(setup.config)
-        self.timer = None if clock is None else RoundTimer(clock, size=moved)
+        self.timer = None
+        if clock is not None:
+            steady = setup.plan.mode not in {"none", "example"}
+            coded = None if self._link is None else self._link.code.length
+            self.timer = RoundTimer(clock, size=moved, steady=steady, coded=coded)
         self._rule = rule_of(setup.config.aggregation)
         quantile = setup.plan.quantile
         self.clip: float | None = None if quantile is None else quantile.initial

@@ -78,7 +78,8 @@ class Schedule:
     Attributes:
         begin: when it begins; later than the end of the round before if nobody was there.
         arrivals: when each client's answer arrives, of those that answer in time.
-        close: when the server stops waiting; the last arrival if everybody answers in time.
+        close: when the server stops waiting; the last arrival if everybody answers in time and the
+            timer is not steady.
     """
 
     begin: float
@@ -93,13 +94,30 @@ class Schedule:
 class RoundTimer:
     """Keeps the time of a run of synchronous rounds.
 
+    Guarantee:
+        A steady timer has rounds of one length where there is a deadline, and messages of fixed
+        lengths, so that whether a client meets the deadline depends on no other client: with one
+        client more or less, in this round or an earlier one, the same others are counted. Without
+        a deadline devices are always there, and all are counted. Client-level guarantees need it.
+
     Args:
         clock: says when answers arrive.
         size: number of parameters that are sent to a client.
+        steady: whether who takes part may move no other client's time.
+        coded: bytes of an update of so many numbers, for a steady timer; default four each.
     """
 
-    def __init__(self, clock: SimulatedClock, *, size: int) -> None:
+    def __init__(
+        self,
+        clock: SimulatedClock,
+        *,
+        size: int,
+        steady: bool = False,
+        coded: Callable[[int], int] | None = None,
+    ) -> None:
         self._clock = clock
+        self._steady = steady
+        self._coded = coded
         self.now = 0.0
         self._size = size
         self._down = self._up = float(BYTES_A_NUMBER)
@@ -119,7 +137,7 @@ class RoundTimer:
         """Say when the clients of a cohort answer that are there when the round begins.
 
         A number takes as many bytes as in the largest message of the round before; in the first
-        round, and after one without answers, four.
+        round, and after one without answers, four. A steady timer takes what the code says.
 
         Args:
             server_round: the round.
@@ -127,6 +145,8 @@ class RoundTimer:
             size: numbers that a client sends.
         """
         down, up = round(self._down * self._size), round(self._up * size)
+        if self._steady and self._coded is not None:
+            up = self._coded(size)
         begin = self._begin(cohort)
         close = begin + self._clock.deadline
         arrivals = {}
@@ -134,7 +154,8 @@ class RoundTimer:
             at = self._clock.arrival(client, server_round, at=begin, down=down, up=up)
             if at is not None and at <= close:
                 arrivals[client] = at
-        if len(arrivals) == len(cohort) or not math.isfinite(close):
+        waits = self._steady or len(arrivals) < len(cohort)
+        if not (waits and math.isfinite(close)):
             close = max(arrivals.values(), default=begin)
         return Schedule(begin=begin, arrivals=arrivals, close=close)
 
@@ -170,12 +191,16 @@ class RoundTimer:
         return answered, traffic
 
     def _begin(self, cohort: Sequence[int]) -> float:
-        """Return when a round begins: now, or when the first of its clients comes."""
+        """Return when a round begins: now, or (not steady) when the first of its clients comes."""
+        if self._steady:
+            return self.now
         return min(
             (self._clock.there_from(client, self.now) for client in cohort), default=self.now
         )
 
     def _measured(self, traffic: Traffic, *, size: int) -> None:
         """Take the bytes of a number in the next round from this one."""
+        if self._steady:
+            return
         self._up = traffic.up / size if traffic.up else float(BYTES_A_NUMBER)
         self._down = traffic.down / self._size if traffic.down else float(BYTES_A_NUMBER)
