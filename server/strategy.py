@@ -276,12 +276,16 @@ class FederatedRun:
             return cyclic_cohort(size, groups, server_round, config.run.seed)
         cohort = config.asked_cohort
         probability = 1.0 if cohort is None else min(1.0, cohort / size)
+        timer = self._releaser.timer if plan.mode in {"none", "example"} else None
+        if timer is not None:
+            # Nothing is claimed for sampling there: the cohort is drawn among who is there. Under
+            # a client mode those who are away were sampled, and are dropouts.
+            probability = min(1.0, probability / timer.available_share)
         kind = "seeded-simulation" if plan.mode == "none" else plan.noise_source
         source = cohort_source(seed=config.run.seed, server_round=server_round, kind=kind)
         chosen = sample_cohort(size, probability, source)
-        if self._releaser.timer is not None and plan.mode in {"none", "example"}:
-            # Nothing is claimed for sampling there; under a client mode they are dropouts.
-            chosen = self._releaser.timer.present(chosen)
+        if timer is not None:
+            chosen = timer.present(chosen)
         if plan.mode != "example" or plan.max_participations is None:
             return chosen
         return within_quota(chosen, self._budget.participations(), plan.max_participations)

@@ -122,6 +122,11 @@ class RoundTimer:
         self._size = size
         self._down = self._up = float(BYTES_A_NUMBER)
 
+    @property
+    def available_share(self) -> float:
+        """Share of the clients that are there at any time, on average over their phases."""
+        return self._clock.available_share
+
     def restore(self, record: Mapping[str, Any], *, size: int) -> None:
         """Go on after the round of a metrics line, in which ``size`` numbers came from a client."""
         self.now = float(record.get(SECONDS, 0.0))

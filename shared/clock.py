@@ -71,6 +71,11 @@ class SimulatedClock:
         said = self._settings.deadline_seconds
         return math.inf if said is None else said
 
+    @property
+    def available_share(self) -> float:
+        """Share of the period in which a device is there."""
+        return self._settings.available_share
+
     def device(self, client: int) -> Device:
         """Return the device of a client: its class with the class's share, its phase uniform."""
         known = self._known.get(client)

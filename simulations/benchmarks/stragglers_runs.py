@@ -34,7 +34,7 @@ DEVICES: Mapping[str, object] = {
     "clock.jitter": 0.3,
     "clock.dropout": 0.05,
     "clock.available_share": 0.6,
-    "clock.deadline_seconds": 600.0,
+    "clock.deadline_seconds": 300.0,
 }
 SETTING: Mapping[str, object] = {
     "privacy.mode": "none",
@@ -43,7 +43,8 @@ SETTING: Mapping[str, object] = {
     "clients.cohort": 20.0,
     "clients.local_steps": 2,
     "run.rounds": 30,
-    "server.schedule": "constant",
+    "server.schedule": "linear",
+    "server.learning_rate": 0.03,
     "server.quorum": 0.0,
     "evaluation.every": 2,
     "evaluation.clients": 40,

@@ -231,6 +231,33 @@ def test_a_timer_that_is_not_steady_lets_one_client_move_others() -> None:
     assert moved
 
 
+def test_cohorts_are_drawn_among_those_who_are_there(tmp_path: Path) -> None:
+    """Of 12 clients half are there, 3 are wanted: 100 cohorts have 3 expected.
+
+    A cohort's size is Poisson binomial with variance below 3, so the mean of 100 has a standard
+    deviation below 0.18: off by 0.9 less than once in a million. Without the correction it is 1.5.
+    """
+
+    def answer(client: int, instruction: Instruction) -> RecordDict:
+        del client
+        return update(instruction, np.zeros(SIZE), stage="plain")
+
+    said = (
+        "privacy.mode=none",
+        "clients.cohort=3.0",
+        "server.quorum=0.0",
+        *CLOCK[:-2],
+        "clock.available_share=0.5",
+        "clock.period_seconds=97.0",
+        "clock.deadline_seconds=60.0",
+        "evaluation.every=999",
+        "run.rounds=100",
+    )
+    _, observer, _, _ = run(tmp_path, answer, *said)
+    sizes = [record["cohort"] for record in observer.records]
+    assert np.mean(sizes) == pytest.approx(3.0, abs=0.9)
+
+
 def test_a_missing_answer_is_waited_for_until_the_deadline() -> None:
     timed, _ = timer("clock.dropout=0.9", "clock.deadline_seconds=60.0")
     plan = timed.schedule(1, range(POPULATION), size=SIZE)
