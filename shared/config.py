@@ -16,6 +16,7 @@ from shared.canonical import canonical_json, sha256_hex
 from shared.configaggregation import AggregationSection
 from shared.configattack import AttackSection
 from shared.configclock import BufferSection, ClockSection
+from shared.configdevices import DevicesSection
 from shared.configlink import LinkSection
 from shared.configtypes import (
     NonNegativeInt,
@@ -340,6 +341,7 @@ class RunConfig(Section):
     audit: AuditSection = AuditSection()
     evaluation: EvaluationSection = EvaluationSection()
     performance: PerformanceSection = PerformanceSection()
+    devices: DevicesSection = DevicesSection()
 
     @property
     def policy(self) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from shared.attackrules import attack_conflicts
 from shared.config import ExampleSection, PrivacySection, RunConfig
+from shared.devicerules import device_problems
 from shared.errors import EmptyPopulation, Problem
 from shared.linkrules import link_problems
 from shared.policyrules import policy_conflicts
@@ -35,6 +36,7 @@ def find_conflicts(config: RunConfig) -> list[Problem]:
         *attack_conflicts(config),
         *_audit(config),
         *_performance(config),
+        *device_problems(config),
     ]
 
 

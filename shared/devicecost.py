@@ -22,7 +22,9 @@ from types import MappingProxyType
 from typing import Literal
 
 from shared.baseshape import FLOAT, BaseShape, stored_bytes
+from shared.configlink import LinkSection
 from shared.devices import DeviceProfile, speed_of
+from shared.link import uplink
 from shared.lora import AdapterSpec
 
 Clipper = Literal["fused", "microbatch", "opacus"]
@@ -37,6 +39,7 @@ _DEQUANTIZE = MappingProxyType({"none": 0, "int8": 16, "int4": 36, "nf4": 48})
 _HEADER_UP = 252  # names and scalars of shared.wire's update, beside its stage's name
 _HEADER_DOWN = 334  # of its instruction, beside the run's id
 _RUN_ID = 32
+_CODED = 5  # the key of the code's name
 _SECURE_PHASES = 4096  # keys, shares and signatures of a secure aggregation
 
 
@@ -58,6 +61,7 @@ class Setup:
         stage: what an update is called on the wire.
         adamw: whether the optimiser keeps two moments.
         secure: whether updates are summed under secure aggregation.
+        link: how updates and adapters are coded; None for four bytes a number.
     """
 
     max_length: int
@@ -73,6 +77,7 @@ class Setup:
     stage: str = "plain"
     adamw: bool = False
     secure: bool = False
+    link: LinkSection | None = None
 
     @property
     def at_once(self) -> int:
@@ -217,17 +222,34 @@ def step_macs(shape: BaseShape, spec: AdapterSpec, setup: Setup) -> int:
 def bytes_up(spec: AdapterSpec, setup: Setup) -> int:
     """Return the payload of an update as :func:`shared.wire.payload_bytes` counts it.
 
-    Exact for an update in the clear; under secure aggregation the sums of the phases are rounded
-    up to what a cohort of some tens needs.
+    Exact for an update in the clear that is not packed, and the most that a packed one takes; under
+    secure aggregation the sums of the phases are rounded up to what a cohort of some tens needs.
     """
     phases = _SECURE_PHASES if setup.secure else 0
-    return FLOAT * spec.size(setup.kinds) + _HEADER_UP + len(setup.stage) + phases
+    numbers = _coded_bytes(spec.size(setup.kinds), setup.link)
+    return numbers + _HEADER_UP + len(setup.stage) + phases
 
 
 def bytes_down(spec: AdapterSpec, setup: Setup) -> int:
     """Return the payload of an instruction, without a moving clip or a signed ledger head."""
     phases = _SECURE_PHASES if setup.secure else 0
-    return FLOAT * spec.size(setup.kinds_down or setup.kinds) + _HEADER_DOWN + _RUN_ID + phases
+    link = setup.link
+    if link is not None:
+        # The change since the start is coded as an update in int8 is.
+        same = "int8" if link.down == "delta" else link.down
+        link = LinkSection(up=same, block=link.block, entropy=link.entropy)
+    name = len("delta") - len("int8") if setup.link and setup.link.down == "delta" else 0
+    numbers = _coded_bytes(spec.size(setup.kinds_down or setup.kinds), link)
+    return numbers + name + _HEADER_DOWN + _RUN_ID + phases
+
+
+def _coded_bytes(size: int, link: LinkSection | None) -> int:
+    """Return the bytes of a vector on the way, with the name of its code."""
+    code = None if link is None else uplink(link)
+    if code is None:
+        return FLOAT * size
+    packed = 1 if code.entropy else 0
+    return code.code.length(size) + packed + len(code.name) + _CODED
 
 
 def _token_bytes(shape: BaseShape, spec: AdapterSpec, kinds: str) -> int:

@@ -57,6 +57,23 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Common:
+    """What all devices of a run share, because the scenario's digest covers it.
+
+    Attributes:
+        r: rank.
+        max_length: tokens of an example.
+        local_steps: of a round.
+        quantization: how the base is stored.
+    """
+
+    r: int
+    max_length: int
+    local_steps: int
+    quantization: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """One setting and why it is what it is.
 
@@ -133,6 +150,7 @@ def setup_of(config: RunConfig) -> Setup:
         stage=stages.get(mode, "clipped"),
         adamw=clients.optimizer == "adamw",
         secure=mode == "client-distributed",
+        link=config.link,
     )
 
 
@@ -145,6 +163,8 @@ class Planner:
         spec: of its adapter.
         profile: of the device.
         limits: what a round may take.
+        common: what all devices of a fleet share, in place of what the scenario says; reasons
+            still compare with the scenario.
     """
 
     def __init__(
@@ -155,12 +175,20 @@ class Planner:
         *,
         profile: DeviceProfile,
         limits: Limits,
+        common: Common | None = None,
     ) -> None:
         self._shape = shape
         self._spec = spec
         self._profile = profile
         self._limits = limits
         self._said = setup_of(config)
+        self._common = common
+        self._most = common or Common(
+            r=spec.r,
+            max_length=self._said.max_length,
+            local_steps=self._said.local_steps,
+            quantization="",
+        )
         self._specs: dict[int, AdapterSpec] = {}
 
     def plan(self) -> DevicePlan:
@@ -169,13 +197,12 @@ class Planner:
         Raises:
             ConflictingSettings: if nothing fits; says the smallest need.
         """
-        steps = self._said.local_steps
         for r, length in self._sizes():
             # A smaller step is tried only where not even a single larger one fits.
             setup = self._in_memory(replace(self._said, max_length=length, local_steps=1), r)
             if setup is None or self._broken(setup, r):
                 continue
-            most = self._most_steps(setup, r, steps)
+            most = self._most_steps(setup, r, self._most.local_steps)
             return self._told(replace(setup, local_steps=most), r)
         raise self._nothing_fits()
 
@@ -187,8 +214,9 @@ class Planner:
 
     def _sizes(self) -> Iterator[tuple[int, int]]:
         """Yield rank and length, what the scenario says first, then shorter, then thinner."""
-        ranks = list(_halvings(self._spec.r, 1))
-        lengths = list(_halvings(self._said.max_length, min(SHORTEST, self._said.max_length)))
+        longest = self._most.max_length
+        ranks = list(_halvings(self._most.r, 1))
+        lengths = list(_halvings(longest, min(SHORTEST, longest)))
         for r in ranks:
             for length in lengths:
                 yield r, length
@@ -214,6 +242,8 @@ class Planner:
 
     def _quantizations(self) -> list[str]:
         """Return how the base may be stored: as said, then in ever fewer bytes."""
+        if self._common is not None:
+            return [self._common.quantization]
         said, allowed = self._said.quantization, self._profile.quantizations
         size = stored_bytes(self._shape, said)
         smaller = [
@@ -373,6 +403,8 @@ class Planner:
         broken = self._broken(setup, r)
         if broken:
             return f"time: else {cost.seconds:.3g} s; the limit is {broken}"
+        if self._common is not None:
+            return "so that all devices of the run can"
         return "quicker, in memory that there is"
 
 

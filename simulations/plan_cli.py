@@ -21,6 +21,9 @@ def plan_device(
     device: Annotated[
         str | None, typer.Option(help="pi5, jetson, phone-mid, laptop or custom (with --profile).")
     ] = None,
+    mix: Annotated[
+        bool, typer.Option("--mix", help="Plan every profile of devices.mix, and all together.")
+    ] = False,
     profile: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A device profile in TOML.")
     ] = None,
@@ -48,21 +51,38 @@ def plan_device(
     with its effect. Exit 14 if nothing fits.
     """
     from simulations.catalog import open_scenario
-    from simulations.planreport import device_report
-    from simulations.plantext import print_device
+    from simulations.planreport import device_report, limits_of, mix_report
+    from simulations.plantext import print_device, print_mix
 
     resolved = open_scenario(scenario, overrides or [])
-    chosen = _profile(device, profile)
-    if measure:
-        chosen = _measured(resolved, chosen)
-    report = device_report(
+    limits = limits_of(
         resolved.config,
-        base_dir=Path.cwd(),
-        profile=chosen,
         max_seconds=_positive("--max-seconds", max_seconds),
         rounds_per_day=_positive("--rounds-per-day", rounds_per_day),
     )
+    if mix:
+        _refuse_one(device, profile, measure=measure)
+        fleet = mix_report(resolved.config, base_dir=Path.cwd(), limits=limits)
+        print_json(fleet) if as_json else print_mix(fleet)
+        return
+    chosen = _profile(device, profile)
+    if measure:
+        chosen = _measured(resolved, chosen)
+    report = device_report(resolved.config, base_dir=Path.cwd(), profile=chosen, limits=limits)
     print_json(report) if as_json else print_device(report)
+
+
+def _refuse_one(device: str | None, profile: Path | None, *, measure: bool) -> None:
+    """Refuse options about one device beside those about a fleet.
+
+    Raises:
+        UsageError: if one was given.
+    """
+    from shared.errors import UsageError
+
+    if device is not None or profile is not None or measure:
+        msg = "--mix with --device, --profile or --measure: the mix names its profiles."
+        raise UsageError(msg, hint="Leave the option out, or leave out --mix.")
 
 
 def _positive(option: str, value: float | None) -> float | None:
@@ -91,7 +111,7 @@ def _profile(device: str | None, path: Path | None) -> DeviceProfile:
     from shared.errors import UsageError
 
     if device is None and path is None:
-        msg = "fedslm plan needs --device."
+        msg = "fedslm plan needs --device or --mix."
         raise UsageError(msg, hint=f"One of {', '.join(PROFILES)}; or --profile FILE.")
     if device in {None, CUSTOM}:
         if path is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from shared.baseshape import BaseShape, with_rank
 from shared.config import RunConfig
 from shared.configfile import parse_override, resolve
+from shared.devicemix import MixPlan, counts_of, plan_mix
 from shared.deviceplan import Choice, DevicePlan, Limits, Planner, setup_of
 from shared.devices import DeviceProfile, speed_of
 from shared.errors import ConfigError, PrivacyError
@@ -27,8 +29,7 @@ def device_report(
     *,
     base_dir: Path,
     profile: DeviceProfile,
-    max_seconds: float | None = None,
-    rounds_per_day: float | None = None,
+    limits: Limits,
 ) -> dict[str, Any]:
     """Plan a scenario for a device and report it.
 
@@ -36,17 +37,68 @@ def device_report(
         config: the scenario.
         base_dir: what relative paths of the scenario are relative to.
         profile: of the device.
-        max_seconds: of a round; None takes the server's deadline.
-        rounds_per_day: how often the server asks.
+        limits: what a round may take.
 
     Raises:
         ConflictingSettings: if nothing fits.
         ModelNotFound: if the base cannot be found.
     """
     shape, spec = read_base(config, base_dir=base_dir)
-    limits = limits_of(config, max_seconds=max_seconds, rounds_per_day=rounds_per_day)
     planner = Planner(config, shape, spec, profile=profile, limits=limits)
     return report_of(config, planner.plan(), planner, spec)
+
+
+def mix_report(config: RunConfig, *, base_dir: Path, limits: Limits) -> dict[str, Any]:
+    """Plan a scenario for every profile of its mix and report it.
+
+    Raises:
+        ConflictingSettings: if a profile cannot take part, or there is no mix.
+        ModelNotFound: if the base cannot be found.
+    """
+    shape, spec = read_base(config, base_dir=base_dir)
+    mix = plan_mix(config, shape, spec, limits=limits)
+    counts = counts_of(config)
+    shared: list[str] = []
+    for plan in mix.together.values():
+        shared = [
+            *set_lines(c for c in plan.choices if c.moved and not c.key.startswith("performance.")),
+            *_kept_scale(spec, plan.moved(neutral=False)),
+        ]
+    rows = [
+        {
+            "device": name,
+            "share": config.devices.shares[name],
+            "clients": None if counts is None else counts.get(name, 0),
+            "alone_seconds": mix.alone[name].cost.seconds,
+            "own": set_lines(c for c in plan.choices if c.key.startswith("performance.")),
+            "estimate": _estimate(plan),
+        }
+        for name, plan in mix.together.items()
+    ]
+    return {
+        "limit_seconds": limits.seconds,
+        "limit_from": limits.seconds_from,
+        "shared": shared,
+        "privacy": effect_text(config, shared) if shared else "the plan stays what it is",
+        "devices": rows,
+        "clock": _clock_lines(config, mix),
+        "slowest": mix.slowest.profile.name,
+        "round_seconds": mix.slowest.cost.seconds,
+    }
+
+
+def _clock_lines(config: RunConfig, mix: MixPlan) -> list[str]:
+    """Return a simulated clock whose classes are the profiles; none where it is refused."""
+    if config.privacy.mode == "client-distributed":
+        return []
+    plans = mix.together
+    columns = {
+        "shares": [config.devices.shares[name] for name in plans],
+        "step_seconds": [float(f"{plan.cost.step_seconds:.4g}") for plan in plans.values()],
+        "upload": [plan.profile.up_bytes_per_second for plan in plans.values()],
+        "download": [plan.profile.down_bytes_per_second for plan in plans.values()],
+    }
+    return [f"clock.{key}={json.dumps(values)}" for key, values in columns.items()]
 
 
 def read_base(config: RunConfig, *, base_dir: Path) -> tuple[BaseShape, AdapterSpec]:

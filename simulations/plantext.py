@@ -30,6 +30,37 @@ def print_device(report: Mapping[str, Any]) -> None:
     console.print(_levers(report))
 
 
+def print_mix(report: Mapping[str, Any]) -> None:
+    """Print the plan of a fleet."""
+    console = Console(soft_wrap=True, width=_WIDE, highlight=False)
+    columns = ("device", "clients", "s a round", "alone", "MiB", "J", "its own settings")
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in report["devices"]:
+        clients = f"{row['share']:.0%}" if row["clients"] is None else str(row["clients"])
+        estimate = row["estimate"]
+        table.add_row(
+            row["device"],
+            clients,
+            f"{estimate['round_seconds']:.3g}",
+            f"{row['alone_seconds']:.3g}",
+            f"{estimate['memory_bytes'] / _MIB:,.0f}",
+            f"{estimate['joules']:.3g}",
+            " ".join(line.removeprefix("performance.") for line in row["own"]),
+        )
+    console.print(table)
+    console.print()
+    lines = " ".join(f"--set {line}" for line in report["shared"])
+    console.print(f"for all: {lines or 'nothing, the scenario fits as it is'}")
+    console.print(f"privacy: {report['privacy']}")
+    if report["clock"]:
+        clock = " ".join(f"--set '{line}'" for line in report["clock"])
+        console.print(f"to simulate their time: {clock}", markup=False)
+    console.print(
+        f"a round waits for {report['slowest']}: {report['round_seconds']:.3g} s, the limit is "
+        f"{report['limit_seconds']:g} s ({report['limit_from']})"
+    )
+
+
 def _settings(report: Mapping[str, Any]) -> Table:
     """Return the table of settings."""
     table = Table("setting", "scenario", "chosen", "why", "privacy", box=None, pad_edge=False)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.baseshape import GEMMA_270M, QUANTIZATIONS, stored_bytes, with_rank
+from shared.configlink import LinkSection
 from shared.devicecost import (
     Clipper,
     Setup,
@@ -21,6 +22,7 @@ from shared.devicecost import (
     step_macs,
 )
 from shared.devices import PROFILES
+from shared.link import Downlink, uplink
 from shared.wire import ClientUpdate, Instruction, encode_instruction, encode_update, payload_bytes
 from tests.shared.deviceshapes import DEMO, spec_of
 
@@ -130,3 +132,36 @@ def test_one_example_at_a_time_takes_the_memory_of_one() -> None:
     assert step_macs(DEMO, spec, replace(setup, clipper="microbatch")) > step_macs(
         DEMO, spec, setup
     )
+
+
+@pytest.mark.parametrize("up", ["fp16", "int8", "int4", "topk"])
+def test_coded_updates_take_the_bytes_of_the_encoded_messages(up: str) -> None:
+    spec = spec_of(DEMO.linears[:7], 3)
+    vector = np.linspace(-1, 1, spec.size("B"), dtype=np.float32)
+    section = LinkSection.model_validate({"up": up, "block": 32})
+    setup = Setup(max_length=8, batch_size=1, physical_batch=1, local_steps=1, link=section)
+    link = uplink(section)
+    assert link is not None
+    coded = link.encode(vector, None if up == "fp16" else lambda n: np.full(n, 0.5))
+    update = ClientUpdate(
+        server_round=3, config_digest="a" * 64, stage="plain", vector=vector, coded=coded
+    )
+    assert bytes_up(spec, setup) == payload_bytes(encode_update(update))
+    assert bytes_up(spec, setup) < bytes_up(spec, replace(setup, link=LinkSection()))
+
+
+@pytest.mark.parametrize("down", ["fp16", "delta"])
+def test_coded_adapters_take_the_bytes_of_the_encoded_messages(down: str) -> None:
+    spec = spec_of(DEMO.linears[:7], 3)
+    vector = np.linspace(-1, 1, spec.size("B"), dtype=np.float32)
+    section = LinkSection.model_validate({"down": down})
+    setup = Setup(max_length=8, batch_size=1, physical_batch=1, local_steps=1, link=section)
+    order = Instruction(
+        run_id="r" * 32,
+        server_round=3,
+        config_digest="a" * 64,
+        plan_digest="b" * 64,
+        vector=vector,
+        coded=Downlink(section, np.zeros_like(vector)).encode(vector),
+    )
+    assert bytes_down(spec, setup) == payload_bytes(encode_instruction(order))

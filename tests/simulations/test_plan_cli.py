@@ -120,3 +120,42 @@ def test_this_machine_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert 1e8 < found["macs_per_second"] < 1e13
     assert found["profile"]["sources"]["macs_per_second"].startswith("measured here")
     assert found["profile"]["memory_mib"] > 467
+
+
+MIX = ["plan", "fleet", "--mix", "--set", 'devices.mix={pi5 = 0.5, "phone-mid" = 0.5}']
+
+
+def test_a_mix_says_what_all_share_and_who_is_waited_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = as_json(capsys, *MIX, "--max-seconds", "6")
+    assert found["shared"] == ["clients.local_steps=3", "model.quantization=int4"]
+    assert found["privacy"].startswith("noise multiplier 0.787 to")
+    assert found["slowest"] == "phone-mid"
+    assert found["round_seconds"] <= 6
+    assert sum(row["clients"] for row in found["devices"]) == 5
+    # The clock that it proposes is one that the scenario takes.
+    clock = open_scenario("fleet", found["clock"]).config.clock
+    assert clock.shares == (0.5, 0.5)
+    assert clock.step_seconds[1] > clock.step_seconds[0]
+    assert run([*MIX, "--max-seconds", "6"]) == 0
+    text = capsys.readouterr().out
+    assert "a round waits for phone-mid" in text
+    assert "--set clients.local_steps=3" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ([*MIX, "--device", "pi5"], errors.UsageError),
+        ([*MIX, "--measure"], errors.UsageError),
+        (["plan", "fleet", "--mix"], errors.ConflictingSettings),
+        ([*MIX, "--max-seconds", "0.01"], errors.ConflictingSettings),
+        (["plan", "fleet", "--mix", "--set", 'devices.mix=["pi6"]'], errors.InvalidValue),
+    ],
+)
+def test_a_mix_that_cannot_be_planned_is_one_error(
+    arguments: list[str], error: type[errors.FedSLMError], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*arguments, "--json"]) == error.exit_code
+    assert json.loads(capsys.readouterr().out)["error"] == error.code

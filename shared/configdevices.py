@@ -1,0 +1,24 @@
+"""The section ``[devices]``: of which kinds of hardware a fleet is, by public shares."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from shared.configtypes import PositiveReal, Section
+
+
+class DevicesSection(Section):
+    """What hardware the clients run on, for `fedslm plan --mix`; training does not read it."""
+
+    mix: dict[str, PositiveReal] | tuple[str, ...] = Field(
+        default={},
+        description="share of the clients by profile, {pi5 = 0.5, phone-mid = 0.5}; or names with "
+        "equal shares",
+    )
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of each profile."""
+        if isinstance(self.mix, dict):
+            return dict(self.mix)
+        return {name: 1.0 / len(self.mix) for name in self.mix}

@@ -1,0 +1,134 @@
+"""A fleet of several kinds of devices: who is what, and settings with which all can train.
+
+The assignment is public: it follows from the mix, the population and the run's seed alone. A kind
+of device may be told from a client's number, so a mix must not encode anything that a user would
+want to hide; a profile is of hardware, never of a person.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shared.baseshape import BaseShape, stored_bytes
+from shared.config import RunConfig
+from shared.deviceplan import Common, DevicePlan, Limits, Planner
+from shared.devices import PROFILES, DeviceProfile
+from shared.errors import ConflictingSettings
+from shared.lora import AdapterSpec
+from shared.seeding import data_rng
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixPlan:
+    """Settings for a fleet of mixed devices.
+
+    Attributes:
+        alone: what each profile could do by itself.
+        together: the same with one quantisation, length, number of steps and rank for all.
+    """
+
+    alone: Mapping[str, DevicePlan]
+    together: Mapping[str, DevicePlan]
+
+    @property
+    def slowest(self) -> DevicePlan:
+        """The plan of the profile that a round waits for."""
+        return max(self.together.values(), key=lambda plan: plan.cost.seconds)
+
+
+def assigned(shares: Mapping[str, float], *, population: int, seed: int) -> tuple[str, ...]:
+    """Return the profile of each client.
+
+    Counts are the shares of the population by largest remainders, so that they do not depend on
+    luck; which client has which is drawn from a public stream of the run's seed.
+
+    Args:
+        shares: by profile, summing to 1.
+        population: number of clients.
+        seed: of the run.
+    """
+    exact = {name: share * population for name, share in sorted(shares.items())}
+    counts = {name: int(value) for name, value in exact.items()}
+    left = population - sum(counts.values())
+    by_remainder = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
+    for name in by_remainder[:left]:
+        counts[name] += 1
+    names = [name for name, count in counts.items() for _ in range(count)]
+    order = data_rng(seed, "devices").permutation(population)
+    return tuple(names[index] for index in order)
+
+
+def plan_mix(config: RunConfig, shape: BaseShape, spec: AdapterSpec, *, limits: Limits) -> MixPlan:
+    """Plan every profile of a scenario's mix, alone and then with what all must share.
+
+    Args:
+        config: the scenario, with a mix.
+        shape: of its base.
+        spec: of its adapter.
+        limits: what a round may take.
+
+    Raises:
+        ConflictingSettings: if there is no mix, a profile cannot take part, or no quantisation is
+            held by all.
+    """
+    profiles = {name: PROFILES[name] for name in config.devices.shares}
+    if not profiles:
+        msg = "devices.mix is empty, expected the share of each profile."
+        raise ConflictingSettings(msg, hint='For example: --set devices.mix=["pi5", "laptop"]')
+    alone = {
+        name: Planner(config, shape, spec, profile=profile, limits=limits).plan()
+        for name, profile in profiles.items()
+    }
+    together = alone
+    while not _agreed(together):
+        stored = _common_quantization(together, profiles, shape)
+        common = _common(together, stored)
+        together = {
+            name: Planner(config, shape, spec, profile=profile, limits=limits, common=common).plan()
+            for name, profile in profiles.items()
+        }
+    return MixPlan(alone=alone, together=together)
+
+
+def _common(plans: Mapping[str, DevicePlan], quantization: str) -> Common:
+    """Return the most that all of some plans can do."""
+    return Common(
+        r=min(plan.r for plan in plans.values()),
+        max_length=min(plan.setup.max_length for plan in plans.values()),
+        local_steps=min(plan.setup.local_steps for plan in plans.values()),
+        quantization=quantization,
+    )
+
+
+def _agreed(plans: Mapping[str, DevicePlan]) -> bool:
+    """Tell whether all plans have the same of what is shared."""
+    shared = {
+        (p.r, p.setup.max_length, p.setup.local_steps, p.setup.quantization) for p in plans.values()
+    }
+    return len(shared) == 1
+
+
+def _common_quantization(
+    plans: Mapping[str, DevicePlan], profiles: Mapping[str, DeviceProfile], shape: BaseShape
+) -> str:
+    """Return how all store the base: as the neediest does, or the nearest that all can hold."""
+    possible = set.intersection(*(set(profile.quantizations) for profile in profiles.values()))
+    if not possible:
+        msg = f"No quantisation of the base is held by all of {', '.join(profiles)}."
+        raise ConflictingSettings(msg, hint="Leave one of them out of devices.mix.")
+    least = min(stored_bytes(shape, plan.setup.quantization) for plan in plans.values())
+    fitting = [q for q in possible if stored_bytes(shape, q) <= least]
+    if fitting:
+        return max(sorted(fitting), key=lambda q: stored_bytes(shape, q))
+    return min(sorted(possible), key=lambda q: stored_bytes(shape, q))
+
+
+def counts_of(config: RunConfig) -> dict[str, int] | None:
+    """Return how many clients have each profile; None where the population is not said."""
+    population = config.clients.population
+    if population is None:
+        return None
+    names = assigned(config.devices.shares, population=population, seed=config.run.seed)
+    return dict(Counter(names))
