@@ -18,7 +18,6 @@ from client.data import ClientData, Columns, file_format, read_records, split_ho
 from client.policy import ClientPolicy
 from client.refusals import refusals_logged
 from client.thrift import read_model_config, thrift_for
-from shared.attackrules import refuse_attack
 from shared.config import RunConfig
 from shared.configfile import parse_json
 from shared.errors import SchemaMismatch
@@ -124,7 +123,6 @@ def _build(
     from client.model import base_digest, load_base
 
     config, plan = parse_json(scenario), PrivacyPlan.from_json(plan_json)
-    refuse_attack(config)
     policy.check(plan, config, base_digest=base_digest(Path(base)))
     require_agreement(config, plan)
     # After the comparisons: the section is the device's own, and in no digest.
