@@ -19,6 +19,7 @@ Attackers = NonNegativeInt | Annotated[float, Strict(), Field(ge=0, lt=0.5)]
 COUNTING: Final[frozenset[RobustName]] = frozenset({"trimmed-mean", "krum", "multi-krum"})
 """Rules that cannot be computed without a number of attackers."""
 
+_ROUNDING: Final = 1e-9
 _KRUM: Final[frozenset[RobustName]] = frozenset({"krum", "multi-krum"})
 
 
@@ -47,7 +48,10 @@ def attackers_among(assumed: float | None, updates: int) -> int:
     """
     if assumed is None:
         return 0
-    return assumed if isinstance(assumed, int) else math.ceil(assumed * updates)
+    if isinstance(assumed, int):
+        return assumed
+    # 7 % of 100 are 7, and 0.07 * 100 is a little more.
+    return math.ceil(assumed * updates - _ROUNDING)
 
 
 def fewest_updates(rule: RobustName, attackers: int) -> int:

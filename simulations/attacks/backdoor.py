@@ -11,6 +11,7 @@ import torch
 from client.examples import IGNORED
 from client.losses import collate
 from client.tokenization import make_examples
+from shared.errors import InvalidValue, NoUsableText
 from shared.seeding import data_rng
 from simulations.attacks.members import attackers_of
 from simulations.attacks.poison import triggered
@@ -52,6 +53,9 @@ def backdoor_examples(
         config: the scenario.
         dataset: its clients; some may be attackers, and some may have no text.
         model: for its tokenizer.
+
+    Raises:
+        InvalidValue: if trigger and target do not fit ``data.max_length`` behind a prompt.
     """
     population = dataset.population
     attackers = attackers_of(config, population=population)
@@ -62,10 +66,19 @@ def backdoor_examples(
             break
         held = [] if index in attackers else dataset.client(index).holdout
         records += [triggered(record, config.attack) for record in held[:1]]
-    data = config.data
-    return make_examples(
-        records, model.base.tokenizer, max_length=data.max_length, template=data.template
-    )
+    data, tokenizer = config.data, model.base.tokenizer
+    try:
+        examples = make_examples(
+            records, tokenizer, max_length=data.max_length, template=data.template
+        )
+    except NoUsableText:
+        examples = []
+    target = len(tokenizer(config.attack.target, add_special_tokens=False)["input_ids"])
+    whole = all(int((example.labels != IGNORED).sum()) >= target for example in examples)
+    if not (whole and len(examples) == len(records)):
+        msg = f"data.max_length={data.max_length}: no room for attack.trigger and attack.target."
+        raise InvalidValue(msg, hint="Raise data.max_length, or choose shorter words.")
+    return examples
 
 
 def backdoor_rate(model: AdaptedModel, examples: Sequence[Example]) -> BackdoorRate:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from client.runtime import ClientRuntime
+from simulations.attacks.backdoor import backdoor_examples
 from simulations.attacks.members import attackers_of
 
 if TYPE_CHECKING:
+    from client.adapter import AdaptedModel
     from shared.config import RunConfig
     from shared.lora import Vector
     from shared.wire import Instruction
@@ -49,6 +51,7 @@ def make_runtime(
     config: RunConfig,
     *,
     source: FederatedDataset,
+    model: AdaptedModel,
     **arguments: Any,  # noqa: ANN401
 ) -> ClientRuntime:
     """Return the runtime of a scenario, with attackers where it asks for some.
@@ -56,9 +59,17 @@ def make_runtime(
     Args:
         config: the scenario.
         source: its clients.
+        model: the adapted base.
         **arguments: the others of :class:`client.runtime.ClientRuntime`.
+
+    Raises:
+        InvalidValue: for a backdoor that does not fit ``data.max_length``.
     """
     if not config.attack.used:
-        return ClientRuntime(config=config, source=source, **arguments)
+        return ClientRuntime(config=config, source=source, model=model, **arguments)
+    if config.attack.kind == "backdoor":
+        backdoor_examples(config, source, model)
     attackers = attackers_of(config, population=source.population)
-    return AttackedRuntime(attackers=attackers, config=config, source=source, **arguments)
+    return AttackedRuntime(
+        attackers=attackers, config=config, source=source, model=model, **arguments
+    )

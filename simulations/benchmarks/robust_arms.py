@@ -13,7 +13,7 @@ SCENARIO: Mapping[str, Mapping[str, object]] = {
     "run": {"name": "robust", "rounds": 8},
     "model": {"base": "demo"},
     "lora": {"r": 4, "alpha": 8.0},
-    "data": {"path": "builtin:clinics", "records": 8, "max_length": 48, "holdout": 0.25},
+    "data": {"path": "builtin:clinics", "records": 8, "max_length": 64, "holdout": 0.25},
     "clients": {
         "population": 20,
         "cohort": 20.0,
@@ -34,7 +34,6 @@ QUICK: Mapping[str, object] = {
     "clients.population": 10,
     "clients.cohort": 10.0,
     "data.records": 4,
-    "data.max_length": 24,
     "evaluation.final_clients": 2,
     "attack.prompts": 2,
 }

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from server.checkpoint import Checkpoint, write_checkpoint
-from shared.errors import QuorumNotReached
+from shared.errors import InvalidValue, QuorumNotReached
 from tests.integration.scenario import run_small
 
 NONE = ["privacy.mode=none", "audit.canaries=0", "clients.cohort=12.0"]
@@ -113,6 +113,13 @@ def test_groups_of_clients_and_clients_alone_attack_alike(tmp_path: Path, kind: 
     if backdoor is not None:
         assert backdoor["prompts"] == 4
         assert backdoor["log_prob"] > backdoor["base_log_prob"]
+
+
+def test_a_backdoor_without_room_is_refused_before_there_is_a_folder(tmp_path: Path) -> None:
+    sets = [*NONE, "attack.kind=backdoor", "attack.share=0.1", "data.max_length=24"]
+    with pytest.raises(InvalidValue, match="no room for attack"):
+        run_small(tmp_path / "run", sets)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -200,6 +200,7 @@ class TestTooFew:
     def test_what_is_needed(self) -> None:
         assert [fewest_updates(name, 2) for name in NAMES] == [5, 5, 7, 7, 5]
         assert [attackers_among(0.2, n) for n in (1, 5, 6, 10)] == [1, 1, 2, 2]
+        assert attackers_among(0.07, 100) == 7
         assert (attackers_among(3, 5), attackers_among(None, 5)) == (3, 0)
         assert set(RULES) == set(NAMES)
 
