@@ -104,7 +104,7 @@ class ClientRuntime:
         alone = model.dropout > 0 or config.performance.clipper != "fused"
         self._trained = LookAhead(self.train_group, clients=1 if alone else size)
         self._measured = LookAhead(self.measure_group, clients=size)
-        start = initial_factors(model.spec, config.run.seed)
+        start = initial_factors(model.spec, config.adapter_seed)
         self.downlink = Downlink(config.link, model.spec.flatten(start, self._kinds))
         self._uplink = Uplink(config, plan)
         model.load(start)

@@ -106,7 +106,7 @@ def _write_adapter(run: FederatedRun, folder: Path) -> None:
     """Write the released adapter in PEFT's format, without torch."""
     setup = run.setup
     order = read_order(folder / ORDER)
-    factors = initial_factors(setup.spec, setup.config.run.seed)
+    factors = initial_factors(setup.spec, setup.config.adapter_seed)
     factors |= setup.spec.unflatten(run.released, setup.config.trained_kinds)
     write_adapter(
         folder / ADAPTER,

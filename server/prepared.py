@@ -18,11 +18,12 @@ from server.budget import RunBudget
 from server.setup import NodeDirectory, RunSetup
 from server.strategy import FederatedRun
 from shared.attackrules import refuse_attack
+from server.warmstart import read_start
 from shared.config import RunConfig
 from shared.configfile import parse_json
 from shared.errors import NotResumable, UsageError
 from shared.files import append_line, write_text
-from shared.lora import AdapterSpec
+from shared.lora import AdapterSpec, Vector
 from shared.privacy.ledger import Ledger
 from shared.privacy.ledger_signing import LedgerSigner
 from shared.privacy.plan import PrivacyPlan
@@ -34,15 +35,23 @@ LEDGER = "ledger.sqlite"
 LEDGER_KEY = "ledger.key"
 ROSTER = "roster.json"
 METRICS = "metrics.jsonl"
+WARM_START = "warm_start"
 
 logger = logging.getLogger("fedslm.server")
 
 
 def describe_run(
-    config: RunConfig, plan: PrivacyPlan, spec: AdapterSpec, population: int
+    config: RunConfig,
+    plan: PrivacyPlan,
+    spec: AdapterSpec,
+    population: int,
+    *,
+    start_digest: str | None = None,
 ) -> dict[str, Any]:
-    """Return the contents of ``run.json``."""
+    """Return the contents of ``run.json``; ``start_digest`` is that of a kept warm start."""
+    started = {} if start_digest is None else {WARM_START: start_digest}
     return {
+        **started,
         "config_digest": config.digest(),
         "config": config.model_dump(mode="json"),
         "plan": plan.to_json(),
@@ -69,6 +78,7 @@ def read_setup(folder: Path) -> RunSetup:
         plan = PrivacyPlan.from_json(data["plan"])
         spec = AdapterSpec.from_json(data["spec"])
         population = int(data["population"])
+        start = data.get(WARM_START)
     except (OSError, ValueError, KeyError, TypeError) as error:
         msg = f"{IDENTITY} is missing or damaged."
         raise NotResumable(msg, hint="Prepare the run again in another folder.") from error
@@ -81,7 +91,19 @@ def read_setup(folder: Path) -> RunSetup:
         population=population,
         folder=folder,
         roster=_roster(folder) if plan.distributed is not None else None,
+        start=_start(folder, config, spec, start),
     )
+
+
+def _start(folder: Path, config: RunConfig, spec: AdapterSpec, digest: object) -> Vector | None:
+    """Read the earlier adapter that a run goes on from, if it does.
+
+    Raises:
+        NotResumable: if it is not the one that the run began with.
+    """
+    if digest is None and config.run.warm_start is None:
+        return None
+    return read_start(folder, size=spec.size(config.trained_kinds), digest=digest).vector
 
 
 def _roster(folder: Path) -> Roster:

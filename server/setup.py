@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shared.config import RunConfig
-from shared.lora import AdapterSpec
+from shared.lora import AdapterSpec, Vector
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.secagg.keys import Roster
 
@@ -24,6 +24,7 @@ class RunSetup:
         spec: names and shapes of the adapter.
         population: number of clients.
         folder: where checkpoints go.
+        start: trained factors of an earlier adapter that the run goes on from; None for its own.
         roster: identity keys of all clients (mode client-distributed), else None.
     """
 
@@ -34,6 +35,7 @@ class RunSetup:
     population: int
     folder: Path
     roster: Roster | None = None
+    start: Vector | None = None
 
 
 class NodeDirectory(Protocol):

@@ -81,9 +81,11 @@ class FederatedRun:
         size = setup.spec.size(self._kinds)
         self._size = size
         self._optimizer = make_optimizer(setup.config, setup.spec)
-        factors = initial_factors(setup.spec, setup.config.run.seed)
-        self.initial_vector: Vector = setup.spec.flatten(factors, self._kinds)
-        self._downlink = Downlink(setup.config.link, self.initial_vector)
+        factors = initial_factors(setup.spec, setup.config.adapter_seed)
+        own = setup.spec.flatten(factors, self._kinds)
+        self.initial_vector: Vector = own if setup.start is None else setup.start
+        # Devices know the first factors of the seed, not a warm start.
+        self._downlink = Downlink(setup.config.link, own)
         self.vector: Vector = self.initial_vector
         self._average = np.zeros(size, dtype=np.float64)
         self._averaged = 0

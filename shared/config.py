@@ -43,6 +43,9 @@ class RunSection(Section):
     engine: Literal["inprocess", "flower"] = Field(
         default="inprocess", description="in this process, or Flower's own simulation engine"
     )
+    warm_start: str | None = Field(
+        default=None, description="finished run, or its adapter folder, to go on from"
+    )
 
 
 class ModelSection(Section):
@@ -69,6 +72,9 @@ class LoraSection(Section):
     )
     dropout: Annotated[float, Strict(), Field(ge=0, lt=1)] = Field(
         default=0.0, description="dropout on the adapter's input"
+    )
+    seed: NonNegativeInt | None = Field(
+        default=None, description="seed of the first A; default run.seed"
     )
 
 
@@ -364,6 +370,11 @@ class RunConfig(Section):
         """Expected number of clients that a round asks, with over-selection; None is everyone."""
         cohort = self.clients.cohort
         return None if cohort is None else cohort * self.server.over_selection
+
+    @property
+    def adapter_seed(self) -> int:
+        """The public seed from which everybody makes the first A."""
+        return self.run.seed if self.lora.seed is None else self.lora.seed
 
     @property
     def steps_are_private(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from server.adapters import write_adapter
 from server.budget import RunBudget
 from server.timing import SECONDS
+from server.warmstart import describe
 from shared.configlink import link_facts
 from shared.lora import Vector, initial_factors
 from shared.privacy.ledger import Ledger
@@ -55,6 +56,7 @@ class Outcome:
         ledger: the ledger that the run charged.
         scope: what it calls the run's data.
         note: is told what is being done.
+        start: where the adapter comes from that the run went on from, if it did.
     """
 
     assembly: Assembly
@@ -68,6 +70,7 @@ class Outcome:
     ledger: Ledger
     scope: str
     note: Callable[[str], None]
+    start: Mapping[str, Any] | None = None
 
 
 def finish_run(outcome: Outcome, *, began: float) -> dict[str, Any]:
@@ -92,7 +95,7 @@ def finish_run(outcome: Outcome, *, began: float) -> dict[str, Any]:
 def _write_adapter(outcome: Outcome) -> None:
     """Load the released adapter into the model and write it in PEFT's format."""
     config, model = outcome.assembly.runtime.config, outcome.assembly.model
-    factors = initial_factors(model.spec, config.run.seed)
+    factors = initial_factors(model.spec, config.adapter_seed)
     factors |= model.spec.unflatten(outcome.released, config.trained_kinds)
     model.load(factors)
     write_adapter(
@@ -195,6 +198,7 @@ def _summary(
         "engine": config.run.engine,
         "config_digest": config.digest(),
         "ledger": outcome.budget.end(),
+        "warm_start": _warm_start(outcome),
         "versions": _versions(),
     }
 
@@ -245,8 +249,27 @@ def _privacy(outcome: Outcome) -> dict[str, Any]:
             "example": _example(outcome),
         },
         "statement": statement.to_dict(),
-        "warnings": list(plan.warnings()),
+        "warnings": [*plan.warnings(), *_start_warning(outcome)],
     }
+
+
+def _warm_start(outcome: Outcome) -> dict[str, Any] | None:
+    """Say what the run went on from, and what that means for its guarantee."""
+    if outcome.start is None:
+        return None
+    earlier = outcome.start.get("plan_digest")
+    plans = {known.digest() for _, known in outcome.ledger.plans(outcome.scope)}
+    together = earlier in plans - {outcome.plan.digest()}
+    meaning = describe(
+        outcome.start, charged_together=together, private=outcome.plan.mode != "none"
+    )
+    return {**outcome.start, "charged_together": together, "meaning": meaning}
+
+
+def _start_warning(outcome: Outcome) -> list[str]:
+    """Return what a reader of the figures must know about the adapter that came before."""
+    found = _warm_start(outcome)
+    return [] if found is None else [str(found["meaning"])]
 
 
 def _example(outcome: Outcome) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from server.home import ServerHome
 from server.prepared import IDENTITY, ROSTER, describe_run, run_name
 from server.timing import refuse_in_fleet
 from shared.attackrules import refuse_attack
+from server.warmstart import keep_start, open_warm_start
 from shared.errors import EmptyPopulation, RunFolderExists, SecureAggregationError
 from shared.files import disk_errors, write_bytes, write_json, write_text
 from shared.roster import read_roster
@@ -89,12 +90,22 @@ def start_run(
     from simulations.assemble import load_model
 
     model = load_model(config, base_dir=base_dir or Path.cwd())
+    started = None
+    if config.run.warm_start is not None:
+        started = open_warm_start(
+            (base_dir or Path.cwd()) / config.run.warm_start,
+            config=config,
+            spec=model.spec,
+            base_digest=model.base.digest,
+        )
     with disk_errors(folder):
         folder.mkdir(parents=True)
+    digest = None if started is None else keep_start(folder, started)
     if keys is not None:
         write_bytes(folder / ROSTER, keys)
     write_text(folder / CONFIG, resolved.to_toml())
-    write_json(folder / IDENTITY, describe_run(config, plan, model.spec, population))
+    identity = describe_run(config, plan, model.spec, population, start_digest=digest)
+    write_json(folder / IDENTITY, identity)
     runs = FleetRuns(home)
     runs.order(folder.name, base_model=config.model.base, base_digest=model.base.digest)
     with FleetDatabase(home.fleet_database) as database:

@@ -23,10 +23,18 @@ from client.app import make_client_app
 from server.app import make_server_app
 from server.budget import RunBudget
 from server.messenger import Messenger
-from server.prepared import IDENTITY, describe_run, key_of_ledger, open_ledger, run_name
+from server.prepared import (
+    IDENTITY,
+    WARM_START,
+    describe_run,
+    key_of_ledger,
+    open_ledger,
+    run_name,
+)
 from server.setup import RunSetup
 from server.strategy import FederatedRun
 from server.timing import refuse_without_clock
+from server.warmstart import WarmStart, keep_start, open_warm_start, read_start
 from shared.canonical import canonical_json
 from shared.configfile import ResolvedConfig
 from shared.errors import BaseModelMismatch, NotResumable, PrivacyBudgetExhausted
@@ -113,14 +121,15 @@ def simulate(
     progress.note(f"loading {config.model.base} ({config.model.quantization})")
     assembly = assemble_runtime(config, plan, base_dir=home, opened=clients)
     dataset.client(0)
+    started = _warm_start(config, assembly, folder, home)
     with ExitStack() as crew:
         # Forked before anything is open: a worker holds no file, lock or connection of the run.
         crew.enter_context(working_together(assembly.runtime))
         with open_folder(folder, resume=resume) as run_folder:
-            _identify(run_folder, resolved, assembly, plan)
+            start = _identify(run_folder, resolved, assembly, plan, started)
             with open_ledger(run_folder.path, where=ledger, key=signed_with) as opened:
                 scope = config.data.path if ledger is None else shared_scope(config.data.path, home)
-                session = _Session(assembly, plan, run_folder, opened, scope, progress, home)
+                session = _Session(assembly, plan, run_folder, opened, scope, progress, home, start)
                 outcome = session.run()
                 crew.close()
                 progress.note("auditing")
@@ -140,8 +149,10 @@ class _Session:
         scope: str,
         progress: RunProgress,
         base_dir: Path,
+        start: WarmStart | None,
     ) -> None:
         self._assembly = assembly
+        self._start = start
         self._plan = plan
         self._folder = folder
         self._ledger = ledger
@@ -161,6 +172,7 @@ class _Session:
             population=assembly.dataset.population,
             folder=folder.path,
             roster=None if keyring is None else keyring.roster,
+            start=None if start is None else start.vector,
         )
         self._run = FederatedRun(setup, budget=self._budget, observer=self)
         self._losses: dict[str, dict[str, float]] = {}
@@ -195,6 +207,7 @@ class _Session:
             ledger=self._ledger,
             scope=self._scope,
             note=self._progress.note,
+            start=None if self._start is None else self._start.note,
         )
 
     def started(self, server_round: int, cohort: int) -> None:
@@ -294,18 +307,41 @@ def _named(losses: Mapping[int, float]) -> dict[str, float]:
     return {f"client-{client}": loss for client, loss in losses.items()}
 
 
+def _warm_start(
+    config: RunConfig, assembly: Assembly, folder: Path, home: Path
+) -> WarmStart | None:
+    """Read the earlier adapter of a new run, before its folder exists."""
+    if config.run.warm_start is None or (folder / IDENTITY).exists():
+        return None
+    model = assembly.model
+    return open_warm_start(
+        home / config.run.warm_start, config=config, spec=model.spec, base_digest=model.base.digest
+    )
+
+
 def _identify(
-    folder: RunFolder, resolved: ResolvedConfig, assembly: Assembly, plan: PrivacyPlan
-) -> None:
+    folder: RunFolder,
+    resolved: ResolvedConfig,
+    assembly: Assembly,
+    plan: PrivacyPlan,
+    started: WarmStart | None,
+) -> WarmStart | None:
     """Write the identity of a new run, or check that a resumed one is the same.
+
+    Returns:
+        What the run goes on from, if anything: as the folder keeps it.
 
     Raises:
         NotResumable: if the folder belongs to another scenario.
     """
     config = resolved.config
-    identity = describe_run(config, plan, assembly.model.spec, assembly.dataset.population)
     known = folder.read_json(IDENTITY)
+    spec = assembly.model.spec
     if known is None:
+        digest = None if started is None else keep_start(folder.path, started)
+        identity = describe_run(
+            config, plan, spec, assembly.dataset.population, start_digest=digest
+        )
         folder.write_json(IDENTITY, identity)
     elif known.get("config_digest") != config.digest():
         msg = "The run folder belongs to another scenario than the one given."
@@ -314,6 +350,10 @@ def _identify(
         )
     if not (folder.path / CONFIG).exists():
         write_text(folder.path / CONFIG, resolved.to_toml())
+    if known is None or config.run.warm_start is None:
+        return started
+    size = spec.size(config.trained_kinds)
+    return read_start(folder.path, size=size, digest=known.get(WARM_START))
 
 
 def _finished(folder: Path, config: RunConfig) -> dict[str, Any] | None:

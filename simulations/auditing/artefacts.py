@@ -16,11 +16,12 @@ from server.audit.membership import TextSplit
 from server.audit.protocol import AuditContext, Effort
 from server.audit.runrecord import RoundRecord, RunRecord
 from server.audit.target import Passage
-from server.prepared import run_name
+from server.prepared import IDENTITY, WARM_START, run_name
 from server.releases import read_all_releases
 from server.replay import replay_all
+from server.warmstart import read_start
 from shared.errors import AuditError
-from shared.lora import initial_factors
+from shared.lora import Vector, initial_factors
 from shared.policies import POLICIES
 from shared.seeding import data_rng
 from simulations.auditing.assistant import assistant_for
@@ -170,7 +171,7 @@ def _planted(dossier: Dossier, target: ModelTarget) -> PlantedCanaries:
 def _run_record(dossier: Dossier, rounds: tuple[RoundRecord, ...]) -> RunRecord:
     """Return what the run left behind for an audit of the mechanism."""
     config, spec = dossier.config, dossier.assembly.model.spec
-    initial = spec.flatten(initial_factors(spec, config.run.seed), config.trained_kinds)
+    initial = _first_vector(dossier)
     found = read_all_releases(dossier.folder.path, config)
     # Where factors take turns, the noise is read off the rounds of the first.
     releases = found.get(POLICIES[config.policy].cycle[0])
@@ -186,6 +187,16 @@ def _run_record(dossier: Dossier, rounds: tuple[RoundRecord, ...]) -> RunRecord:
         releases=releases,
         replayed=replayed,
     )
+
+
+def _first_vector(dossier: Dossier) -> Vector:
+    """Return the trained factors that the run began with."""
+    config, spec = dossier.config, dossier.assembly.model.spec
+    if config.run.warm_start is None:
+        return spec.flatten(initial_factors(spec, config.adapter_seed), config.trained_kinds)
+    digest = (dossier.folder.read_json(IDENTITY) or {}).get(WARM_START)
+    size = spec.size(config.trained_kinds)
+    return read_start(dossier.folder.path, size=size, digest=digest).vector
 
 
 def _rounds(folder: RunFolder) -> tuple[RoundRecord, ...]:

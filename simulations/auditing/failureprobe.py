@@ -113,7 +113,7 @@ class ClientAppProbe(FailureProbe):
     def _instruction(self, runtime: ClientRuntime) -> Instruction:
         """Return what a server says in the first round."""
         config, plan = self._config, self._plan
-        factors = initial_factors(self._model.spec, config.run.seed)
+        factors = initial_factors(self._model.spec, config.adapter_seed)
         return Instruction(
             run_id="probe",
             server_round=1,

@@ -127,7 +127,7 @@ def measure(work: Work) -> Found:
     config = work.resolved(engine="flower").config
     plan = plan_of(config, population=work.population)
     spec = load_model(config, base_dir=Path.cwd()).spec
-    vector = spec.flatten(initial_factors(spec, config.run.seed), config.trained_kinds)
+    vector = spec.flatten(initial_factors(spec, config.adapter_seed), config.trained_kinds)
     client = actor_client_app(config.to_json(), canonical_json(plan.to_json()), str(Path.cwd()))
     server = RayServer(
         config=config, plan=plan, vector=vector, rounds=work.rounds, began=time.perf_counter()
