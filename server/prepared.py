@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from server.budget import RunBudget
+from server.metricslines import METRICS as METRICS
+from server.metricslines import read_metrics as read_metrics
 from server.setup import NodeDirectory, RunSetup
 from server.strategy import FederatedRun
-from shared.attackrules import refuse_attack
 from server.warmstart import read_start
+from shared.attackrules import refuse_attack
 from shared.config import RunConfig
 from shared.configfile import parse_json
 from shared.errors import NotResumable, UsageError
@@ -34,7 +36,6 @@ IDENTITY = "run.json"
 LEDGER = "ledger.sqlite"
 LEDGER_KEY = "ledger.key"
 ROSTER = "roster.json"
-METRICS = "metrics.jsonl"
 WARM_START = "warm_start"
 
 logger = logging.getLogger("fedslm.server")
@@ -118,21 +119,6 @@ def _roster(folder: Path) -> Roster:
     except OSError as error:
         msg = f"{ROSTER} is missing: mode client-distributed needs the clients' identity keys."
         raise NotResumable(msg, hint="Collect them with: fedslm client identity.") from error
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the finished rounds of a run folder; a torn last line is left out."""
-    try:
-        text = (folder / METRICS).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    records = []
-    for line in text.splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
 
 
 def settle_metrics(folder: Path, finished_rounds: int, last_record: Mapping[str, Any]) -> None:

@@ -28,10 +28,12 @@ from server.collect import Traffic
 from server.factoroptimizer import make_optimizer
 from server.lostrounds import LOST, Begun, begin_round, begun_round
 from server.messenger import MEASURE, Messenger
+from server.metricslines import read_metrics
 from server.presence import Presence
 from server.release import Release, Releaser
 from server.releases import ReleaseRecorder
 from server.setup import NodeDirectory, RoundObserver, RunSetup
+from server.stopping import should_stop
 from server.timing import refuse_in_fleet
 from shared.errors import ProtocolError, QuorumNotReached
 from shared.link import Downlink
@@ -161,8 +163,16 @@ class FederatedRun:
             self._count_lost_rounds()
         self._releaser.begin(self.finished_rounds)
         for server_round in range(self.finished_rounds + 1, self._config.run.rounds + 1):
+            if self._stops():
+                logger.info("stopped after round %d", self.finished_rounds)
+                break
             self._round(messenger, server_round)
         self._releaser.end()
+
+    def _stops(self) -> bool:
+        """Tell whether the scenario wants no more rounds, by the metrics of the finished ones."""
+        stopping = self._config.stopping
+        return stopping.patience > 0 and should_stop(read_metrics(self._setup.folder), stopping)
 
     def measure(
         self, messenger: Messenger, clients: Sequence[int], vector: Vector, *, group: str

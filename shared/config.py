@@ -17,7 +17,10 @@ from shared.configaggregation import AggregationSection
 from shared.configattack import AttackSection
 from shared.configclock import BufferSection, ClockSection
 from shared.configdevices import DevicesSection
+from shared.configevaluation import EvaluationSection
 from shared.configlink import LinkSection
+from shared.configpersonal import PersonalSection
+from shared.configstopping import StoppingSection
 from shared.configtypes import (
     NonNegativeInt,
     NonNegativeReal,
@@ -289,17 +292,6 @@ class AuditSection(Section):
     )
 
 
-class EvaluationSection(Section):
-    """What the simulator measures on held-out text; a deployment has none of it."""
-
-    every: PositiveInt = Field(default=1, description="measure every so many rounds")
-    clients: PositiveInt = Field(default=50, description="clients measured during training")
-    final_clients: PositiveInt = Field(
-        default=1000, description="clients measured before and after"
-    )
-    batch_size: PositiveInt = Field(default=32, description="sequences a forward pass")
-
-
 class PerformanceSection(Section):
     """What may change speed and memory but never the guarantee; not part of the digest."""
 
@@ -346,6 +338,8 @@ class RunConfig(Section):
     attack: AttackSection = AttackSection()
     audit: AuditSection = AuditSection()
     evaluation: EvaluationSection = EvaluationSection()
+    personal: PersonalSection = PersonalSection()
+    stopping: StoppingSection = StoppingSection()
     performance: PerformanceSection = PerformanceSection()
     devices: DevicesSection = DevicesSection()
 

@@ -21,6 +21,14 @@ def schedule_problems(config: RunConfig) -> Iterator[Problem]:
         )
     if config.privacy.mode != "none":
         yield from _noise(config)
+        if config.stopping.patience > 0:
+            yield conflict(
+                key="stopping.patience",
+                message=f"cannot be used together with {config.privacy.mode}: a decision to stop "
+                "would look at clients' held-out losses, and no event pays for that.",
+                hint="Plan fewer rounds; a run may also be ended by hand, for reasons that have "
+                "nothing to do with the clients' data.",
+            )
 
 
 def _noise(config: RunConfig) -> Iterator[Problem]:

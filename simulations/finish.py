@@ -22,6 +22,7 @@ from shared.privacy.plan import PrivacyPlan
 from shared.privacy.statement import privacy_statement
 from simulations.assemble import Assembly
 from simulations.attacks.summary import attack_summary, defence_summary
+from simulations.personal import gain, spread
 from simulations.report import write_report
 from simulations.runfolder import SUMMARY, RunFolder
 
@@ -167,6 +168,7 @@ def _summary(
         "scenario": config.run.name,
         "seed": config.run.seed,
         "rounds": outcome.rounds,
+        "planned_rounds": config.run.rounds,
         "population": outcome.assembly.dataset.population,
         "cohort": config.asked_cohort or outcome.assembly.dataset.population,
         "base_model": config.model.base,
@@ -188,6 +190,8 @@ def _summary(
         "perplexity_before": None if before is None else math.exp(before),
         "perplexity_after": None if after is None else math.exp(after),
         "clients_measured": len(outcome.losses["after"]),
+        "client_losses": {key: spread(outcome.losses[key]) for key in ("before", "after")},
+        "personal": _personal(outcome),
         **privacy,
         "bytes_up_per_client_round": _largest(metrics, "bytes_up_per_client"),
         "bytes_down_per_client_round": _largest(metrics, "bytes_down_per_client"),
@@ -251,6 +255,15 @@ def _privacy(outcome: Outcome) -> dict[str, Any]:
         "statement": statement.to_dict(),
         "warnings": [*plan.warnings(), *_start_warning(outcome)],
     }
+
+
+def _personal(outcome: Outcome) -> dict[str, Any] | None:
+    """Say what personal adapters gained, if they were measured."""
+    said, losses = outcome.assembly.runtime.config.personal, outcome.losses
+    found = gain({key: losses.get(f"personal-{key}") or {} for key in ("shared", "own")})
+    if found is None:
+        return None
+    return {"steps": said.steps, "learning_rate": said.learning_rate, **found}
 
 
 def _warm_start(outcome: Outcome) -> dict[str, Any] | None:

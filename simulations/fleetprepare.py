@@ -17,8 +17,8 @@ from server.fleetruns import FleetRuns, RunView
 from server.home import ServerHome
 from server.prepared import IDENTITY, ROSTER, describe_run, run_name
 from server.timing import refuse_in_fleet
-from shared.attackrules import refuse_attack
 from server.warmstart import keep_start, open_warm_start
+from shared.attackrules import refuse_attack
 from shared.errors import EmptyPopulation, RunFolderExists, SecureAggregationError
 from shared.files import disk_errors, write_bytes, write_json, write_text
 from shared.roster import read_roster
@@ -165,6 +165,11 @@ def _doubts(config: RunConfig, population: int, enrolled: int) -> list[str]:
         found.append(
             f"{enrolled} devices are enrolled for a population of {population}; rounds wait until "
             f"{needed} are there."
+        )
+    if config.stopping.patience > 0:
+        found.append(
+            "All rounds will run: held-out losses do not leave devices, so stopping.patience has "
+            "nothing to go by."
         )
     if config.privacy.noise_source == "seeded-simulation":
         found.append(

@@ -156,18 +156,24 @@ def epsilon_by_round(
     return render(draw)
 
 
-def clients_before_after(before: Sequence[float], after: Sequence[float]) -> str:
+def clients_before_after(
+    before: Sequence[float],
+    after: Sequence[float],
+    *,
+    names: tuple[str, str] = ("base model", "with the adapter"),
+) -> str:
     """Draw the share of clients at or below each held-out loss, before and after.
 
     Args:
         before: held-out loss of each client with the base model, nats per token.
         after: the same with the adapter.
+        names: what the two curves are called.
     """
 
     def draw(axes: Axes) -> None:
         for values, colour, style, label in (
-            (before, GREY, (0, (5, 2)), "base model"),
-            (after, BLUE, "-", "with the adapter"),
+            (before, GREY, (0, (5, 2)), names[0]),
+            (after, BLUE, "-", names[1]),
         ):
             x = np.sort(np.asarray(values, dtype=np.float64))
             y = np.arange(1, x.size + 1) / x.size

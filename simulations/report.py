@@ -23,6 +23,8 @@ Table = Mapping[str, Any]
 AUDIT_PAGE = "audit.html"
 _TEMPLATE = "report.html.j2"
 
+_PERSONAL = {"before": "shared", "after": "own"}
+
 
 def write_report(run_dir: Path) -> Path:
     """Write ``report.html`` from the other files of a run folder.
@@ -92,6 +94,7 @@ def _page(
         client_plot=_client_plot(evaluation),
         attack_said=attack_text(summary["attack"]) if summary.get("attack") else "",
         defence_said=defence_text(summary["defence"]) if summary.get("defence") else "",
+        personal_plot=_personal_plot(evaluation),
         audit=audit,
         audit_lines=audittext.finding_lines(audit),
         audit_word=audittext.verdict_word(audit.get("verdict")),
@@ -186,6 +189,28 @@ def _client_plot(evaluation: Table) -> Picture | None:
             f"{spread.median_before:.4g} before and {spread.median_after:.4g} after."
         ),
         caption="A curve further left is better; the shaded band is the worst tenth of clients.",
+    )
+
+
+def _personal_plot(evaluation: Table) -> Picture | None:
+    """Draw the spread over clients with the shared adapter and with each client's own."""
+    spread = reporttext.client_spread(
+        {key: evaluation.get(f"personal-{name}") for key, name in _PERSONAL.items()}
+    )
+    if spread is None:
+        return None
+    names = ("shared adapter", "the client's own adapter")
+    drawn = plots.clients_before_after(spread.before, spread.after, names=names)
+    return picture(
+        drawn,
+        title="Clients, with the shared adapter and with their own",
+        alt=(
+            f"Of {len(spread.after)} clients, the median held-out loss is "
+            f"{spread.median_before:.4g} with the shared adapter and {spread.median_after:.4g} "
+            f"with the client's own; "
+            f"{spread.worse} clients are worse off."
+        ),
+        caption="A client's own adapter never leaves it; it has no guarantee, and needs none.",
     )
 
 

@@ -47,6 +47,7 @@ from shared.scenarioplan import plan_of
 from simulations.assemble import Assembly, assemble_runtime, open_clients
 from simulations.engine import run_in_process
 from simulations.finish import Outcome, finish_run
+from simulations.personal import measure_personal
 from simulations.progress import RunProgress
 from simulations.runfolder import (
     CONFIG,
@@ -289,7 +290,18 @@ class _Session:
         self._progress.note(f"measuring the adapter on {len(clients)} clients")
         released: Vector = run.released
         self._losses["after"] = _named(run.measure(messenger, clients, released, group="a"))
+        self._measure_personal(released)
         self._folder.write_json(EVALUATION, self._losses)
+
+    def _measure_personal(self, released: Vector) -> None:
+        """Measure what personal adapters would gain, in this process; no message is sent."""
+        personal = self._config.personal
+        if personal.steps == 0:
+            return
+        clients = self._run.measured_clients(personal.clients, stream="personal")
+        self._progress.note(f"personal adapters of {len(clients)} clients")
+        found = measure_personal(self._assembly.runtime, clients, released)
+        self._losses |= {"personal-shared": found["shared"], "personal-own": found["own"]}
 
     def _measure_last_round(self, messenger: Messenger) -> None:
         """Measure the last finished round if the process that finished it died before."""
