@@ -17,7 +17,8 @@ SETTINGS = TrainSettings(local_steps=4, batch_size=4, learning_rate=0.3)
 def test_own_steps_are_plain_steps_from_the_shared_adapter(adapted: MakeAdapted) -> None:
     """Oracle: plain training of a second model that was loaded with the shared factors."""
     model, other = adapted(kinds="B"), adapted(kinds="B")
-    shared = np.random.default_rng(3).standard_normal(model.spec.size("B")).astype(np.float32) / 10
+    rng = np.random.default_rng(3)
+    shared = (0.1 * rng.standard_normal(model.spec.size("B"))).astype(np.float32)
     examples = make_examples(6, seed=1)
     own = personal_vector(model, shared, examples, SETTINGS, rng=np.random.default_rng(4))
     other.load_vector(shared, "B")

@@ -45,7 +45,7 @@ def test_two_runs_of_a_round_are_one_where_nothing_but_the_adapter_goes_on(tmp_p
 
 def test_a_stopped_run_needs_the_earlier_one_no_more(tmp_path: Path) -> None:
     first = run_small(tmp_path / "first", ONE)
-    said = [*SMALL, f"run.warm_start={first.folder}"]
+    said = (*SMALL, f"run.warm_start={first.folder}")
     whole = run_small(tmp_path / "whole", said)
     stopped = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
