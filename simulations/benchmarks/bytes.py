@@ -13,10 +13,15 @@ what counts is the client that sent, and the one that was sent, most.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from client.fleet.records import Record, encode
+from shared.configlink import DownCodec, LinkSection, UpCodec
+from shared.link import Downlink, uplink
 from shared.lora import AdapterSpec, Factor
 from shared.wire import ClientUpdate, encode_instruction, encode_update
 from simulations.benchmarks.bytes_secure import DIGEST, Sent, instruction_of, numbers, secure
@@ -33,6 +38,12 @@ SUMMARY = "Bytes up and down per client and round of every policy; Flower's FedA
 DEMO = Shape(hidden=128, inner=344, layers=4, heads=4, kv_heads=2, vocabulary=1_280)
 PEER = "Flower FedAvg, LoRA fp32"
 NEVER_ABOVE = 1.0
+CODES: tuple[tuple[UpCodec, DownCodec], ...] = (
+    ("fp16", "fp16"),
+    ("int8", "delta"),
+    ("int4", "delta"),
+    ("topk", "delta"),
+)
 
 Row = dict[str, Scalar]
 
@@ -67,6 +78,7 @@ def run(*, quick: bool) -> BenchResult:
                 if not mode.startswith("client-distributed"):
                     what = f"{name}, {policy}: upload over {PEER}"
                     checks.append(Check(name=what, measured=over, limit=NEVER_ABOVE, unit="x"))
+        rows += _coded_rows(name, spec, (peer_up, peer_down))
     return BenchResult(
         name="bytes",
         parameters={"r": RANK, "target_modules": "all-linear", "quick": quick},
@@ -84,7 +96,7 @@ def plot(result: BenchResult, path: Path) -> None:
     from shared.files import write_text
     from simulations.svg import BLUE, GREY, VERMILLION, as_file, legend, render
 
-    rows = [row for row in result.rows if row["policy"] != PEER]
+    rows = [row for row in result.rows if row["policy"] != PEER and "link" not in row]
 
     def draw(axes: Axes) -> None:
         for shift, key, colour, label in (
@@ -131,6 +143,27 @@ def plain(spec: AdapterSpec, kinds: str) -> tuple[Sent, Sent]:
     return Sent.of(encode_update(answer)), Sent.of(encode_instruction(instruction_of(vector)))
 
 
+def coded(spec: AdapterSpec, kinds: str, link: LinkSection) -> tuple[Sent, Sent]:
+    """Return what a client sends and is sent in a round over a coded link, not packed.
+
+    Args:
+        spec: the adapter.
+        kinds: the factors that are sent.
+        link: the codes; of neither does the length depend on the numbers.
+    """
+    vector = numbers(spec.size(kinds))
+    up, (seen, down) = uplink(link), Downlink(link, np.zeros_like(vector)).seen(vector)
+    answer = ClientUpdate(
+        server_round=1,
+        config_digest=DIGEST,
+        stage="clipped",
+        vector=vector,
+        coded=None if up is None else up.encode(vector, None),
+    )
+    told = replace(instruction_of(seen), coded=down)
+    return Sent.of(encode_update(answer)), Sent.of(encode_instruction(told))
+
+
 def peer(spec: AdapterSpec) -> tuple[Sent, Sent]:
     """Return what a client of Flower's FedAvg on PEFT's LoRA sends and is sent in a round."""
     arrays = {
@@ -153,6 +186,20 @@ def counted(record: Record) -> Sent:
     # 128 bytes of numpy's own header come with each array.
     named = sum(len(key) + 128 + array.nbytes for key, array in arrays)
     return Sent(payload=scalars + named, encoded=tree.size, objects=len(tree.contents))
+
+
+def _coded_rows(name: str, spec: AdapterSpec, theirs: tuple[Sent, Sent]) -> list[Row]:
+    """Return a row for each code of updates, with and without A."""
+    rows = []
+    for policy in ("ffa", "fedavg"):
+        kinds = kinds_of(policy)
+        for up, down in CODES:
+            moved = coded(spec, kinds, LinkSection(up=up, down=down))
+            row = _row(name, policy, "none, example or client-central", moved, spec.size(kinds))
+            row["up_over_peer"] = round(moved[0].encoded / theirs[0].encoded, 4)
+            row["down_over_peer"] = round(moved[1].encoded / theirs[1].encoded, 4)
+            rows.append({**row, "link": f"{up} up, {down} down"})
+    return rows
 
 
 def _row(base: str, policy: str, mode: str, moved: tuple[Sent, Sent], size: int) -> Row:

@@ -1,9 +1,10 @@
 """What the benchmark ``quality`` compares: every scenario with every policy at every epsilon.
 
-Policies and codecs are read from the fields of ``[aggregation]`` in shared/config.py: each field
-that takes words is an axis with all its words, so that a new one is measured as soon as a scenario
-can say it. What the rules of scenarios refuse is named with their reason and left out. Rules
-against attackers have a benchmark of their own, ``robust``.
+Policies are read from the fields of ``[aggregation]`` in shared/config.py: each field that takes
+words is an axis with all its words, so that a new one is measured as soon as a scenario can say it.
+Codes of updates are an axis too, of which only float32 is measured unless others are asked for. What
+the rules of scenarios refuse is named with their reason and left out. Rules against attackers have a
+benchmark of their own, ``robust``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Literal
 from shared.config import RunConfig
 from shared.configaggregation import AggregationSection
 from shared.configfile import ResolvedConfig
+from shared.configlink import LinkSection
 from shared.configrobust import RobustKeys
 from shared.errors import ConflictingSettings, DataFileNotFound
 from shared.policies import POLICIES
@@ -32,6 +34,8 @@ EPSILONS = (1.0, 3.0, 8.0)
 QUICK_EPSILONS = (8.0,)
 SEEDS, QUICK_SEEDS = 3, 2
 NO_PRIVACY = "none"
+LINK = "link"
+PLAIN_LINK = "fp32"
 _HUB = "hf:"
 
 # What is measured and attacked on the way costs time and trains nothing. There is one process with
@@ -60,7 +64,7 @@ class Case:
 
     Attributes:
         scenario: name of a built-in scenario.
-        choices: fields of ``[aggregation]`` to the word chosen.
+        choices: fields of ``[aggregation]``, and ``link`` where updates are coded, to the word.
         epsilon: the target; None is the non-private twin.
         seed: of the run.
         resolved: the scenario with all that; None where the rules refuse it.
@@ -102,6 +106,11 @@ def choices() -> dict[str, tuple[str, ...]]:
     return found
 
 
+def link_words() -> tuple[str, ...]:
+    """Return the codes of updates, the plain one first."""
+    return tuple(_words(LinkSection.model_fields["up"].annotation))
+
+
 def kinds_of(policy: str) -> str:
     """Return the factors that a policy moves, such as ``"AB"``."""
     return POLICIES[policy].moved
@@ -117,6 +126,7 @@ def axes_of(*, quick: bool) -> Axes:
     return {
         "scenario": names,
         **choices(),
+        LINK: link_words(),
         "epsilon": (*map(word, epsilons), NO_PRIVACY),
         "seed": tuple(seeds),
     }
@@ -126,7 +136,7 @@ def cases(only: Sequence[str], *, quick: bool) -> list[Case]:
     """Return the runs to do, seed by seed, so that what was interrupted can be compared.
 
     Args:
-        only: words that leave cases out.
+        only: words that leave cases out; codes other than float32 are left out unless named.
         quick: with the smallest sizes.
 
     Raises:
@@ -134,11 +144,14 @@ def cases(only: Sequence[str], *, quick: bool) -> list[Case]:
     """
     left = selected(axes_of(quick=quick), only)
     fields = list(choices())
+    named = {word.rpartition("=")[2] for word in only} & set(link_words())
+    codes = [{LINK: code} if code != PLAIN_LINK else {} for code in left[LINK]]
     return [
-        _case(name, dict(zip(fields, words, strict=True)), epsilon, int(seed), quick=quick)
+        _case(name, dict(zip(fields, words, strict=True)) | code, epsilon, int(seed), quick=quick)
         for seed in left["seed"]
         for name in left["scenario"]
         for words in itertools.product(*(left[field] for field in fields))
+        for code in (codes if named else [{}])
         for epsilon in map(_epsilon, left["epsilon"])
     ]
 
@@ -191,7 +204,7 @@ def _case(
     sizes = QUICK if quick else {}
     rounds = sizes.get("run.rounds", open_scenario(scenario).config.run.rounds)
     values: dict[str, object] = {**PLAIN, **sizes, "run.seed": seed, "evaluation.every": rounds}
-    values |= {f"aggregation.{field}": value for field, value in chosen.items()}
+    values |= {_key(field): value for field, value in chosen.items()}
     values |= {"privacy.mode": "none"} if epsilon is None else {"privacy.epsilon": epsilon}
     resolved, refusal = None, ""
     try:
@@ -206,6 +219,11 @@ def _case(
         resolved=resolved,
         refusal=refusal,
     )
+
+
+def _key(field: str) -> str:
+    """Return the key of a scenario that a choice sets."""
+    return "link.up" if field == LINK else f"aggregation.{field}"
 
 
 def _toml(value: object) -> str:

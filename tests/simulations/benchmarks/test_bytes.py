@@ -74,14 +74,22 @@ def test_a_quick_run(tmp_path: Path) -> None:
     assert benchmark("bytes").SUMMARY == traffic.SUMMARY
     result = traffic.run(quick=True)
     assert result.passed
-    peer, *ours = result.rows
-    assert [row["policy"] for row in ours] == ["ffa", "ffa", "fedavg", "fedavg"]
+    peer, *ours = (row for row in result.rows if "link" not in row)
+    assert [row["policy"] for row in ours[:4]] == ["ffa", "ffa", "fedavg", "fedavg"]
     assert peer["up_over_peer"] == 1.0
     assert float(str(ours[0]["up_over_peer"])) < 0.6
     assert all(int(str(row["up_objects"])) < int(str(peer["up_objects"])) for row in ours[::2])
     for row in (peer, *ours):
         assert int(str(row["up_bytes"])) > 4 * int(str(row["parameters"]))
-    assert len(result.checks) == 2
+    linked = [row for row in result.rows if "link" in row]
+    assert [row["policy"] for row in linked] == ["ffa"] * 4 + ["fedavg"] * 4
+    for row in linked:
+        code = str(row["link"]).split()[0]
+        # Bytes a number: a scale of two for 64, a map of one bit, one number in twenty.
+        each = {"fp16": 2, "int8": 1 + 1 / 32, "int4": 0.5 + 1 / 32, "topk": 1 / 8 + 33 / 640}[code]
+        over = int(str(row["up_payload"])) - each * int(str(row["parameters"]))
+        assert 0 < over < 400
+    assert len(result.checks) == len(ours) // 2
     json.dumps(result.to_dict())
     traffic.plot(result, tmp_path / "bytes.svg")
     text = (tmp_path / "bytes.svg").read_text(encoding="utf-8")

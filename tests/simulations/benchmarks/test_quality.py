@@ -79,8 +79,11 @@ class TestCases:
     def test_every_policy_at_every_epsilon_and_without_three_times(self) -> None:
         found = cases([], quick=False)
         axes = axes_of(quick=False)
-        assert [*axes] == ["scenario", *choices(), "epsilon", "seed"]
-        assert len(found) == math.prod(len(values) for values in axes.values())
+        assert [*axes] == ["scenario", *choices(), "link", "epsilon", "seed"]
+        # Codes of updates are measured where one is named, and else none but float32.
+        lengths = [len(values) for axis, values in axes.items() if axis != "link"]
+        assert len(found) == math.prod(lengths)
+        assert not any("link" in case.choices for case in found)
         assert len({case.name for case in found}) == len(found)
         assert {case.scenario for case in found} == {"quickstart", "shakespeare", "medquad"}
         assert {case.choices["policy"] for case in found} >= {"ffa", "fedavg"}
@@ -106,6 +109,17 @@ class TestCases:
         assert str(found[0]) == "medquad, ffa, not private, seed 9"
         with pytest.raises(InvalidValue):
             cases(["shakespeare"], quick=True)
+
+    def test_a_code_of_updates_is_measured_where_it_is_named(self) -> None:
+        said = ["shakespeare", "policy=ffa", "epsilon=8", "seed=7"]
+        for word in ("topk", "link=topk"):
+            (case,) = cases([*said, word], quick=False)
+            assert case.name == "shakespeare-ffa-topk-epsilon-8-seed-7"
+            assert case.resolved is not None
+            assert case.resolved.config.link.up == "topk"
+        both = cases([*said, "fp32", "int4"], quick=False)
+        assert [case.choices.get("link") for case in both] == [None, "int4"]
+        assert both[0].name == cases(said, quick=False)[0].name
 
     def test_a_new_codec_is_an_axis_by_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Longer(Section):
