@@ -2,9 +2,9 @@
 
 Policies are read from the fields of ``[aggregation]`` in shared/config.py: each field that takes
 words is an axis with all its words, so that a new one is measured as soon as a scenario can say it.
-Codes of updates are an axis too, of which only float32 is measured unless others are asked for. What
-the rules of scenarios refuse is named with their reason and left out. Rules against attackers have a
-benchmark of their own, ``robust``.
+Codes of updates are an axis too, of which only float32 is measured unless others are asked for.
+What the rules of scenarios refuse is named with their reason and left out. Rules against attackers
+have a benchmark of their own, ``robust``.
 """
 
 from __future__ import annotations
