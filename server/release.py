@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from server.aggregation import Aggregate, correlated_noise, make_aggregator
+from server.aggregation import Aggregate, Aggregator, correlated_noise, make_aggregator
 from server.asyncround import AsyncRounds, async_rounds
 from server.collect import (
     OnAnswer,
@@ -19,6 +19,7 @@ from server.collect import (
     collect_updates,
     tell_nobody,
 )
+from server.flexlora import ProductMean
 from server.messenger import Messenger
 from server.robust import rule_of
 from server.setup import RoundObserver, RunSetup
@@ -26,6 +27,7 @@ from server.timing import SECONDS, RoundTimer, clock_of, wanted_answers
 from server.updatebuffer import Holder
 from shared.errors import QuorumNotReached, SecureAggregationError
 from shared.link import uplink
+from shared.policies import POLICIES
 from shared.privacy.correlated import CorrelatedNoise
 from shared.privacy.noise import SEEDED, NoiseSource
 from shared.privacy.noiserows import forget_rows
@@ -148,16 +150,7 @@ class Releaser:
         setup = self._setup
         plan, server_round = setup.plan, instruction.server_round
         size = self._size(server_round)
-        aggregator = make_aggregator(
-            size,
-            plan=plan,
-            source=self._noise(server_round),
-            server_round=server_round,
-            clip=self.clip,
-            noise=self._rows,
-            robust=self._rule,
-            norm_bound=self._setup.config.aggregation.norm_bound,
-        )
+        aggregator = self._aggregator(instruction)
         enough = wanted_answers(setup.config, len(cohort))
 
         def ask(clients: Sequence[int], before: int) -> tuple[int, Traffic]:
@@ -223,6 +216,22 @@ class Releaser:
         if self.asynchronous is not None:
             return self.asynchronous.notes()
         return {} if self.timer is None else {SECONDS: self.timer.now}
+
+    def _aggregator(self, instruction: Instruction) -> Aggregator:
+        """Return what takes the round's updates: the mechanism's, or the policy's own."""
+        setup, server_round = self._setup, instruction.server_round
+        if not POLICIES[setup.config.policy].linear:
+            return ProductMean(setup.spec, instruction.vector, plan=setup.plan)
+        return make_aggregator(
+            self._size(server_round),
+            plan=setup.plan,
+            source=self._noise(server_round),
+            server_round=server_round,
+            clip=self.clip,
+            noise=self._rows,
+            robust=self._rule,
+            norm_bound=setup.config.aggregation.norm_bound,
+        )
 
     def _secure_sum(
         self, messenger: Messenger, instruction: Instruction, cohort: Sequence[int]

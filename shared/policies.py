@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from shared.errors import InvalidValue
 from shared.lora import AdapterSpec
 
-PolicyName = Literal["ffa", "fedavg", "rolora"]
+PolicyName = Literal["ffa", "fedavg", "rolora", "flexlora"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,7 @@ _ALL = (
     Policy(name="fedavg", moved="AB", cycle=("AB",), exact=False, linear=True),
     # B first: while B is zero, A has no gradient.
     Policy(name="rolora", moved="AB", cycle=("B", "A"), exact=True, linear=True),
+    Policy(name="flexlora", moved="AB", cycle=("AB",), exact=True, linear=False),
 )
 POLICIES: Final[Mapping[str, Policy]] = MappingProxyType({p.name: p for p in _ALL})
 

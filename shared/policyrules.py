@@ -45,6 +45,13 @@ def _not_linear(config: RunConfig) -> Iterator[Problem]:
             "along a gradient: a rate, momentum or adam on factors has no meaning there.",
             hint='Set server.optimizer to "mean", learning_rate to 1.0, schedule to "constant".',
         )
+    if config.aggregation.norm_bound is not None:
+        yield conflict(
+            key="aggregation.norm_bound",
+            message=f"cannot be used together with {policy}: a bound on changes of factors bounds "
+            "no change of their product.",
+            hint='Leave norm_bound out, or use policy "fedavg".',
+        )
     if server.averaging > 0:
         yield conflict(
             key="server.averaging",
@@ -83,3 +90,15 @@ def _alternating(config: RunConfig) -> Iterator[Problem]:
             "of one factor, and rounds alternate.",
             hint="Use audit.canaries, which plants records.",
         )
+
+
+def policy_warnings(config: RunConfig) -> tuple[str, ...]:
+    """Return what is allowed about a policy and still worth knowing."""
+    if config.policy == "flexlora" and config.privacy.mode == "example":
+        text = (
+            "flexlora multiplies each client's noised factors before the mean: the product of the "
+            "noise in A and in B falls with the number of clients, where under fedavg it falls "
+            "with its square, and under ffa there is none."
+        )
+        return (text,)
+    return ()

@@ -17,6 +17,7 @@ from server.timing import SECONDS
 from server.warmstart import describe
 from shared.configlink import link_facts
 from shared.lora import Vector, initial_factors
+from shared.policyrules import policy_warnings
 from shared.privacy.ledger import Ledger
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.statement import privacy_statement
@@ -253,7 +254,11 @@ def _privacy(outcome: Outcome) -> dict[str, Any]:
             "example": _example(outcome),
         },
         "statement": statement.to_dict(),
-        "warnings": [*plan.warnings(), *_start_warning(outcome)],
+        "warnings": [
+            *plan.warnings(),
+            *_start_warning(outcome),
+            *policy_warnings(config),
+        ],
     }
 
 

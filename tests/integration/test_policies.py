@@ -16,6 +16,7 @@ from tests.integration.scenario import run_small
 pytestmark = pytest.mark.slow
 
 ROLORA = "aggregation.policy=rolora"
+FLEXLORA = "aggregation.policy=flexlora"
 PLAIN = ("privacy.mode=none", "audit.canaries=0", "evaluation.clients=1", "server.optimizer=mean")
 LOCAL = ("clients.local_steps=2",)
 DISTRIBUTED = (
@@ -52,8 +53,9 @@ def assert_close(one: Result, other: Result, tolerance: float) -> None:
         (ROLORA, *PLAIN, *LOCAL),
         (ROLORA, "privacy.mode=example"),
         (ROLORA, *DISTRIBUTED),
+        (FLEXLORA, *PLAIN, *LOCAL),
     ],
-    ids=["rolora-central", "rolora-none", "rolora-example", "rolora-distributed"],
+    ids=["rolora-central", "rolora-none", "rolora-example", "rolora-distributed", "flexlora-none"],
 )
 def test_one_after_another_and_together_give_the_same_adapter(
     settings: tuple[str, ...], tmp_path: Path
@@ -62,6 +64,26 @@ def test_one_after_another_and_together_give_the_same_adapter(
     one = run_small(tmp_path / "one", [*few, "performance.cohort_batch=1"])
     many = run_small(tmp_path / "many", [*few, "performance.cohort_batch=5"])
     assert_close(one, many, 1e-4)
+    if FLEXLORA in settings:
+        return
     # A begins with orthonormal rows, and has left them.
     a = [factor for name, factor in adapter(one).items() if "lora_A" in name]
     assert any(np.abs(rows @ rows.T - np.eye(len(rows))).max() > 1e-4 for rows in a)
+
+
+def test_flexlora_learns_and_repeats_bit_for_bit(tmp_path: Path) -> None:
+    settings = [FLEXLORA, *PLAIN, *LOCAL, "clients.learning_rate=0.2", "evaluation.clients=12"]
+    one, two = (run_small(tmp_path / name, settings) for name in ("one", "two"))
+    for name, factor in adapter(one).items():
+        np.testing.assert_array_equal(factor, adapter(two)[name])
+    assert one.summary["loss_after"] < one.summary["loss_before"]
+
+
+def test_ray_gives_the_same_adapter_when_factors_take_turns(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="engine flower needs the extra fedslm[ray]")
+    plain = [ROLORA, *PLAIN, "clients.population=6", "clients.cohort=4.0", "run.rounds=2"]
+    here = run_small(tmp_path / "here", plain)
+    there = run_small(tmp_path / "there", [*plain, "run.engine=flower"])
+    assert_close(here, there, 1e-4)
+    up = [line["bytes_up_per_client"] for line in lines(there)]
+    assert up[0] > up[1]

@@ -93,8 +93,12 @@ class TestCases:
 
     def test_a_case_differs_from_its_scenario_in_what_it_says_alone(self) -> None:
         for case in cases(["seed=8"], quick=False):
-            assert case.resolved is not None
             resolved = case.resolved
+            if case.choices["policy"] == "flexlora":
+                # Adam, which these scenarios ask for, has no meaning on factors of a mean product.
+                assert resolved is None
+                continue
+            assert resolved is not None
             said = {key for key, origin in resolved.origins.items() if origin == "--set"}
             told = "privacy.mode" if case.epsilon is None else "privacy.epsilon"
             about = {"run.seed", "aggregation.policy", told}
@@ -235,6 +239,10 @@ def clocked(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+# Two policies are enough to see a front; the others cost as many runs again.
+PAIR = ("policy=ffa", "policy=fedavg")
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("quality") / "runs"
@@ -242,14 +250,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(home: Path) -> BenchResult:
-    return quality.run(quick=True, asked=Asked(folder=home))
+    return quality.run(quick=True, asked=Asked(folder=home, only=PAIR))
 
 
 @pytest.mark.slow
 class TestQuickRun:
     def test_has_a_row_for_every_arm(self, found: BenchResult) -> None:
         arms = [(row["policy"], row["epsilon"]) for row in found.rows]
-        assert arms == list(itertools.product(choices()["policy"], (8.0, None)))
+        assert arms == list(itertools.product(("ffa", "fedavg"), (8.0, None)))
         assert {row["scenario"] for row in found.rows} == {"quickstart"}
         assert {row["seeds"] for row in found.rows} == {2}
         assert found.parameters["runs"] == 8
@@ -308,8 +316,8 @@ class TestQuickRun:
 
     def test_goes_on_where_it_was_and_only_if_told(self, found: BenchResult, home: Path) -> None:
         with pytest.raises(RunFolderExists, match="holds runs"):
-            quality.run(quick=True, asked=Asked(folder=home))
-        again = quality.run(quick=True, asked=Asked(folder=home, resume=True))
+            quality.run(quick=True, asked=Asked(folder=home, only=PAIR))
+        again = quality.run(quick=True, asked=Asked(folder=home, resume=True, only=PAIR))
         assert again.rows == found.rows
         assert again.parameters["of them kept from before"] == 8
         few = quality.run(quick=True, asked=Asked(folder=home, resume=True, only=("ffa", "seed=7")))
@@ -323,7 +331,7 @@ class TestQuickRun:
         (clock, *_) = sorted(copy.glob("*.seconds.jsonl"))
         clock.write_text(clock.read_text(encoding="utf-8").splitlines()[0] + "\n")
         with pytest.raises(RunFolderError, match="time of 1 rounds, expected 2"):
-            quality.run(quick=True, asked=Asked(folder=copy, resume=True))
+            quality.run(quick=True, asked=Asked(folder=copy, resume=True, only=PAIR))
 
     def test_draws(self, found: BenchResult, tmp_path: Path) -> None:
         quality.plot(found, tmp_path / "quality.svg")

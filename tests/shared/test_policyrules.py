@@ -1,0 +1,98 @@
+"""Every policy with every mode, base and mechanism: what is refused, and that nothing else is."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+
+from shared.config import RunConfig
+from shared.configfile import resolve
+from shared.errors import ConflictingSettings
+from shared.policies import POLICIES
+from shared.policyrules import policy_warnings
+from tests.integration.scenario import TABLES
+
+MODES = ("none", "example", "client-central", "client-distributed")
+BASES = ("none", "int8", "int4", "nf4")
+DISTRIBUTED = (
+    "privacy.honest_fraction=0.9",
+    "privacy.survivor_fraction=0.7",
+    "privacy.min_cohort=4",
+)
+MEAN = "server.optimizer=mean"
+
+
+def scenario(policy: str, *settings: str) -> RunConfig:
+    said = [f"aggregation.policy={policy}", MEAN, *settings]
+    return resolve(TABLES, said, source="test").config
+
+
+def refused(policy: str, *settings: str) -> list[str]:
+    """Return the keys that are refused."""
+    try:
+        scenario(policy, *settings)
+    except ConflictingSettings as error:
+        return [problem.key for problem in error.problems]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("policy", "mode", "base"), list(itertools.product(POLICIES, MODES, BASES))
+)
+def test_a_client_mode_takes_linear_policies_alone(policy: str, mode: str, base: str) -> None:
+    settings = [f"privacy.mode={mode}", f"model.quantization={base}"]
+    if mode == "client-distributed":
+        settings += DISTRIBUTED
+    wanted = ["aggregation.policy"] if policy == "flexlora" and mode.startswith("client") else []
+    assert refused(policy, *settings) == wanted
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "policies"),
+    [
+        (["server.optimizer=adam"], "server.optimizer", ["flexlora"]),
+        (["server.learning_rate=0.5"], "server.optimizer", ["flexlora"]),
+        (["server.schedule=linear"], "server.optimizer", ["flexlora"]),
+        (["server.averaging=0.5"], "server.averaging", ["flexlora"]),
+        (["aggregation.norm_bound=1.0"], "aggregation.norm_bound", ["flexlora"]),
+        (["audit.client_canaries=2"], "audit.client_canaries", ["flexlora", "rolora"]),
+    ],
+)
+def test_what_a_policy_gives_no_meaning_to_is_refused(
+    settings: Sequence[str], key: str, policies: Sequence[str]
+) -> None:
+    found = [p for p in POLICIES if key in refused(p, "privacy.mode=none", *settings)]
+    assert sorted(found) == sorted(policies)
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("privacy.mechanism=correlated", "privacy.mechanism"),
+        ("privacy.clipping_quantile=0.5", "privacy.clipping_quantile"),
+    ],
+)
+def test_mechanisms_that_tie_rounds_together_refuse_turns(setting: str, key: str) -> None:
+    assert refused("rolora", setting) == [key]
+    assert refused("rolora", setting, "privacy.mode=none") == []
+    assert refused("ffa", setting) == []
+
+
+def test_noise_that_is_multiplied_is_warned_about() -> None:
+    (text,) = policy_warnings(scenario("flexlora", "privacy.mode=example"))
+    assert "product of the noise" in text
+    assert policy_warnings(scenario("flexlora", "privacy.mode=none")) == ()
+    assert policy_warnings(scenario("fedavg", "privacy.mode=example")) == ()
+
+
+def test_the_table_says_what_is_sent() -> None:
+    """Linear and exact as the algebra of the products has it; all that is sent also moves."""
+    assert {p for p, facts in POLICIES.items() if not facts.linear} == {"flexlora"}
+    assert {p for p, facts in POLICIES.items() if not facts.exact} == {"fedavg"}
+    for name, policy in POLICIES.items():
+        assert policy.name == name
+        assert {*"".join(policy.cycle)} == {*policy.moved}
+        # Several factors at once are exact only under a decomposition of the product.
+        assert policy.exact == (len(policy.cycle[0]) == 1 or not policy.linear)
