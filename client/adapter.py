@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from client.encoders import head_factors, head_of, is_head, untouched
 from client.families import FAMILIES
 from client.lowrank import low_rank_layers
 from client.model import BaseModel
@@ -58,7 +59,10 @@ def adapter_spec(
     positive_integer(r=r)
     positive(alpha=alpha)
     model = base.model if isinstance(base, BaseModel) else base
-    layers = dict(linear_modules(model))
+    head = base.head if isinstance(base, BaseModel) else ""
+    identities = base.identities if isinstance(base, BaseModel) else ()
+    kept_whole = untouched(model, head, identities)
+    layers = {n: m for n, m in linear_modules(model) if n not in kept_whole}
     targets = _resolve(layers, target_modules)
     factors = []
     for name, module in layers.items():
@@ -67,6 +71,7 @@ def adapter_spec(
             stem = f"{_PREFIX}{name}.lora_"
             factors.append(Factor(name=f"{stem}A.weight", kind="A", shape=(r, d_in)))
             factors.append(Factor(name=f"{stem}B.weight", kind="B", shape=(d_out, r)))
+    factors.extend(head_factors(model, head, _PREFIX))
     return AdapterSpec(
         factors=tuple(sorted(factors, key=lambda factor: factor.name)),
         r=r,
@@ -74,6 +79,8 @@ def adapter_spec(
         target_modules=targets,
         fan_in_fan_out=_is_conv1d(model),
         rslora=rslora,
+        head=head,
+        identities=identities,
     )
 
 
@@ -123,6 +130,7 @@ class AdaptedModel:
         spec: names, shapes and order of the factors.
         dropout: probability on the adapter's input while training.
         layers: the adapted layers, as :mod:`client.lowrank` computes them.
+        head: the dense layer that trains whole, if there is one.
         checkpointing: whether activations are recomputed in the backward pass.
         reentrant: whether that is torch's older, reentrant way of doing it.
     """
@@ -146,6 +154,7 @@ class AdaptedModel:
         self._views = self._share_storage()
         self._adapter_modules = _adapter_modules(peft_model)
         self.layers = low_rank_layers(peft_model)
+        self.head = head_of(base.model, spec.head)
         self.set_trainable("AB")
         self._set_training(False)
 
@@ -387,7 +396,7 @@ def _inject(base: BaseModel, spec: AdapterSpec, dropout: float) -> PeftModel:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=None if spec.head else "CAUSAL_LM",
         r=spec.r,
         lora_alpha=spec.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,
@@ -407,6 +416,8 @@ def _inject(base: BaseModel, spec: AdapterSpec, dropout: float) -> PeftModel:
 def _excluded(base: BaseModel) -> list[str] | None:
     """Return the output embedding's name, which no target may pick up."""
     model: Any = base.model
+    if base.head:
+        return sorted(untouched(model, base.head, base.identities))
     head = model.get_output_embeddings()
     names = [name for name, module in model.named_modules() if module is head]
     return names or None
@@ -418,10 +429,11 @@ def _named_factors(peft_model: PeftModel, spec: AdapterSpec) -> dict[str, torch.
     Raises:
         AdapterIncompatible: if PEFT made other factors than the specification says.
     """
+    dense = {factor.name for factor in spec.factors if not factor.low_rank}
     found = {
         name.replace(".default.", "."): parameter
         for name, parameter in peft_model.named_parameters()
-        if ".lora_" in name
+        if ".lora_" in name or name in dense
     }
     expected = {factor.name: factor.shape for factor in spec.factors}
     if {name: tuple(parameter.shape) for name, parameter in found.items()} != expected:
@@ -431,11 +443,11 @@ def _named_factors(peft_model: PeftModel, spec: AdapterSpec) -> dict[str, torch.
 
 
 def _adapter_modules(peft_model: PeftModel) -> list[torch.nn.Module]:
-    """Return the modules whose training flag matters: LoRA's own, and checkpointed blocks."""
+    """Return the modules whose training flag matters: LoRA's, a head, checkpointed blocks."""
     return [
         module
         for name, module in peft_model.named_modules()
-        if ".lora_" in name or getattr(module, "gradient_checkpointing", False)
+        if ".lora_" in name or is_head(module) or getattr(module, "gradient_checkpointing", False)
     ]
 
 

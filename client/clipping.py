@@ -1,8 +1,8 @@
 """Per-example clipped gradients of LoRA factors, by three engines that agree.
 
-- ``fused``: the autograd function of :mod:`client.lowrank` keeps each example's gradient of each
-  factor. At LoRA's ranks that costs as much as the batch gradient. It works on quantised bases and
-  under gradient checkpointing, and is the default.
+- ``fused``: the autograd functions of :mod:`client.lowrank` and :mod:`client.densehead` keep each
+  example's gradient of each factor and of the head. At LoRA's ranks that costs as much as the
+  batch gradient. It works on quantised bases and under gradient checkpointing, and is the default.
 - ``microbatch``: one example at a time; the least memory, any layer. For phones.
 - ``opacus``: Opacus' hooks, as the reference of the field.
 
@@ -29,6 +29,8 @@ from shared.registry import Registry
 
 if TYPE_CHECKING:
     from client.adapter import AdaptedModel
+    from client.densehead import DenseHead
+    from client.lowrank import LowRankLayer
 
 # Clipping to a bound that is smaller by this fraction keeps every clipped norm, which is computed
 # in float64, below the real bound after rounding.
@@ -188,9 +190,13 @@ class FusedClipper:
 
     def __init__(self, model: AdaptedModel) -> None:
         self._model = model
-        require_covered(model, [f for layer in model.layers for f in (layer.a, layer.b)])
-        by_factor = {id(layer.a): (layer, "A") for layer in model.layers}
+        by_factor: dict[int, tuple[LowRankLayer | DenseHead, str]] = {}
+        by_factor |= {id(layer.a): (layer, "A") for layer in model.layers}
         by_factor |= {id(layer.b): (layer, "B") for layer in model.layers}
+        head = [] if model.head is None else [model.head]
+        by_factor |= {id(p): (h, n) for h in head for n, p in h.module.named_parameters()}
+        self._layers: list[LowRankLayer | DenseHead] = [*model.layers, *head]
+        require_covered(model, [p for p in model.peft_model.parameters() if id(p) in by_factor])
         self._factors = [by_factor[id(parameter)] for _, parameter in model.trainable]
 
     def __enter__(self) -> Self:
@@ -204,12 +210,12 @@ class FusedClipper:
         trace: TracebackType | None,
     ) -> None:
         """End recording and drop what was recorded."""
-        for layer in self._model.layers:
+        for layer in self._layers:
             layer.record(0)
 
     def clipped_sum(self, batch: Batch, max_grad_norm: float) -> list[torch.Tensor]:
         """Return the clipped sum; see :class:`PerExampleClipper`."""
-        for layer in self._model.layers:
+        for layer in self._layers:
             layer.record(batch.ids.shape[0])
         loss = per_sequence_losses(self._model.peft_model, batch).sum()
         if not loss.requires_grad:
@@ -349,7 +355,7 @@ def require_covered(model: AdaptedModel, covered: Sequence[torch.Tensor]) -> Non
     if loose or not known:
         some = ", ".join(loose[:3]) or "no trainable factor at all"
         msg = f"Per-example clipping does not cover what trains: {some}."
-        raise UnsupportedModel(msg, hint="Only LoRA factors of linear layers can train privately.")
+        raise UnsupportedModel(msg, hint="Only LoRA factors and a head can train privately.")
 
 
 def _training(module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:

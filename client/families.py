@@ -55,6 +55,21 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     }
 )
 
+ENCODERS: Mapping[str, Family] = MappingProxyType(
+    {
+        family.model_type: family
+        for family in (
+            Family(model_type="bert", linear=("query", "key", "value", "dense")),
+            Family(
+                model_type="distilbert",
+                linear=("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"),
+            ),
+            Family(model_type="mobilebert", linear=("query", "key", "value", "dense")),
+        )
+    }
+)
+"""The encoders that classify texts, once they pass ``tests/client/test_classification.py``."""
+
 _ENCODER = "a causal decoder: this one is an encoder and predicts no next token"
 _PAIR = "a decoder-only model: this one is an encoder-decoder with two inputs per example"
 _MIXTURE = (
@@ -78,11 +93,12 @@ _NEEDS: Mapping[str, str] = MappingProxyType(
 )
 
 
-def family_of(config: Mapping[str, Any]) -> Family:
+def family_of(config: Mapping[str, Any], *, classifies: bool = False) -> Family:
     """Return the family of a model from its ``config.json``.
 
     Args:
         config: the parsed ``config.json``.
+        classifies: look among the encoders.
 
     Returns:
         The family with this ``model_type``.
@@ -94,6 +110,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
     if not isinstance(model_type, str) or not model_type:
         msg = "The model's config.json has no model_type, expected one of: " + _known() + "."
         raise UnsupportedModel(msg, hint="Save the model with transformers' save_pretrained.")
+    if classifies and model_type in ENCODERS:
+        return ENCODERS[model_type]
+    if classifies:
+        msg = f"model_type={model_type!r} is not supported for classification."
+        raise UnsupportedModel(msg, hint=f"Supported: {', '.join(sorted(ENCODERS))}.")
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     if "auto_map" in config:

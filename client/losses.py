@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
+from client.classification import class_losses, is_classifier
 from client.examples import IGNORED, Example
 from shared.errors import InvalidValue, UnsupportedModel
 
@@ -95,7 +96,7 @@ def token_losses(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, to
     """Return the loss of every position and which positions count.
 
     Args:
-        model: a causal language model.
+        model: a causal language model, or a classifier, whose one loss stands at position 0.
         batch: padded on the right. No attention mask is passed: padding follows the text, so a
             causal model never looks at it from a position that counts.
 
@@ -107,6 +108,8 @@ def token_losses(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, to
     Raises:
         UnsupportedModel: if the model's output embedding is not applied position by position.
     """
+    if is_classifier(model):
+        return class_losses(model, batch.ids, batch.attention_mask, batch.labels)
     targets = torch.full_like(batch.labels, IGNORED)
     targets[:, :-1] = batch.labels[:, 1:]
     counted = targets != IGNORED

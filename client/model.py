@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from client.encoders import Classifier, is_head, load_classifier, require_unquantised
 from client.families import Family, family_of
 from client.quantization import (
     check_quantization,
@@ -47,6 +48,8 @@ class BaseModel:
         name: the folder's name or the hub id, never a full path.
         family: ``model_type``, a key of :data:`client.families.FAMILIES`.
         quantization: ``"none"`` (float32), ``"int8"``, ``"int4"`` or ``"nf4"``.
+        head: name of the dense layer that classifies; "" for a language model.
+        identities: see :class:`shared.lora.AdapterSpec`.
     """
 
     model: PreTrainedModel
@@ -55,6 +58,8 @@ class BaseModel:
     name: str
     family: str
     quantization: str
+    head: str = ""
+    identities: tuple[tuple[str, int], ...] = ()
 
 
 def load_base(
@@ -64,6 +69,7 @@ def load_base(
     revision: str | None = None,
     device: str = "cpu",
     cache_dequantized: bool = False,
+    labels: int = 0,
 ) -> BaseModel:
     """Load a base model from a local folder or a hub id, frozen and in evaluation mode.
 
@@ -74,6 +80,7 @@ def load_base(
         device: where the model lives, ``"cpu"`` or ``"cuda"``.
         cache_dequantized: keep dequantised weights beside the quantised ones; changes speed and
             memory only (see :mod:`client.quantization`).
+        labels: load an encoder that tells so many classes apart; 0 is a language model.
 
     Returns:
         The model, its tokenizer and its fingerprint.
@@ -88,7 +95,7 @@ def load_base(
     check_quantization(quantization)
     folder, name = _find(base, revision)
     config = _read_config(folder, name)
-    family = family_of(config)
+    family = family_of(config, classifies=labels > 0)
     files = _weight_files(folder, name)
     stored = _stored_quantization(config, name)
     if stored not in {"none", quantization}:
@@ -99,7 +106,12 @@ def load_base(
         raise TokenizerMissing(msg, hint="Save the tokenizer there with save_pretrained.")
     with quiet():
         tokenizer = _load_tokenizer(folder, name)
-        model = _load_weights(folder, name, quantization, stored, device)
+        if labels:
+            require_unquantised(quantization, stored)
+            classifier = load_classifier(folder, name, labels=labels, device=device)
+        else:
+            classifier = Classifier(_load_weights(folder, name, quantization, stored, device))
+    model = classifier.model
     finish_quantized(model, quantization, cache=cache_dequantized)
     _check_vocabulary(model, tokenizer, family, name)
     return BaseModel(
@@ -109,6 +121,8 @@ def load_base(
         name=name,
         family=family.model_type,
         quantization=quantization,
+        head=classifier.head,
+        identities=classifier.identities,
     )
 
 
@@ -369,7 +383,7 @@ def _safetensors_index(path: Path) -> dict[str, tuple[Path, str, list[int], int,
 def _frozen_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every frozen tensor under the base model's own name."""
     for prefix, module in model.named_modules():
-        if ".lora_" in f".{prefix}":
+        if ".lora_" in f".{prefix}" or is_head(module):
             continue
         dotted = f"{prefix}." if prefix else ""
         for name, tensor in (

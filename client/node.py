@@ -51,7 +51,10 @@ class LocalSource:
         """Return the device's records; the index only names its random streams."""
         data = self.config.data
         columns = Columns(
-            text=data.text, prompt=data.prompt, response=data.response, client=None, label=None
+            text=data.text,
+            prompt=data.prompt,
+            response=data.response,
+            label=data.label if self.config.task.classifies else None,
         )
         name = f"client-{index}"
         kind = file_format(self.path)
@@ -117,10 +120,10 @@ def _build(
     """Check the policy, load the base and build the runtime."""
     import torch
 
-    from client.adapter import adapt
     from client.guard import GuardedRuntime
     from client.keyring import DeviceKeyring
-    from client.model import base_digest, load_base
+    from client.model import base_digest
+    from client.taskmodel import load_adapted
 
     config, plan = parse_json(scenario), PrivacyPlan.from_json(plan_json)
     policy.check(plan, config, base_digest=base_digest(Path(base)))
@@ -129,19 +132,7 @@ def _build(
     thrift = thrift_for(config, read_model_config(Path(base)), cuda=torch.cuda.is_available())
     config = config.model_copy(update={"performance": thrift.performance})
     secure = policy.secure_aggregation
-    model = adapt(
-        load_base(
-            base,
-            quantization=config.model.quantization,
-            device=config.performance.device,
-            cache_dequantized=config.performance.cache_dequantized,
-        ),
-        r=config.lora.r,
-        alpha=config.lora.alpha,
-        target_modules=config.lora.target_modules,
-        dropout=config.lora.dropout,
-        rslora=config.lora.variant == "rslora",
-    )
+    model = load_adapted(config, base)
     if thrift.checkpointing:
         model.enable_checkpointing()
     return GuardedRuntime(

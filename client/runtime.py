@@ -16,6 +16,7 @@ import numpy as np
 
 from client.cohortahead import Helper, LookAhead, group_size, tokens_at_once
 from client.evaluation import evaluate, evaluate_group
+from client.labelled import class_counts, make_labelled_examples
 from client.localsteps import LocalSteps
 from client.residuals import FOLDER, StoredResiduals
 from client.tokencache import TokenCache
@@ -100,10 +101,12 @@ class ClientRuntime:
         self._cache = TokenCache()
         self._steps = LocalSteps(config, plan, model)
         size = group_size(config, dimension=self.dimension)
-        # What dropout drops is drawn client by client, and other engines keep no client apart.
-        alone = model.dropout > 0 or config.performance.clipper != "fused"
+        # Heads are not trained side by side; what dropout drops is drawn client by client, and
+        # other engines keep no client apart.
+        classifies = config.task.classifies
+        alone = classifies or model.dropout > 0 or config.performance.clipper != "fused"
         self._trained = LookAhead(self.train_group, clients=1 if alone else size)
-        self._measured = LookAhead(self.measure_group, clients=size)
+        self._measured = LookAhead(self.measure_group, clients=1 if classifies else size)
         start = initial_factors(model.spec, config.adapter_seed)
         self.downlink = Downlink(config.link, model.spec.flatten(start, self._kinds))
         self._uplink = Uplink(config, plan)
@@ -227,7 +230,11 @@ class ClientRuntime:
             return Measurement(loss=float("nan"), tokens=0)
         self.model.load_vector(instruction.vector, self._kinds)
         result = evaluate(self.model, held_out, batch_size=self.config.evaluation.batch_size)
-        return Measurement(loss=result.loss, tokens=result.tokens)
+        classes: list[int] = []
+        if self.config.task.classifies:
+            labels, rows = len(self.config.task.labels), self.config.evaluation.batch_size
+            classes = class_counts(self.model, held_out, labels=labels, batch_size=rows)
+        return Measurement(loss=result.loss, tokens=result.tokens, classes=tuple(classes))
 
     def examples(self, index: int) -> tuple[list[Example], list[Example]]:
         """Return a client's tokenised training and held-out examples, cached."""
@@ -240,10 +247,13 @@ class ClientRuntime:
 
     def _tokenise(self, records: Sequence[Record]) -> list[Example]:
         """Turn records into examples under the scenario's data section."""
-        data = self.config.data
-        return make_examples(
-            records, self.model.base.tokenizer, max_length=data.max_length, template=data.template
-        )
+        data, task = self.config.data, self.config.task
+        tokenizer = self.model.base.tokenizer
+        if task.classifies:
+            return make_labelled_examples(
+                records, tokenizer, max_length=data.max_length, labels=task.labels
+            )
+        return make_examples(records, tokenizer, max_length=data.max_length, template=data.template)
 
     def _held_out(self, records: Sequence[Record]) -> list[Example]:
         """Turn held-out records into examples; none where nothing of them is left after cutting."""

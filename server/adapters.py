@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -47,11 +49,13 @@ def write_adapter(
     """
     folder.mkdir(parents=True, exist_ok=True)
     spec.flatten(factors)
-    weights = save({f.name: factors[f.name] for f in spec.factors}, metadata={"format": "pt"})
+    tensors = {f.name: factors[f.name] for f in spec.factors} | _identities(spec)
+    weights = save(tensors, metadata={"format": "pt"})
     digest = hashlib.sha256(weights).hexdigest()
-    config = {
+    whole = [spec.head, *(name for name, _ in spec.identities)] if spec.head else []
+    config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if spec.head else "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "r": spec.r,
         "lora_alpha": spec.lora_alpha,
@@ -62,12 +66,23 @@ def write_adapter(
         "inference_mode": True,
         "use_rslora": spec.rslora,
         "use_dora": False,
-        "modules_to_save": None,
+        "modules_to_save": whole or None,
     }
+    if whole:
+        config["exclude_modules"] = whole
     write_bytes(folder / WEIGHTS, weights)
     write_json(folder / PEFT_CONFIG, config)
     write_json(folder / MANIFEST, {**manifest, "weights_sha256": digest})
     return digest
+
+
+def _identities(spec: AdapterSpec) -> dict[str, NDArray[np.float32]]:
+    """Return the layers that the base lacks, under PEFT's names."""
+    found: dict[str, NDArray[np.float32]] = {}
+    for name, width in spec.identities:
+        found[f"base_model.model.{name}.weight"] = np.eye(width, dtype=np.float32)
+        found[f"base_model.model.{name}.bias"] = np.zeros(width, dtype=np.float32)
+    return found
 
 
 def read_adapter(folder: Path, spec: AdapterSpec) -> Factors:
@@ -80,7 +95,8 @@ def read_adapter(folder: Path, spec: AdapterSpec) -> Factors:
     with open_regular(folder / WEIGHTS) as stream:
         size = os.fstat(stream.fileno()).st_size
         tensors = read_tensor_header(stream, size)
-        if sum(math.prod(tensor.shape) for tensor in tensors) != spec.size():
+        beside = sum(array.size for array in _identities(spec).values())
+        if sum(math.prod(tensor.shape) for tensor in tensors) != spec.size() + beside:
             msg = f"{WEIGHTS} does not hold as many numbers as the adapter has."
             raise AdapterIncompatible(msg)
         stream.seek(0)

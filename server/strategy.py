@@ -35,6 +35,7 @@ from server.releases import ReleaseRecorder
 from server.setup import NodeDirectory, RoundObserver, RunSetup
 from server.stopping import should_stop
 from server.timing import refuse_in_fleet
+from shared.classtally import figures
 from shared.errors import ProtocolError, QuorumNotReached
 from shared.link import Downlink
 from shared.lora import Vector, initial_factors
@@ -93,6 +94,7 @@ class FederatedRun:
         self._averaged = 0
         self.finished_rounds = 0
         self.last_record: Record = {}
+        self.class_figures: dict[str, float] = {}
         self._aborted = 0
         self._releaser = Releaser(
             setup,
@@ -181,6 +183,7 @@ class FederatedRun:
         content = encode_instruction(self._instruction(0, vector))
         by_node = self.presence.by_node(clients)
         losses: Losses = {}
+        counts: list[tuple[int, ...]] = []
         contents = dict.fromkeys(by_node, content)
         for node, reply in messenger.exchange(MEASURE, contents, group=group):
             if reply is None:
@@ -192,6 +195,8 @@ class FederatedRun:
                 continue
             if measurement.tokens > 0 and math.isfinite(measurement.loss):
                 losses[by_node[node]] = measurement.loss
+                counts.append(measurement.classes)
+        self.class_figures = figures(counts, labels=len(self._config.task.labels))
         return dict(sorted(losses.items()))
 
     def measured_clients(self, count: int, *, stream: str) -> list[int]:
@@ -330,7 +335,8 @@ class FederatedRun:
         losses = self.measure(messenger, clients, self.released, group=f"m{server_round}")
         if losses:
             loss = sum(losses.values()) / len(losses)
-            record |= {"loss": loss, "perplexity": math.exp(loss)}
+            said = self.class_figures or {"perplexity": math.exp(loss)}
+            record |= {"loss": loss, **said}
 
     def _record(self, server_round: int, cohort: int, release: Release) -> Record:
         """Make the metrics line of a round, not measured yet."""

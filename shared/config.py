@@ -21,6 +21,7 @@ from shared.configevaluation import EvaluationSection
 from shared.configlink import LinkSection
 from shared.configpersonal import PersonalSection
 from shared.configstopping import StoppingSection
+from shared.configtask import TaskSection
 from shared.configtypes import (
     NonNegativeInt,
     NonNegativeReal,
@@ -325,6 +326,7 @@ class RunConfig(Section):
 
     run: RunSection
     model: ModelSection = ModelSection()
+    task: TaskSection = TaskSection()
     lora: LoraSection = LoraSection()
     data: DataSection
     clients: ClientsSection = ClientsSection()

@@ -26,22 +26,27 @@ Factors = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factor:
-    """One LoRA factor.
+    """One LoRA factor, or a tensor of a head that trains whole.
 
     Attributes:
         name: PEFT's key in ``adapter_model.safetensors``.
-        kind: ``"A"`` or ``"B"``.
-        shape: ``(r, d_in)`` for A, ``(d_out, r)`` for B.
+        kind: ``"A"`` or ``"B"``; a head's tensors start at zero like B, and travel with it.
+        shape: ``(r, d_in)`` for A, ``(d_out, r)`` for B; a head's own.
     """
 
     name: str
     kind: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
     @property
     def size(self) -> int:
         """Number of parameters."""
-        return self.shape[0] * self.shape[1]
+        return math.prod(self.shape)
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether it is one of a pair of factors."""
+        return ".lora_" in self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +59,8 @@ class AdapterSpec:
         lora_alpha: the numerator of the scale ``s``.
         target_modules: the module names that carry an adapter, as PEFT takes them.
         fan_in_fan_out: True for bases that store ``(d_in, d_out)`` weights (GPT-2's Conv1D).
+        head: the dense layer that trains whole and whose tensors are among the factors; or "".
+        identities: square layers that the checkpoint lacks, and their widths: frozen identities.
         rslora: whether ``s`` is ``lora_alpha / sqrt(r)`` and not ``lora_alpha / r``.
     """
 
@@ -63,6 +70,8 @@ class AdapterSpec:
     target_modules: tuple[str, ...]
     fan_in_fan_out: bool = False
     rslora: bool = False
+    head: str = ""
+    identities: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         """Check order, uniqueness and that factors come in pairs."""
@@ -71,7 +80,8 @@ class AdapterSpec:
             msg = "An adapter needs at least one factor, sorted by unique names."
             raise AdapterIncompatible(msg)
         kinds = {f.kind for f in self.factors}
-        if not kinds <= {"A", "B"} or len(self.of_kind("A")) != len(self.of_kind("B")):
+        pairs = [f.kind for f in self.factors if f.low_rank or not self.head]
+        if not kinds <= {"A", "B"} or pairs.count("A") != pairs.count("B"):
             msg = f"Found factor kinds {sorted(kinds)}, expected as many A as B."
             raise AdapterIncompatible(msg)
 
@@ -142,6 +152,8 @@ class AdapterSpec:
             "fan_in_fan_out": self.fan_in_fan_out,
             # Left out where it is not set: digests of plain adapters stay what they were.
             **({"rslora": True} if self.rslora else {}),
+            **({"head": self.head} if self.head else {}),
+            **({"identities": list(map(list, self.identities))} if self.identities else {}),
         }
 
     @classmethod
@@ -153,7 +165,7 @@ class AdapterSpec:
         """
         try:
             factors = tuple(
-                Factor(name=str(name), kind=str(kind), shape=(int(shape[0]), int(shape[1])))
+                Factor(name=str(name), kind=str(kind), shape=tuple(int(n) for n in shape))
                 for name, kind, shape in data["factors"]
             )
             return cls(
@@ -163,6 +175,8 @@ class AdapterSpec:
                 target_modules=tuple(str(m) for m in data["target_modules"]),
                 fan_in_fan_out=bool(data["fan_in_fan_out"]),
                 rslora=bool(data.get("rslora", False)),
+                head=str(data.get("head", "")),
+                identities=tuple((str(n), int(w)) for n, w in data.get("identities", ())),
             )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             msg = "An adapter specification is malformed."

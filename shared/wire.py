@@ -15,6 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from shared.classtally import MOST_LABELS
 from shared.errors import ClientFailed, SchemaMismatch
 from shared.link import Coded, Downlink, Link
 from shared.lora import Vector
@@ -120,11 +121,13 @@ class Measurement:
 
     Attributes:
         loss: mean nats per token; NaN where the client holds nothing out.
-        tokens: how many tokens it is a mean of.
+        tokens: how many tokens it is a mean of; texts, where they are classified.
+        classes: hits, predictions and examples by class, one after the other; or none.
     """
 
     loss: float
     tokens: int
+    classes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,11 +261,13 @@ def decode_update(
 
 def encode_measurement(measurement: Measurement) -> RecordDict:
     """Write a held-out loss as Flower records."""
-    header = {
+    header: dict[str, Any] = {
         "protocol": PROTOCOL,
         "loss": float(measurement.loss),
         "tokens": int(measurement.tokens),
     }
+    if measurement.classes:
+        header["classes"] = list(measurement.classes)
     return _records(header, None)
 
 
@@ -275,7 +280,13 @@ def decode_measurement(records: RecordDict) -> Measurement:
     """
     header = _header(records)
     _refuse_failure(header)
-    return Measurement(loss=_field(header, "loss", float), tokens=_field(header, "tokens", int))
+    tokens = _field(header, "tokens", int)
+    classes = _field(header, "classes", list) if "classes" in header else []
+    sizes = len(classes) % 3 == 0 and len(classes) <= 3 * MOST_LABELS
+    if not (sizes and all(type(n) is int and 0 <= n <= tokens for n in classes)):
+        msg = f"Found {len(classes)} counts by class, expected three for each, of {tokens} texts."
+        raise SchemaMismatch(msg)
+    return Measurement(loss=_field(header, "loss", float), tokens=tokens, classes=tuple(classes))
 
 
 def encode_introduction(introduction: Introduction) -> RecordDict:

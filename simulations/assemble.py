@@ -125,25 +125,10 @@ def _draw_canaries(
 
 def load_model(config: RunConfig, *, base_dir: Path) -> AdaptedModel:
     """Load the frozen base and attach the adapter."""
-    from client.adapter import adapt
-    from client.model import load_base
+    from client.taskmodel import load_adapted
 
-    base = load_base(
-        base_path(config.model.base, base_dir=base_dir),
-        quantization=config.model.quantization,
-        revision=config.model.revision,
-        device=config.performance.device,
-        cache_dequantized=config.performance.cache_dequantized,
-    )
-    lora = config.lora
-    return adapt(
-        base,
-        r=lora.r,
-        alpha=lora.alpha,
-        target_modules=lora.target_modules,
-        dropout=lora.dropout,
-        rslora=lora.variant == "rslora",
-    )
+    base = base_path(config.model.base, base_dir=base_dir)
+    return load_adapted(config, base, revision=config.model.revision)
 
 
 def assemble_runtime(

@@ -26,6 +26,7 @@ from simulations.attacks.summary import attack_summary, defence_summary
 from simulations.personal import gain, spread
 from simulations.report import write_report
 from simulations.runfolder import SUMMARY, RunFolder
+from simulations.taskfigures import task_summary
 
 PACKAGES = (
     "fedslm",
@@ -112,6 +113,7 @@ def _write_adapter(outcome: Outcome) -> None:
             "plan_digest": outcome.plan.digest(),
             "ledger_head": outcome.budget.head(),
             "rounds": outcome.rounds,
+            **({"labels": list(config.task.labels)} if config.task.classifies else {}),
         },
     )
 
@@ -188,8 +190,7 @@ def _summary(
         "data": dict(outcome.assembly.dataset.describe()),
         "loss_before": before,
         "loss_after": after,
-        "perplexity_before": None if before is None else math.exp(before),
-        "perplexity_after": None if after is None else math.exp(after),
+        **task_summary(config.task, outcome.losses, before=before, after=after),
         "clients_measured": len(outcome.losses["after"]),
         "client_losses": {key: spread(outcome.losses[key]) for key in ("before", "after")},
         "personal": _personal(outcome),

@@ -111,8 +111,10 @@ def _loss_plots(summary: Table, metrics: Sequence[Table]) -> list[Picture]:
     """Draw held-out loss and perplexity by round, where they were measured."""
     found = []
     for key, title, unit in (
-        ("loss", "Held-out loss by round", "loss (nats per token)"),
+        ("loss", "Held-out loss by round", f"loss ({reporttext.loss_unit(summary)})"),
         ("perplexity", "Held-out perplexity by round", "perplexity"),
+        ("accuracy", "Held-out accuracy by round", "accuracy"),
+        ("macro_f1", "Held-out macro-F1 by round", "macro-F1"),
     ):
         values = _column(metrics, key)
         measured = [value for value in values if value is not None]

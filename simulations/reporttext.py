@@ -230,3 +230,8 @@ FILTERS: Mapping[str, Callable[..., str]] = {
     "change": change,
     "sentence": _sentence,
 }
+
+
+def loss_unit(summary: Mapping[str, Any]) -> str:
+    """Return what a held-out loss is a mean over."""
+    return "nats per text" if summary.get("labels") else "nats per token"

@@ -57,6 +57,7 @@ from simulations.runfolder import (
     open_folder,
 )
 from simulations.scope import shared_scope
+from simulations.taskfigures import AFTER, BEFORE
 from simulations.workers import working_together
 
 if TYPE_CHECKING:
@@ -274,11 +275,12 @@ class _Session:
         clients = run.measured_clients(self._config.evaluation.final_clients, stream="final")
         known = self._folder.read_json(EVALUATION) or {}
         if "before" in known:
-            self._losses["before"] = known["before"]
+            self._losses |= {k: known[k] for k in ("before", BEFORE) if k in known}
         else:
             self._progress.note(f"measuring the base on {len(clients)} clients")
             initial = run.initial_vector
             self._losses["before"] = _named(run.measure(messenger, clients, initial, group="b"))
+            self._keep_figures(BEFORE)
             self._folder.write_json(EVALUATION, self._losses)
         self._commit_to_canaries()
         self._measure_last_round(messenger)
@@ -290,6 +292,7 @@ class _Session:
         self._progress.note(f"measuring the adapter on {len(clients)} clients")
         released: Vector = run.released
         self._losses["after"] = _named(run.measure(messenger, clients, released, group="a"))
+        self._keep_figures(AFTER)
         self._measure_personal(released)
         self._folder.write_json(EVALUATION, self._losses)
 
@@ -302,6 +305,11 @@ class _Session:
         self._progress.note(f"personal adapters of {len(clients)} clients")
         found = measure_personal(self._assembly.runtime, clients, released)
         self._losses |= {"personal-shared": found["shared"], "personal-own": found["own"]}
+
+    def _keep_figures(self, when: str) -> None:
+        """Keep how well the clients' texts were classified, where they are."""
+        if self._run.class_figures:
+            self._losses[when] = self._run.class_figures
 
     def _measure_last_round(self, messenger: Messenger) -> None:
         """Measure the last finished round if the process that finished it died before."""

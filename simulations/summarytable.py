@@ -12,6 +12,7 @@ from rich.table import Table
 from shared.configlink import link_words
 from simulations.attacks.texts import attack_text, defence_text
 from simulations.runfolder import REPORT
+from simulations.taskfigures import task_rows
 
 
 def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
@@ -32,7 +33,7 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("scenario", f"{summary['scenario']} (seed {summary['seed']}, {summary['status']})"),
         ("clients", f"{summary['population']}, {summary['cohort']:g} a round expected"),
         ("held-out loss", _change(summary["loss_before"], summary["loss_after"])),
-        ("perplexity", _change(summary["perplexity_before"], summary["perplexity_after"])),
+        *task_rows(summary, _change),
         *_attackers(summary),
         ("privacy", privacy_text(summary["privacy"])),
         *_more_promises(summary["privacy"]),

@@ -62,6 +62,8 @@ def workers_of(runtime: ClientRuntime) -> int:
     config = runtime.config
     if config.run.engine != "inprocess" or config.performance.cohort_batch == 1:
         return 1
+    if config.task.classifies:
+        return 1
     return processes_for(runtime)
 
 

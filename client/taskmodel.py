@@ -1,0 +1,47 @@
+"""A scenario's base model with its adapter, for whatever task: the one way to load them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from client.adapter import AdaptedModel, adapt
+from client.model import load_base
+from shared.errors import ConflictingSettings
+
+if TYPE_CHECKING:
+    from shared.config import RunConfig
+
+
+def load_adapted(config: RunConfig, base: str, *, revision: str | None = None) -> AdaptedModel:
+    """Load the frozen base of a scenario and attach the adapter.
+
+    Args:
+        config: the scenario.
+        base: path of a transformers folder, or a hub id.
+        revision: of a hub id.
+
+    Raises:
+        ConflictingSettings: if the scenario's texts are longer than a classifier reads.
+        ModelError: as :func:`client.model.load_base`.
+    """
+    loaded = load_base(
+        base,
+        quantization=config.model.quantization,
+        revision=revision,
+        device=config.performance.device,
+        cache_dequantized=config.performance.cache_dequantized,
+        labels=len(config.task.labels) if config.task.classifies else 0,
+    )
+    longest = getattr(loaded.model.config, "max_position_embeddings", None)
+    if config.task.classifies and longest is not None and config.data.max_length > longest:
+        msg = f"data.max_length={config.data.max_length}, and the model reads {longest} tokens."
+        raise ConflictingSettings(msg, hint=f"Set data.max_length to at most {longest}.")
+    lora = config.lora
+    return adapt(
+        loaded,
+        r=lora.r,
+        alpha=lora.alpha,
+        target_modules=lora.target_modules,
+        dropout=lora.dropout,
+        rslora=lora.variant == "rslora",
+    )
