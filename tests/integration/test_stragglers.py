@@ -52,7 +52,7 @@ def test_an_asynchronous_run_of_protected_examples_says_its_time(tmp_path: Path)
 
 # Ray's own: it opens /dev/null for each process of a cluster, and leaves closing it to chance.
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(420)
 @pytest.mark.filterwarnings(
     "ignore:unclosed file <_io:ResourceWarning",
     "ignore::pytest.PytestUnraisableExceptionWarning",
