@@ -65,10 +65,11 @@ def _classification(config: RunConfig) -> Iterator[Problem]:
             message="classification trains its head in float32, on an encoder that is small.",
             hint='Set it to "none".',
         )
-    if config.policy == "rolora":
+    if config.policy not in {"ffa", "fedavg"}:
         yield conflict(
             key="aggregation.policy",
-            message='"rolora" and classification: the head would stand still in the rounds of A.',
+            message=f'"{config.policy}" and classification: it handles pairs of factors, and the '
+            "head is no pair.",
             hint='Use "ffa" or "fedavg"; the head is averaged exactly by both.',
         )
     if config.audit.profile != "none" or config.audit.canaries or config.audit.client_canaries:
