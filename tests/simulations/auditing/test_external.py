@@ -182,7 +182,7 @@ def edit(folder: Path, **changes: object) -> None:
 
 
 REFUSED: list[tuple[dict[str, object], str]] = [
-    ({"use_rslora": 1}, "use_rslora"),
+    ({"use_rslora": "yes"}, "use_rslora"),
     ({"use_dora": True}, "use_dora"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
