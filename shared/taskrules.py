@@ -18,10 +18,10 @@ REFUSED_VARIANTS: Mapping[str, str] = MappingProxyType(
         "dora": "its weight is m (W0 + B A) / |W0 + B A|, not linear in m, A or B: no mean of "
         "clients' tensors is the mean of their models under any policy, and |W0 + B A| belongs to "
         "each client's own quantised copy of the base.",
-        "ia3": "it rescales activations inside layers, where no engine here keeps one gradient per "
-        "example apart from the next layer's.",
-        "prompt": "its vectors are tokens of the sequence, which shift the positions of the text; "
-        "no engine here keeps their gradients apart by example.",
+        "ia3": "its mean would be right, but no engine here makes one gradient per example of "
+        "vectors that rescale activations yet.",
+        "prompt": "its mean would be right, but no engine here makes one gradient per example of "
+        "vectors in front of a text yet.",
     }
 )
 """Why each of the other variants is refused."""
