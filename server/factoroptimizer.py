@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from server.optimizer import ServerOptimizer
 from shared.config import RunConfig
 from shared.errors import InvalidValue
-from shared.lora import AdapterSpec, Vector
-from shared.policies import POLICIES, Policy, coordinates
+from shared.lora import AdapterSpec, Vector, coordinates
+from shared.policies import POLICIES, Policy
 
 _STEPS = "steps"
 

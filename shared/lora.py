@@ -220,3 +220,18 @@ def initial_factors(spec: AdapterSpec, seed: int) -> Factors:
 def module_names(names: Iterable[str]) -> tuple[str, ...]:
     """Return the sorted set of last components ("q_proj") of dotted module names."""
     return tuple(sorted({name.rsplit(".", 1)[-1] for name in names}))
+
+
+def coordinates(spec: AdapterSpec, kinds: str, *, within: str) -> NDArray[np.bool_]:
+    """Return which coordinates of a flat vector belong to some kinds of factors.
+
+    Args:
+        spec: names and shapes of the factors.
+        kinds: the kinds that are looked for, all of them in ``within``.
+        within: the kinds that the vector holds.
+
+    Returns:
+        A mask of ``spec.size(within)`` elements; ``vector[mask]`` is in canonical order.
+    """
+    held = spec.of_kind(within)
+    return np.repeat([f.kind in kinds for f in held], [f.size for f in held])

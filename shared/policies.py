@@ -13,11 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shared.errors import InvalidValue
-from shared.lora import AdapterSpec
 
 PolicyName = Literal["ffa", "fedavg", "rolora", "flexlora"]
 
@@ -66,18 +62,3 @@ _ALL = (
     Policy(name="flexlora", moved="AB", cycle=("AB",), exact=True, linear=False),
 )
 POLICIES: Final[Mapping[str, Policy]] = MappingProxyType({p.name: p for p in _ALL})
-
-
-def coordinates(spec: AdapterSpec, kinds: str, *, within: str) -> NDArray[np.bool_]:
-    """Return which coordinates of a flat vector belong to some kinds of factors.
-
-    Args:
-        spec: names and shapes of the factors.
-        kinds: the kinds that are looked for, all of them in ``within``.
-        within: the kinds that the vector holds.
-
-    Returns:
-        A mask of ``spec.size(within)`` elements; ``vector[mask]`` is in canonical order.
-    """
-    held = spec.of_kind(within)
-    return np.repeat([f.kind in kinds for f in held], [f.size for f in held])
