@@ -14,7 +14,7 @@ from client.training import (
     train_unprotected_poisson,
 )
 from shared.errors import InvalidValue, SchemaMismatch
-from shared.policies import coordinates
+from shared.lora import coordinates
 from shared.privacy.noise import NoiseSource
 from shared.schedules import rate_factor
 from shared.seeding import data_rng

@@ -15,7 +15,8 @@ from server.replay import replay_all
 from shared.config import RunConfig
 from shared.configfile import resolve
 from shared.errors import InvalidValue, QuorumNotReached
-from shared.policies import POLICIES, coordinates
+from shared.lora import coordinates
+from shared.policies import POLICIES
 from shared.wire import Instruction, encode_failure
 from tests.integration.scenario import TABLES
 from tests.server.test_strategy import SPEC, run, update
