@@ -99,6 +99,15 @@ def no_network(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """Give each test the mask of the first: a command that narrows it does so for its process."""
+    before = os.umask(0o077)
+    os.umask(before)
+    yield
+    os.umask(before)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine cannot run, with the reason; begin with what takes longest."""
     if os.environ.get("FEDSLM_NETWORK_TESTS") != "1":

@@ -160,7 +160,7 @@ class PrivacyPlan:
         """Return the smallest noise multiplier of any round; ``None`` in mode none."""
         if self.schedule is None or self.noise_multiplier is None:
             return self.noise_multiplier
-        return self.noise_multiplier * self._quietest(1)[0]
+        return self.noise_multiplier * self._quietest(self.schedule, 1)[0]
 
     def noise_multiplier_of(self, server_round: int) -> float | None:
         """Return the noise multiplier of a round, from 1; ``None`` in mode none."""
@@ -228,7 +228,7 @@ class PrivacyPlan:
         if self.schedule is None:
             return self._event(self.releases_per_round)
         if server_round is None:
-            return self._scheduled(self._quietest(1))
+            return self._scheduled(self._quietest(self.schedule, 1))
         return self._scheduled([self.schedule.factor(server_round, rounds=self.rounds)])
 
     def every_round(self) -> PrivacyEvent:
@@ -236,7 +236,11 @@ class PrivacyPlan:
 
         With a cap on participations it is more than :meth:`total_events`.
         """
-        return self.total_events() if self.schedule is None else self._scheduled(self._quietest())
+        return (
+            self.total_events()
+            if self.schedule is None
+            else self._scheduled(self._quietest(self.schedule))
+        )
 
     def total_events(self) -> PrivacyEvent:
         """Return what the whole plan costs one subject at worst."""
@@ -245,13 +249,15 @@ class PrivacyPlan:
     def events_after(self, rounds: int) -> PrivacyEvent:
         """Return what the first rounds, at least one, cost one subject at worst."""
         if self.schedule is not None:
-            return self._scheduled(self._quietest(self._charged(rounds), among=rounds))
+            return self._scheduled(
+                self._quietest(self.schedule, self._charged(rounds), among=rounds)
+            )
         return self._event(self.releases_after(rounds))
 
     def dearest_events(self, rounds: int) -> PrivacyEvent:
         """Return what some rounds, at least one, cost one subject, whichever they were."""
         if self.schedule is not None and rounds <= self.rounds:
-            return self._scheduled(self._quietest(self._charged(rounds)))
+            return self._scheduled(self._quietest(self.schedule, self._charged(rounds)))
         return self.events_after(rounds)
 
     def releases_after(self, rounds: int) -> int:
@@ -363,14 +369,12 @@ class PrivacyPlan:
             count=count,
         )
 
-    def _quietest(self, count: int | None = None, *, among: int | None = None) -> list[float]:
+    def _quietest(
+        self, schedule: NoiseSchedule, count: int | None = None, *, among: int | None = None
+    ) -> list[float]:
         """Return the factors of the rounds with the least noise, by default of all rounds."""
-        if self.schedule is None:
-            return []
         known = self.rounds if among is None else among
-        return self.schedule.quietest(
-            known if count is None else count, among=known, rounds=self.rounds
-        )
+        return schedule.quietest(known if count is None else count, among=known, rounds=self.rounds)
 
     def _scheduled(self, factors: list[float], *, amplified: bool = True) -> PrivacyEvent:
         """Return rounds of different noise."""
@@ -384,7 +388,9 @@ class PrivacyPlan:
     def _unamplified(self, noise_multiplier: float) -> PrivacyEvent:
         """Return every participation in full, with a given noise."""
         if self.schedule is not None:
-            return self._scheduled(self._quietest(self.participations), amplified=False)
+            return self._scheduled(
+                self._quietest(self.schedule, self.participations), amplified=False
+            )
         if self.distributed is not None:
             return SkellamEvent(
                 noise_multiplier=noise_multiplier,

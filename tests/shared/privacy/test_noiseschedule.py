@@ -21,7 +21,8 @@ from shared.errors import (
     PrivacyBudgetExhausted,
     SchemaMismatch,
 )
-from shared.privacy.events import Composition, GaussianEvent
+from shared.privacy.clauses import how
+from shared.privacy.events import ComposedEvent, Composition, GaussianEvent
 from shared.privacy.ledger import Ledger
 from shared.privacy.noiseschedule import LEVELS, NoiseSchedule
 from shared.privacy.plan import PrivacyPlan
@@ -178,3 +179,25 @@ def test_the_ledger_takes_each_rounds_event_and_no_other(tmp_path: Path) -> None
         assert first < ledger.spent("client-0", "data").epsilon <= plan.epsilon()
         with pytest.raises(PrivacyBudgetExhausted):
             charge(5, plan.event_for_round(5))
+
+
+def test_another_form_is_refused() -> None:
+    with pytest.raises(InvalidValue, match="expected 'linear'"):
+        NoiseSchedule(form="cosine", final=0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("said", [CENTRAL, EXAMPLE], ids=["client-central", "example"])
+def test_the_statement_says_how_noise_goes(said: dict[str, Any]) -> None:
+    plan = make_plan(**{**said, "rounds": 10, "noise_multiplier": 2.0}, schedule=HALF)
+    text = " ".join(str(clause) for clause in how(plan))
+    assert "2 (first rounds) to 1 (last rounds" in text
+
+
+def test_the_dearest_rounds_are_those_of_least_noise() -> None:
+    plan = make_plan(**{**CENTRAL, "rounds": 10, "noise_multiplier": 2.0}, schedule=HALF)
+    found = plan.dearest_events(3)
+    noises = sorted(stairs(2.0, 0.5, 10))[:3]
+    parts = found.events if isinstance(found, ComposedEvent) else (found,)
+    said = [(e.noise_multiplier, e.count) for e in parts if isinstance(e, GaussianEvent)]
+    assert sorted(n for n, count in said for _ in range(count)) == pytest.approx(noises)
+    assert found != plan.events_after(3)
