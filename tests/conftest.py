@@ -99,6 +99,12 @@ def no_network(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # Ray joins whatever cluster its folder names; tests beside each other have clusters apart.
+    os.environ.setdefault("RAY_TMPDIR", f"/tmp/fedslm-ray-{os.getuid()}-{worker}")
+    Path(os.environ["RAY_TMPDIR"]).mkdir(mode=0o700, exist_ok=True)
+
+
 @pytest.fixture(autouse=True)
 def _umask() -> Iterator[None]:
     """Give each test the mask of the first: a command that narrows it does so for its process."""
