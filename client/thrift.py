@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.config import PerformanceSection, RunConfig
+from shared.config import RunConfig
+from shared.configperformance import PerformanceSection
 
 ROOM = 256 << 20
 """Bytes that activations and logits of one batch may take, by estimate."""

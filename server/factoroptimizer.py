@@ -1,4 +1,4 @@
-"""The server optimizer of policies that move one factor at a time.
+"""The server optimizer of policies that move one factor at a time, or change the basis.
 
 Each factor has moments and a count of steps of its own: a round of B says nothing about A's second
 moment, and Adam's correction counts the steps that a coordinate took.
@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.optimizer import ServerOptimizer
+from server.refactor import refactored, turned
 from shared.config import RunConfig
 from shared.errors import InvalidValue
 from shared.lora import AdapterSpec, Vector, coordinates
-from shared.policies import POLICIES, Policy
+from shared.policies import Policy
 
 _STEPS = "steps"
 
@@ -50,7 +51,7 @@ class FactorOptimizer:
     """
 
     def __init__(self, config: RunConfig, spec: AdapterSpec) -> None:
-        self._policy: Policy = POLICIES[config.policy]
+        self._policy: Policy = config.policy_facts
         kinds = sorted(set(self._policy.cycle))
         self._inner = {
             kind: ServerOptimizer(config.server, rounds=config.run.rounds, size=spec.size(kind))
@@ -110,9 +111,61 @@ class FactorOptimizer:
             raise InvalidValue(msg)
 
 
+class RefactoringOptimizer:
+    """The server optimizer of B, with a new basis after every so many rounds.
+
+    Args:
+        config: the scenario, with ``aggregation.refactor_every`` above 0.
+        spec: names and shapes of the factors.
+    """
+
+    def __init__(self, config: RunConfig, spec: AdapterSpec) -> None:
+        self._every = config.aggregation.refactor_every
+        self._inner = FactorOptimizer(config, spec)
+        self._spec = spec
+
+    @property
+    def steps(self) -> int:
+        """How many updates were applied."""
+        return self._inner.steps
+
+    def learning_rate(self, server_round: int) -> float:
+        """Return the server learning rate of a 1-based round."""
+        return self._inner.learning_rate(server_round)
+
+    def step(self, vector: Vector, mean: NDArray[np.float64], server_round: int) -> Vector:
+        """Return the next global vector, in a new basis if the round's number says so.
+
+        Args:
+            vector: the current one, float32, of A and B.
+            mean: the released mean update of B.
+            server_round: 1-based.
+        """
+        moved = self._inner.step(vector, mean, server_round)
+        if server_round % self._every != 0:
+            return moved
+        found, turns = refactored(self._spec, self._spec.unflatten(moved))
+        self._inner.restore(turned(self._spec, self._inner.state(), turns), self.steps)
+        return self._spec.flatten(found)
+
+    def state(self) -> dict[str, NDArray[np.float64]]:
+        """Return what a checkpoint must keep besides the number of steps."""
+        return self._inner.state()
+
+    def restore(self, state: Mapping[str, NDArray[Any]], steps: int) -> None:
+        """Take up a checkpoint's state.
+
+        Raises:
+            InvalidValue: if it belongs to another optimizer, or its steps do not add up.
+        """
+        self._inner.restore(state, steps)
+
+
 def make_optimizer(config: RunConfig, spec: AdapterSpec) -> VectorOptimizer:
     """Return the server optimizer of a scenario: one for all factors, or one for each kind."""
-    if POLICIES[config.policy].alternates:
+    if config.aggregation.refactor_every > 0:
+        return RefactoringOptimizer(config, spec)
+    if config.policy_facts.alternates:
         return FactorOptimizer(config, spec)
     size = spec.size(config.trained_kinds)
     return ServerOptimizer(config.server, rounds=config.run.rounds, size=size)

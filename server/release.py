@@ -27,7 +27,6 @@ from server.timing import SECONDS, RoundTimer, clock_of, wanted_answers
 from server.updatebuffer import Holder
 from shared.errors import QuorumNotReached, SecureAggregationError
 from shared.link import uplink
-from shared.policies import POLICIES
 from shared.privacy.correlated import CorrelatedNoise
 from shared.privacy.noise import SEEDED, NoiseSource
 from shared.privacy.noiserows import forget_rows
@@ -220,7 +219,7 @@ class Releaser:
     def _aggregator(self, instruction: Instruction) -> Aggregator:
         """Return what takes the round's updates: the mechanism's, or the policy's own."""
         setup, server_round = self._setup, instruction.server_round
-        if not POLICIES[setup.config.policy].linear:
+        if not setup.config.policy_facts.linear:
             return ProductMean(setup.spec, instruction.vector, plan=setup.plan)
         return make_aggregator(
             self._size(server_round),

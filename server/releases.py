@@ -32,7 +32,6 @@ from server.setup import RunSetup
 from shared.config import RunConfig
 from shared.errors import AuditError, InvalidValue
 from shared.files import disk_errors, write_bytes
-from shared.policies import POLICIES
 from shared.seeding import data_rng
 
 FOLDER = "releases"
@@ -60,7 +59,7 @@ class ReleaseRecorder:
         self._wanted = setup.config.audit.releases
         self._folder = setup.folder / FOLDER
         self._digest = setup.config.digest()
-        self._policy = POLICIES[setup.config.policy]
+        self._policy = setup.config.policy_facts
         self._sizes = {kinds: setup.spec.size(kinds) for kinds in self._policy.cycle}
         self._seed = setup.config.run.seed
         self._rounds = setup.config.run.rounds
@@ -213,7 +212,7 @@ def read_all_releases(folder: Path, config: RunConfig) -> dict[str, Releases]:
     Raises:
         AuditError: if a file is damaged, or belongs to another run or another round.
     """
-    cycle = dict.fromkeys(POLICIES[config.policy].cycle)
+    cycle = dict.fromkeys(config.policy_facts.cycle)
     found = {kinds: read_releases(folder, kinds=kinds) for kinds in cycle}
     return {kinds: releases for kinds, releases in found.items() if releases is not None}
 

@@ -19,19 +19,19 @@ from shared.configclock import BufferSection, ClockSection
 from shared.configdevices import DevicesSection
 from shared.configevaluation import EvaluationSection
 from shared.configlink import LinkSection
+from shared.configperformance import PerformanceSection
 from shared.configpersonal import PersonalSection
 from shared.configstopping import StoppingSection
 from shared.configtask import TaskSection
 from shared.configtypes import (
     NonNegativeInt,
-    NonNegativeReal,
     OpenUnit,
     PositiveInt,
     PositiveReal,
     Probability,
     Section,
 )
-from shared.policies import POLICIES
+from shared.policies import Policy, policy_in_force
 from shared.schedules import ScheduleName
 
 Mode = Literal["none", "example", "client-central", "client-distributed"]
@@ -293,34 +293,6 @@ class AuditSection(Section):
     )
 
 
-class PerformanceSection(Section):
-    """What may change speed and memory but never the guarantee; not part of the digest."""
-
-    device: str = Field(default="cpu", description='"cpu" or "cuda"')
-    threads: PositiveInt | None = Field(
-        default=None, description="threads of torch; default 1 for small bases"
-    )
-    physical_batch: PositiveInt = Field(default=64, description="examples in memory at once")
-    clipper: Literal["fused", "microbatch", "opacus"] = Field(
-        default="fused", description="how per-example gradients are made"
-    )
-    cohort_batch: PositiveInt | Literal["auto"] = Field(
-        default="auto",
-        description="simulated clients computed at once; 1 is one after another (in-process)",
-    )
-    workers: PositiveInt | Literal["auto"] = Field(
-        default="auto",
-        description="processes that train beside each other; auto is one a core (in-process)",
-    )
-    cache_dequantized: bool = Field(
-        default=True, description="keep the dequantised base beside the stored one"
-    )
-    client_cpus: PositiveReal = Field(default=1.0, description="cores per Ray actor (flower)")
-    client_gpus: NonNegativeReal = Field(
-        default=0.0, description="GPUs per Ray actor (flower); 0.25 is four actors on each"
-    )
-
-
 class RunConfig(Section):
     """A whole scenario."""
 
@@ -353,13 +325,18 @@ class RunConfig(Section):
         return "fedavg" if self.privacy.mode == "none" else "ffa"
 
     @property
+    def policy_facts(self) -> Policy:
+        """What the policy in force moves and sends."""
+        return policy_in_force(self.policy, refactors=self.aggregation.refactor_every > 0)
+
+    @property
     def trained_kinds(self) -> str:
         """Which factors move over the run, and are sent to clients: ``"B"`` or ``"AB"``."""
-        return POLICIES[self.policy].moved
+        return self.policy_facts.moved
 
     def sent_kinds(self, server_round: int) -> str:
         """Return which factors clients train and send in a round, counted from 1."""
-        return POLICIES[self.policy].sent(server_round)
+        return self.policy_facts.sent(server_round)
 
     @property
     def asked_cohort(self) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from shared.configrobust import RobustKeys
+from shared.configtypes import NonNegativeInt
 from shared.policies import PolicyName
 
 
@@ -13,4 +14,7 @@ class AggregationSection(RobustKeys):
 
     policy: PolicyName | None = Field(
         default=None, description="default: ffa under DP, fedavg without (docs/aggregation.md)"
+    )
+    refactor_every: NonNegativeInt = Field(
+        default=0, description="rounds after which B A gets an orthonormal A again (ffa); 0 is off"
     )

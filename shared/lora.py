@@ -94,6 +94,11 @@ class AdapterSpec:
         """Return the factors of some kinds (``"B"``, ``"AB"``) in canonical order."""
         return tuple(f for f in self.factors if f.kind in kinds)
 
+    def pairs(self) -> tuple[tuple[Factor, Factor], ...]:
+        """Return A and B of each adapted layer, in canonical order; a head is no pair."""
+        low = [factor for factor in self.of_kind("B") if factor.low_rank or not self.head]
+        return tuple(zip(self.of_kind("A"), low, strict=True))
+
     def size(self, kinds: str = "AB") -> int:
         """Return the number of parameters of some kinds."""
         return sum(f.size for f in self.of_kind(kinds))

@@ -9,7 +9,7 @@ or protected by noise that is added to a sum (docs/aggregation.md).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -62,3 +62,15 @@ _ALL = (
     Policy(name="flexlora", moved="AB", cycle=("AB",), exact=True, linear=False),
 )
 POLICIES: Final[Mapping[str, Policy]] = MappingProxyType({p.name: p for p in _ALL})
+
+
+def policy_in_force(name: str, *, refactors: bool) -> Policy:
+    """Return a policy with what a scenario adds to it.
+
+    Args:
+        name: of :data:`POLICIES`.
+        refactors: whether the server writes the product as other factors now and then; under
+            ``ffa``, A then moves too, and is sent to clients.
+    """
+    policy = POLICIES[name]
+    return replace(policy, moved="AB") if refactors and name == "ffa" else policy

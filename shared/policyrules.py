@@ -6,17 +6,18 @@ from collections.abc import Iterator
 
 from shared.config import RunConfig
 from shared.errors import Problem
-from shared.policies import POLICIES
 from shared.problems import conflict
 
 
 def policy_conflicts(config: RunConfig) -> Iterator[Problem]:
     """Yield every rule about aggregation that a scenario breaks."""
-    policy = POLICIES[config.policy]
+    policy = config.policy_facts
     if not policy.linear:
         yield from _not_linear(config)
     if policy.alternates:
         yield from _alternating(config)
+    if config.aggregation.refactor_every > 0:
+        yield from _refactoring(config)
 
 
 def _not_linear(config: RunConfig) -> Iterator[Problem]:
@@ -88,6 +89,53 @@ def _alternating(config: RunConfig) -> Iterator[Problem]:
             key="audit.client_canaries",
             message=f"cannot be used together with {policy}: a canary's direction has the length "
             "of one factor, and rounds alternate.",
+            hint="Use audit.canaries, which plants records.",
+        )
+
+
+def _refactoring(config: RunConfig) -> Iterator[Problem]:
+    """Check a product that is written as other factors now and then."""
+    key, privacy = "aggregation.refactor_every", config.privacy
+    if config.policy != "ffa":
+        yield conflict(
+            key=key,
+            message=f'has no meaning with aggregation.policy "{config.policy}": it turns the '
+            "frozen A of ffa, and every other policy moves A by itself.",
+            hint='Leave refactor_every out, or use policy "ffa".',
+        )
+        return
+    if privacy.mode == "client-central" and privacy.mechanism == "correlated":
+        yield conflict(
+            key=key,
+            message="cannot be used together with correlated noise: noise of one round is taken "
+            "back in the next, in the coordinates of another basis, where it adds up instead.",
+            hint='Use "gaussian" noise, or leave refactor_every out.',
+        )
+    if config.server.averaging > 0:
+        yield conflict(
+            key=key,
+            message="cannot be used together with server.averaging: factors in different bases "
+            "have no mean.",
+        )
+    if config.buffer.used:
+        yield conflict(
+            key=key,
+            message="cannot be used together with buffer.size: a late update is a change of B in "
+            "the basis of an earlier round.",
+            hint="Use synchronous rounds, or leave refactor_every out.",
+        )
+    if config.link.feeds_back:
+        yield conflict(
+            key=key,
+            message='cannot be used together with link.up "topk": what a client did not send '
+            "belongs to the basis of an earlier round.",
+            hint='Use "int8" or "int4".',
+        )
+    if config.audit.client_canaries > 0:
+        yield conflict(
+            key=key,
+            message="cannot be used together with audit.client_canaries: a canary's direction is "
+            "one direction of B for the whole run, and the basis changes.",
             hint="Use audit.canaries, which plants records.",
         )
 

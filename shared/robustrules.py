@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from shared.configrobust import COUNTING, attackers_among, fewest_updates
-from shared.policies import POLICIES
 from shared.problems import conflict
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def _mode(config: RunConfig) -> Iterator[Problem]:
             "the updates and none of them.",
             hint="Leave robust out. docs/bad-actors.md says what bounds a client there.",
         )
-    if not POLICIES[config.policy].linear:
+    if not config.policy_facts.linear:
         yield conflict(
             key="aggregation.robust",
             message=f'"{rule}" cannot be used together with policy "{config.policy}": its server '

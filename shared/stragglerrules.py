@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from shared.config import RunConfig
 from shared.errors import Problem
-from shared.policies import POLICIES
 from shared.problems import conflict
 
 
@@ -102,7 +101,7 @@ def _buffer(config: RunConfig) -> Iterator[Problem]:
             hint='Use mode "example", where every client noises its own update, or synchronous '
             "rounds with server.over_selection.",
         )
-    policy = POLICIES[config.policy]
+    policy = config.policy_facts
     if policy.alternates or not policy.linear:
         yield conflict(
             key="buffer.size",

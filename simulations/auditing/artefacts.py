@@ -22,7 +22,6 @@ from server.replay import replay_all
 from server.warmstart import read_start
 from shared.errors import AuditError
 from shared.lora import Vector, initial_factors
-from shared.policies import POLICIES
 from shared.seeding import data_rng
 from simulations.auditing.assistant import assistant_for
 from simulations.auditing.claims import claim_of
@@ -174,7 +173,7 @@ def _run_record(dossier: Dossier, rounds: tuple[RoundRecord, ...]) -> RunRecord:
     initial = _first_vector(dossier)
     found = read_all_releases(dossier.folder.path, config)
     # Where factors take turns, the noise is read off the rounds of the first.
-    releases = found.get(POLICIES[config.policy].cycle[0])
+    releases = found.get(config.policy_facts.cycle[0])
     replayed = None
     if releases is not None:
         replayed = replay_all(found, config, initial, spec, finished=len(rounds))

@@ -17,7 +17,6 @@ import torch
 from server.audit.inverter import Inverter, Recovered, Tokens
 from shared.errors import NoUsableText
 from shared.lora import Factors, Vector
-from shared.policies import POLICIES
 from shared.seeding import data_rng
 from simulations.auditing.onestep import OneStep
 from simulations.auditing.textsearch import SearchSettings, TextSearch
@@ -107,7 +106,7 @@ class RuntimeInverter(Inverter):
     def factors(self) -> str:
         """Return which factors travel."""
         config = self._runtime.config
-        return config.sent_kinds(POLICIES[config.policy].probed_round)
+        return config.sent_kinds(config.policy_facts.probed_round)
 
     @property
     def arms(self) -> tuple[str, ...]:

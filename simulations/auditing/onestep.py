@@ -19,7 +19,6 @@ from client.update import clipped_update
 from server.audit.inverter import Tokens
 from shared.errors import AuditError
 from shared.lora import Vector
-from shared.policies import POLICIES
 from shared.privacy.distributed import to_signed
 from shared.privacy.noise import NoiseSource
 from shared.seeding import data_rng
@@ -39,7 +38,7 @@ class OneStep:
     def __init__(self, runtime: ClientRuntime) -> None:
         self._runtime, self._model, self._plan = runtime, runtime.model, runtime.plan
         config = runtime.config
-        self._kinds = config.sent_kinds(POLICIES[config.policy].probed_round)
+        self._kinds = config.sent_kinds(config.policy_facts.probed_round)
 
     @property
     def sent(self) -> str:

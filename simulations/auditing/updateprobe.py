@@ -24,7 +24,6 @@ from server.audit.protocol import Floats
 from server.audit.tokenscores import Sighting, Stage, UpdateProbe, View
 from shared.errors import AuditError, NoUsableText
 from shared.lora import Factors, Vector
-from shared.policies import POLICIES
 from shared.privacy.distributed import to_signed
 from shared.seeding import data_rng
 from shared.wire import Instruction
@@ -115,7 +114,7 @@ class RuntimeProbe(UpdateProbe):
             vector=released,
             clients=list(itertools.islice((i for i in order if _has_text(runtime, i)), _CLIENTS)),
             seed=seed,
-            server_round=POLICIES[runtime.config.policy].probed_round,
+            server_round=runtime.config.policy_facts.probed_round,
             clipping_norm=None if quantile is None else quantile.initial,
         )
 

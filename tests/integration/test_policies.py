@@ -87,3 +87,40 @@ def test_ray_gives_the_same_adapter_when_factors_take_turns(tmp_path: Path) -> N
     assert_close(here, there, 1e-4)
     up = [line["bytes_up_per_client"] for line in lines(there)]
     assert up[0] > up[1]
+
+
+REFACTOR = "aggregation.refactor_every=1"
+
+
+@pytest.mark.parametrize("mode", [(), DISTRIBUTED], ids=["central", "distributed"])
+def test_a_new_basis_in_every_round_changes_no_product(
+    mode: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Clients take steps of SGD and the server takes means: neither sees the basis."""
+    few = ("run.rounds=2", "server.optimizer=mean", "audit.canaries=0", *mode)
+    if mode:
+        # The grid rounds in the coordinates of the basis, and its noise is drawn in them.
+        turned = run_small(tmp_path / "turned", [*few, REFACTOR])
+        assert turned.summary["loss_after"] < turned.summary["loss_before"]
+    else:
+        quiet = ("privacy.mode=none",)
+        turned = run_small(tmp_path / "turned", [*few, *quiet, REFACTOR])
+        plain = run_small(tmp_path / "plain", [*few, *quiet])
+        assert products_apart(turned, plain) < 1e-4
+    for name, factor in adapter(turned).items():
+        if "lora_A" in name:
+            np.testing.assert_allclose(factor @ factor.T, np.eye(2), atol=1e-5)
+
+
+def products_apart(one: Result, other: Result) -> float:
+    """Return how far the products are apart, in lengths of the second."""
+    a, b = adapter(one), adapter(other)
+    apart = length = 0.0
+    for name in b:
+        if "lora_B" in name:
+            down = name.replace("lora_B", "lora_A")
+            product = b[name] @ b[down]
+            apart += float(np.square(a[name] @ a[down] - product).sum())
+            length += float(np.square(product).sum())
+    assert length > 0
+    return float(np.sqrt(apart / length))
