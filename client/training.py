@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,8 +23,9 @@ from client.clipping import (
 )
 from client.examples import Example
 from client.losses import Batch, collate, per_sequence_losses, token_losses
-from shared.errors import InvalidValue, NoUsableText
-from shared.validate import positive, positive_integer, probability
+from client.stepping import NoisedSteps, TrainSettings, plain_batches, poisson_steps
+from shared.errors import NoUsableText
+from shared.validate import probability
 
 if TYPE_CHECKING:
     from client.adapter import AdaptedModel
@@ -37,54 +37,13 @@ __all__ = [
     "TrainSettings",
     "collate",
     "per_sequence_losses",
+    "plain_batches",
+    "poisson_steps",
     "token_losses",
     "train_plain",
     "train_private",
     "train_unprotected_poisson",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainSettings:
-    """How a client trains in one round.
-
-    Attributes:
-        local_steps: number of optimiser steps; or None.
-        local_epochs: passes over the client's examples, fractions allowed; or None. Exactly one of
-            the two is given.
-        batch_size: examples per step; under Poisson sampling the public divisor (the expected
-            size).
-        learning_rate: of the local optimiser.
-        optimizer: ``"sgd"`` or ``"adamw"`` (no weight decay, fresh state every round).
-        physical_batch: how many examples go through the model at once; changes memory only.
-        clipper: engine of per-example gradients: ``"fused"``, ``"microbatch"`` or ``"opacus"``.
-    """
-
-    local_steps: int | None = None
-    local_epochs: float | None = None
-    batch_size: int
-    learning_rate: float
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    physical_batch: int = 32
-    clipper: str = "fused"
-
-    def __post_init__(self) -> None:
-        """Check every number; booleans and NaN do not pass."""
-        if (self.local_steps is None) == (self.local_epochs is None):
-            msg = (
-                f"local_steps={self.local_steps!r}, local_epochs={self.local_epochs!r}, expected "
-                "exactly one of them."
-            )
-            raise InvalidValue(msg)
-        if self.local_steps is not None:
-            positive_integer(local_steps=self.local_steps)
-        if self.local_epochs is not None:
-            positive(local_epochs=self.local_epochs)
-        positive_integer(batch_size=self.batch_size, physical_batch=self.physical_batch)
-        positive(learning_rate=self.learning_rate)
-        if self.optimizer not in {"sgd", "adamw"}:
-            msg = f"optimizer={self.optimizer!r}, expected 'sgd' or 'adamw'."
-            raise InvalidValue(msg)
 
 
 def train_plain(
@@ -157,21 +116,21 @@ def train_private(
         InvalidValue: if a number is out of range.
         UnsupportedModel: if the adapter gets no gradient, or the engine cannot handle the model.
     """
-    positive(max_grad_norm=max_grad_norm, noise_multiplier=noise_multiplier)
-    probability(sampling_probability=sampling_probability)
-    stddev = noise_multiplier * max_grad_norm
-    noised = 0
+    steps = NoisedSteps(
+        settings,
+        max_grad_norm=max_grad_norm,
+        noise_multiplier=noise_multiplier,
+        sampling_probability=sampling_probability,
+    )
     step = _optimizer(model, settings)
     engine = make_clipper(settings.clipper, model)
     with model.training(), engine, _seeded_dropout(model, rng):
-        for _ in range(poisson_steps(settings, sampling_probability)):
-            rows = source.poisson_subsample(len(examples), sampling_probability)
+        for rows in steps.samples(len(examples), source):
             chosen = [examples[row] for row in rows]
             total = _clipped_sum(model, engine, chosen, settings, max_grad_norm)
-            total += stddev * torch.from_numpy(source.normal(total.numel())).to(total.device)
-            noised += 1
+            total += torch.from_numpy(steps.noise(total.numel(), source)).to(total.device)
             step(total / settings.batch_size)
-    return noised
+    return steps.noised
 
 
 def train_unprotected_poisson(
@@ -217,31 +176,6 @@ def _chunks(
     pad_id = int(model.base.tokenizer.pad_token_id or 0)
     for start in range(0, len(examples), physical_batch):
         yield collate(examples[start : start + physical_batch], pad_id).to(model.device)
-
-
-def plain_batches(
-    examples: int, settings: TrainSettings, rng: np.random.Generator
-) -> Iterator[list[int]]:
-    """Yield the rows of each step of plain training."""
-    size = min(settings.batch_size, examples)
-    if settings.local_steps is not None:
-        for _ in range(settings.local_steps):
-            yield rng.choice(examples, size=size, replace=False).tolist()
-        return
-    left = max(1, round((settings.local_epochs or 0.0) * examples))
-    while left > 0:
-        order = rng.permutation(examples)[:left].tolist()
-        left -= len(order)
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
-
-
-def poisson_steps(settings: TrainSettings, sampling_probability: float) -> int:
-    """Return the number of DP-SGD steps: a public number, whatever the client holds."""
-    if settings.local_steps is not None:
-        return settings.local_steps
-    # The tolerance keeps 0.3 / 0.1 = 2.9999999999999996 and its like from costing a step.
-    return max(1, math.ceil((settings.local_epochs or 0.0) / sampling_probability - 1e-9))
 
 
 def _mean_gradient(

@@ -1,0 +1,308 @@
+"""Writing the exported step: the program, its frozen weights, and the manifest that pins both.
+
+A step is compared with PyTorch before it is written: a program that computes something else is
+refused, whatever the reason.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from client.clipping import MicrobatchClipper
+from client.edge.engine import OnnxStep, output_names
+from client.edge.program import (
+    BASE,
+    MANIFEST,
+    PROGRAM,
+    QUANTIZATIONS,
+    TOKENIZER,
+    StepFile,
+    StepManifest,
+    hash_file,
+)
+from client.edge.trace import TracedStep, trace_step
+from client.examples import IGNORED, Example
+from client.losses import collate
+from shared.canonical import canonical_json
+from shared.errors import InvalidValue, MissingDependency, RunFolderExists, UnsupportedModel
+from shared.files import disk_errors, write_bytes
+from shared.registry import suggestion
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from client.adapter import AdaptedModel
+    from shared.lora import Factors
+
+EXACT = 1e-4
+"""Largest relative error of an unquantised step's gradient against PyTorch."""
+
+ALIKE = 0.5
+"""Smallest cosine of a quantised step's gradient with PyTorch's unquantised one, for each row."""
+
+_INLINE = 256  # bytes; smaller constants are part of the program, not of the base
+_SEED = 20_260
+_ROWS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """An exported step beside PyTorch on rows of random ids.
+
+    Attributes:
+        relative_error: largest over the rows, of the gradient's L2 norm.
+        cosine: smallest over the rows, between the gradients.
+    """
+
+    relative_error: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """A step that was written."""
+
+    manifest: StepManifest
+    comparison: Comparison
+
+
+def export_step(
+    model: AdaptedModel,
+    folder: Path,
+    *,
+    length: int,
+    max_grad_norm: float | None,
+    quantization: str = "none",
+) -> Exported:
+    """Write one example's gradient of the factors that train as a program for ONNX Runtime.
+
+    Args:
+        model: unquantised, on the CPU, without dropout; ``set_trainable`` says what trains. Its
+            factors are changed and restored.
+        folder: does not exist yet; it appears whole or not at all.
+        length: tokens that every example is padded to.
+        max_grad_norm: the clip inside the program; None for plain training.
+        quantization: of the frozen weights: ``"none"``, ``"int8"`` or ``"int4"``.
+
+    Returns:
+        The manifest, and how far the step is from PyTorch.
+
+    Raises:
+        RunFolderExists: if the folder is there.
+        MissingDependency: if the exporter's packages are not installed.
+        UnsupportedModel: if the model cannot be traced, or the program does not compute what
+            PyTorch does.
+        InvalidValue: for an unknown quantisation or a length that is out of range.
+    """
+    if quantization not in QUANTIZATIONS:
+        msg = f"quantization={quantization!r}, expected one of {', '.join(QUANTIZATIONS)}."
+        raise InvalidValue(msg, hint=suggestion(quantization, QUANTIZATIONS))
+    if folder.exists():
+        msg = f"Folder {folder.name!r} exists, expected a new one."
+        raise RunFolderExists(msg)
+    require_exporter()
+    _require_length(model, length)
+    traced = trace_step(model, length=length, max_grad_norm=max_grad_norm)
+    program = _onnx(traced, [factor.name for factor in model.spec.factors])
+    if quantization != "none":
+        from client.edge.nbits import quantised
+
+        program = quantised(program, bits=8 if quantization == "int8" else 4)
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        inside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with disk_errors(folder):
+            _save(program, inside)
+            _save_tokenizer(model, inside)
+        manifest = _manifest(model, inside, length, max_grad_norm, quantization)
+        comparison = compare(model, OnnxStep(inside, manifest))
+        _require_same(comparison, quantization)
+        manifest = replace(manifest, deviation=float(f"{comparison.relative_error:.3g}"))
+        write_bytes(inside / MANIFEST, canonical_json(manifest.to_json()).encode())
+        inside.chmod(0o755)
+        inside.rename(folder)
+    finally:
+        shutil.rmtree(inside, ignore_errors=True)
+    return Exported(manifest=manifest, comparison=comparison)
+
+
+def compare(model: AdaptedModel, step: OnnxStep) -> Comparison:
+    """Run an exported step and PyTorch on rows of random ids with a random adapter.
+
+    The rows are public. The first fills the length; the others are shorter, padded, and carry
+    labels on a part.
+    """
+    spec, manifest = model.spec, step.manifest
+    kept, kinds = model.read_vector("AB"), manifest.trained
+    rng = np.random.default_rng(_SEED)
+    values = kept + (0.02 * rng.standard_normal(kept.size)).astype(np.float32)
+    bound = float("inf") if manifest.max_grad_norm is None else manifest.max_grad_norm
+    errors, cosines = [], []
+    try:
+        model.load_vector(values, "AB")
+        factors: Factors = spec.unflatten(values)
+        with model.training(), MicrobatchClipper(model) as engine:
+            for example in _rows(manifest, rng):
+                sums = engine.clipped_sum(collate([example], 0), bound)
+                truth = torch.cat([part.reshape(-1) for part in sums]).numpy()
+                found = step.gradient(example, factors).astype(np.float64)
+                errors.append(_norm(found - truth) / max(_norm(truth), 1e-12))
+                both = max(_norm(truth) * _norm(found), 1e-24)
+                cosines.append(float(truth @ found) / both)
+    finally:
+        model.load_vector(kept, "AB")
+        model.set_trainable(kinds)
+    return Comparison(relative_error=_worst(errors), cosine=-_worst([-c for c in cosines]))
+
+
+def require_exporter() -> None:
+    """Refuse to begin without the packages that write a program.
+
+    Raises:
+        MissingDependency: with the line that installs them.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript
+    except ImportError as error:
+        msg = f"Exporting a step needs {error.name}, which is not installed."
+        raise MissingDependency(msg, hint="pip install 'fedslm[export]'") from error
+    del onnx, onnxruntime, onnxscript
+
+
+def _require_length(model: AdaptedModel, length: int) -> None:
+    """Refuse more tokens than the model has positions for."""
+    longest = getattr(model.base.model.config, "max_position_embeddings", None)
+    if longest is not None and not length <= longest:
+        msg = f"length={length}, the model reads at most {longest} tokens."
+        raise InvalidValue(msg, hint="Set data.max_length lower.")
+
+
+def _onnx(traced: TracedStep, factors: list[str]) -> Any:  # noqa: ANN401  (onnx_ir's model)
+    """Translate a traced step."""
+    with _quiet():
+        exported = torch.export.export(traced.graph, traced.example, strict=False)
+        program = torch.onnx.export(
+            exported,
+            traced.example,
+            dynamo=True,
+            verbose=False,
+            optimize=True,
+            input_names=["ids", "labels", *factors],
+            output_names=output_names(traced.outputs),
+        )
+    if program is None:
+        msg = "PyTorch made no program of the step."
+        raise UnsupportedModel(msg)
+    # Metadata of nodes hold the exporter's stack, with the paths of the machine that exported.
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    return ClearMetadataAndDocStringPass()(program.model).model
+
+
+def _save(program: Any, folder: Path) -> None:  # noqa: ANN401  (onnx_ir's model)
+    """Write the program, and its large constants into a file of their own."""
+    import onnx_ir
+
+    onnx_ir.save(program, folder / PROGRAM, external_data=BASE, size_threshold_bytes=_INLINE)
+    if not (folder / BASE).exists():
+        (folder / BASE).touch()
+
+
+def _save_tokenizer(model: AdaptedModel, folder: Path) -> None:
+    """Write the tokenizer as one file, which needs no transformers to read."""
+    backend = getattr(model.base.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        msg = "The tokenizer of this model has no tokenizer.json."
+        raise UnsupportedModel(msg, hint="Only fast tokenizers work without transformers.")
+    (folder / TOKENIZER).write_text(backend.to_str(), encoding="utf-8")
+
+
+def _manifest(
+    model: AdaptedModel,
+    folder: Path,
+    length: int,
+    max_grad_norm: float | None,
+    quantization: str,
+) -> StepManifest:
+    """Return the manifest of what a folder holds."""
+    tokenizer = model.base.tokenizer
+    files = []
+    for name in sorted((BASE, PROGRAM, TOKENIZER)):
+        size, digest = hash_file(folder / name)
+        files.append(StepFile(name=name, size=size, sha256=digest))
+    return StepManifest(
+        runtime="onnx",
+        quantization=quantization,
+        length=length,
+        max_grad_norm=max_grad_norm,
+        trained=model.kinds,
+        vocabulary=int(model.base.model.config.vocab_size),
+        bos=tokenizer.bos_token_id,
+        eos=tokenizer.eos_token_id,
+        base_digest=model.base.digest,
+        adapter=model.spec,
+        files=tuple(files),
+        deviation=0.0,
+    )
+
+
+def _rows(manifest: StepManifest, rng: np.random.Generator) -> Iterator[Example]:
+    """Yield examples of random ids."""
+    for row in range(_ROWS):
+        size = manifest.length if row == 0 else int(rng.integers(2, manifest.length + 1))
+        ids = rng.integers(0, manifest.vocabulary, size=size)
+        labels = ids.copy()
+        labels[: min(row, size - 1)] = IGNORED
+        yield Example(ids=ids, labels=labels)
+
+
+def _require_same(found: Comparison, quantization: str) -> None:
+    """Refuse a step that computes something else than PyTorch does."""
+    exact = quantization == "none"
+    holds = found.relative_error <= EXACT if exact else found.cosine >= ALIKE
+    if not holds:
+        far = f"relative error {found.relative_error:.2g}, cosine {found.cosine:.3g}"
+        msg = f"The exported gradient is not that of PyTorch ({far})."
+        hint = "This model cannot be exported so." if exact else "Use a finer quantisation."
+        raise UnsupportedModel(msg, hint=hint)
+
+
+def _norm(vector: NDArray[np.float64]) -> float:
+    """Return the L2 norm."""
+    return float(np.linalg.norm(vector))
+
+
+def _worst(values: list[float]) -> float:
+    """Return the largest value; NaN if any is."""
+    return float(np.max(values))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' advice off stderr."""
+    import logging
+
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels: Mapping[logging.Logger, int] = {logger: logger.level for logger in loggers}
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)

@@ -1,0 +1,277 @@
+"""Local training without torch: the steps of :mod:`client.training` on an exported step.
+
+Coins, noise and the number of steps come from :mod:`client.stepping`, as with torch; gradients from
+a program that is not believed: each one is measured and clipped here, in float64, by the clip of
+the privacy core, whatever the program says it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.stepping import NoisedSteps, TrainSettings, plain_batches, poisson_steps
+from shared.errors import ConflictingSettings, NoUsableText
+from shared.lora import AdapterSpec, Vector
+from shared.privacy.norms import add_scaled, clip_factor, norm_of
+from shared.validate import probability
+
+if TYPE_CHECKING:
+    from client.edge.engine import StepEngine
+    from client.examples import Example
+    from shared.privacy.noise import NoiseSource
+
+_BETAS = (0.9, 0.999)
+_SMALL = 1e-8
+_NO_CLIP = 3.0e38
+
+
+class EdgeAdapter:
+    """A LoRA adapter as float32 arrays, and the step that gives its gradients.
+
+    Args:
+        engine: the exported step.
+        kinds: the factors that train, ``"A"``, ``"B"`` or ``"AB"``; all others stay.
+
+    Raises:
+        ConflictingSettings: if the step gives the gradients of other factors.
+    """
+
+    def __init__(self, engine: StepEngine, kinds: str) -> None:
+        found = engine.manifest.trained
+        if found != kinds:
+            msg = f"The exported step trains {found!r}, the round trains {kinds!r}."
+            raise ConflictingSettings(msg, hint="Export a step for this scenario.")
+        self.engine = engine
+        self.kinds = kinds
+        spec = engine.manifest.adapter
+        self._vector = np.zeros(spec.size("AB"), dtype=np.float32)
+        self._factors = views_of(spec, self._vector)
+        self._moving = _places(spec, kinds)
+
+    @property
+    def spec(self) -> AdapterSpec:
+        """Return names, shapes and order of the factors."""
+        return self.engine.manifest.adapter
+
+    @property
+    def size(self) -> int:
+        """Return the number of parameters that train."""
+        return self.spec.size(self.kinds)
+
+    def load(self, vector: Vector, kinds: str) -> None:
+        """Copy a flat vector into the factors of some kinds, in canonical order."""
+        for name, value in self.spec.unflatten(vector, kinds).items():
+            self._factors[name][...] = value
+
+    def read(self) -> Vector:
+        """Return the factors that train as one new vector."""
+        parts = [self._vector[place] for place in self._moving]
+        return np.concatenate(parts)
+
+    def write(self, vector: Vector) -> None:
+        """Replace the factors that train."""
+        start = 0
+        for place in self._moving:
+            size = place.stop - place.start
+            self._vector[place] = vector[start : start + size]
+            start += size
+
+    def sum_of(
+        self, examples: Iterable[Example], max_grad_norm: float = _NO_CLIP
+    ) -> NDArray[np.float64]:
+        """Return the sum of the examples' gradients, each clipped; float64, flat.
+
+        Guarantee:
+            Adding or removing one example changes the sum by at most ``max_grad_norm`` in L2 norm
+            (:func:`shared.privacy.norms.clip_factor`), whatever the program returns. A gradient
+            that is not finite adds zero.
+        """
+        total = np.zeros(self.size, dtype=np.float64)
+        for example in examples:
+            gradient = self.engine.gradient(example, self._factors)
+            add_scaled(total, gradient, clip_factor(norm_of(gradient), max_grad_norm))
+        return total
+
+
+def train_private(
+    adapter: EdgeAdapter,
+    examples: Sequence[Example],
+    settings: TrainSettings,
+    *,
+    max_grad_norm: float,
+    noise_multiplier: float,
+    sampling_probability: float,
+    source: NoiseSource,
+) -> int:
+    """Train the adapter in place by DP-SGD; as :func:`client.training.train_private`.
+
+    Guarantee:
+        That of :class:`client.stepping.NoisedSteps`: each step is one Poisson-subsampled Gaussian
+        mechanism at L2 sensitivity ``max_grad_norm`` (add or remove one example), empty ones too.
+
+    Args:
+        adapter: its trained factors are changed.
+        examples: the client's training examples; none at all is fine (noise alone).
+        settings: steps, the public divisor and the optimiser.
+        max_grad_norm: L2 bound on each example's gradient, > 0 and finite.
+        noise_multiplier: noise standard deviation on the sum, in units of ``max_grad_norm``, > 0.
+        sampling_probability: each example's probability of being in a step.
+        source: of coins and noise.
+
+    Returns:
+        The number of steps that were noised.
+
+    Raises:
+        InvalidValue: if a number is out of range.
+        ConflictingSettings: if the program clips to less than is asked for, which would bias it.
+    """
+    steps = NoisedSteps(
+        settings,
+        max_grad_norm=max_grad_norm,
+        noise_multiplier=noise_multiplier,
+        sampling_probability=sampling_probability,
+    )
+    _require_clip(adapter, max_grad_norm)
+    step = optimizer(adapter, settings)
+    for rows in steps.samples(len(examples), source):
+        total = adapter.sum_of((examples[row] for row in rows), max_grad_norm)
+        total += steps.noise(adapter.size, source)
+        step(total / settings.batch_size)
+    return steps.noised
+
+
+def train_plain(
+    adapter: EdgeAdapter,
+    examples: Sequence[Example],
+    settings: TrainSettings,
+    *,
+    rng: np.random.Generator,
+) -> None:
+    """Train the adapter in place without protection; as :func:`client.training.train_plain`.
+
+    Args:
+        adapter: its trained factors are changed.
+        examples: the client's training examples.
+        settings: steps, batch size and optimiser.
+        rng: draws batches.
+
+    Raises:
+        NoUsableText: if there are no examples.
+        ConflictingSettings: if the program clips.
+    """
+    if not examples:
+        msg = "A client has no training example."
+        raise NoUsableText(msg)
+    _require_clip(adapter, None)
+    step = optimizer(adapter, settings)
+    for rows in plain_batches(len(examples), settings, rng):
+        total = adapter.sum_of(examples[row] for row in rows)
+        step(total / len(rows))
+
+
+def train_unprotected_poisson(
+    adapter: EdgeAdapter,
+    examples: Sequence[Example],
+    settings: TrainSettings,
+    *,
+    sampling_probability: float,
+    source: NoiseSource,
+) -> int:
+    """Train like :func:`train_private` with neither clipping nor noise: NO privacy at all.
+
+    Args:
+        adapter: its trained factors are changed.
+        examples: the client's training examples.
+        settings: steps, the public divisor and the optimiser.
+        sampling_probability: each example's probability of being in a step.
+        source: of coins.
+
+    Returns:
+        The number of steps taken.
+    """
+    probability(sampling_probability=sampling_probability)
+    _require_clip(adapter, None)
+    steps = poisson_steps(settings, sampling_probability)
+    step = optimizer(adapter, settings)
+    for _ in range(steps):
+        rows = source.poisson_subsample(len(examples), sampling_probability)
+        step(adapter.sum_of(examples[row] for row in rows) / settings.batch_size)
+    return steps
+
+
+class Sgd:
+    """Plain gradient descent."""
+
+    def __init__(self, adapter: EdgeAdapter, learning_rate: float) -> None:
+        self._adapter = adapter
+        self._rate = np.float32(learning_rate)
+
+    def __call__(self, gradient: NDArray[np.float64]) -> None:
+        """Take one step along a flat gradient."""
+        moved = self._adapter.read()
+        moved -= self._rate * gradient.astype(np.float32)
+        self._adapter.write(moved)
+
+
+class AdamW:
+    """AdamW as torch computes it in float32, without decay."""
+
+    def __init__(self, adapter: EdgeAdapter, learning_rate: float) -> None:
+        self._adapter = adapter
+        self._rate = learning_rate
+        self._taken = 0
+        self._mean = np.zeros(adapter.size, dtype=np.float32)
+        self._square = np.zeros(adapter.size, dtype=np.float32)
+
+    def __call__(self, gradient: NDArray[np.float64]) -> None:
+        """Take one step along a flat gradient."""
+        single = gradient.astype(np.float32)
+        first, second = _BETAS
+        self._taken += 1
+        self._mean += np.float32(1 - first) * (single - self._mean)
+        self._square *= np.float32(second)
+        self._square += np.float32(1 - second) * single * single
+        root = float(np.sqrt(1 - second**self._taken))
+        below = np.sqrt(self._square) / np.float32(root) + np.float32(_SMALL)
+        moved = self._adapter.read()
+        moved -= np.float32(self._rate / (1 - first**self._taken)) * (self._mean / below)
+        self._adapter.write(moved)
+
+
+def optimizer(adapter: EdgeAdapter, settings: TrainSettings) -> Sgd | AdamW:
+    """Return what takes a step along a flat gradient."""
+    kind = Sgd if settings.optimizer == "sgd" else AdamW
+    return kind(adapter, settings.learning_rate)
+
+
+def views_of(spec: AdapterSpec, vector: Vector) -> dict[str, NDArray[np.float32]]:
+    """Return every factor by name, each a view of a flat vector of all of them."""
+    views, start = {}, 0
+    for factor in spec.factors:
+        views[factor.name] = vector[start : start + factor.size].reshape(factor.shape)
+        start += factor.size
+    return views
+
+
+def _places(spec: AdapterSpec, kinds: str) -> list[slice]:
+    """Return where the factors of some kinds lie in a flat vector of all of them."""
+    places, start = [], 0
+    for factor in spec.factors:
+        if factor.kind in kinds:
+            places.append(slice(start, start + factor.size))
+        start += factor.size
+    return places
+
+
+def _require_clip(adapter: EdgeAdapter, wanted: float | None) -> None:
+    """Refuse a program that clips to less than the round does, or where the round does not."""
+    found = adapter.engine.manifest.max_grad_norm
+    if found is None or (wanted is not None and found >= wanted):
+        return
+    asked = "does not clip" if wanted is None else f"clips to {wanted:g}"
+    msg = f"The exported step clips each gradient to {found:g}, the round {asked}."
+    raise ConflictingSettings(msg, hint="Export a step for this scenario.")
