@@ -7,31 +7,38 @@ no module is touched, which is what lets one shared base serve thousands of simu
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from client.encoders import head_factors, head_of, is_head, untouched
-from client.families import FAMILIES
+from client.encoders import head_factors, head_of, untouched
+from client.injection import (
+    MARK,
+    adapter_modules,
+    check_kinds,
+    float32,
+    inject,
+    is_conv1d,
+    matches,
+    named_factors,
+    peft_warnings,
+    resolve,
+    widths,
+)
 from client.lowrank import low_rank_layers
 from client.model import BaseModel
 from client.quantization import linear_modules
-from shared.errors import AdapterIncompatible, InvalidValue, UnsupportedModel
-from shared.lora import AdapterSpec, Factor, Factors, Vector, module_names
-from shared.registry import suggestion
+from shared.errors import AdapterIncompatible, InvalidValue
+from shared.lora import AdapterSpec, Factor, Factors, Vector
 from shared.validate import positive, positive_integer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from peft import PeftModel
 
-ALL_LINEAR = "all-linear"
 _PREFIX = "base_model.model."
-_MARK = "_fedslm_adapted"
 
 
 def adapter_spec(
@@ -63,11 +70,11 @@ def adapter_spec(
     identities = base.identities if isinstance(base, BaseModel) else ()
     kept_whole = untouched(model, head, identities)
     layers = {n: m for n, m in linear_modules(model) if n not in kept_whole}
-    targets = _resolve(layers, target_modules)
+    targets = resolve(layers, target_modules)
     factors = []
     for name, module in layers.items():
-        if any(_matches(name, target) for target in targets):
-            d_in, d_out = _widths(module)
+        if any(matches(name, target) for target in targets):
+            d_in, d_out = widths(module)
             stem = f"{_PREFIX}{name}.lora_"
             factors.append(Factor(name=f"{stem}A.weight", kind="A", shape=(r, d_in)))
             factors.append(Factor(name=f"{stem}B.weight", kind="B", shape=(d_out, r)))
@@ -77,7 +84,7 @@ def adapter_spec(
         r=r,
         lora_alpha=float(alpha),
         target_modules=targets,
-        fan_in_fan_out=_is_conv1d(model),
+        fan_in_fan_out=is_conv1d(model),
         rslora=rslora,
         head=head,
         identities=identities,
@@ -114,11 +121,11 @@ def adapt(
     if isinstance(dropout, bool) or not 0 <= dropout < 1:
         msg = f"dropout={dropout!r}, expected a number in [0, 1)."
         raise InvalidValue(msg)
-    if getattr(base.model, _MARK, False):
+    if getattr(base.model, MARK, False):
         msg = f"Base model {base.name!r} already carries an adapter."
         raise InvalidValue(msg, hint="Load factors into that one, or release() it first.")
     spec = adapter_spec(base, r=r, alpha=alpha, target_modules=target_modules, rslora=rslora)
-    return AdaptedModel(base, _inject(base, spec, dropout), spec, dropout)
+    return AdaptedModel(base, inject(base, spec, dropout), spec, dropout)
 
 
 class AdaptedModel:
@@ -145,14 +152,14 @@ class AdaptedModel:
         self.checkpointing = False
         self.reentrant = False
         self._kinds = "AB"
-        self._parameters = _named_factors(peft_model, spec)
+        self._parameters = named_factors(peft_model, spec)
         device = next(iter(self._parameters.values())).device
         self._flat = {
             kind: torch.zeros(spec.size(kind), dtype=torch.float32, device=device)
             for kind in ("A", "B")
         }
         self._views = self._share_storage()
-        self._adapter_modules = _adapter_modules(peft_model)
+        self._adapter_modules = adapter_modules(peft_model)
         self.layers = low_rank_layers(peft_model)
         self.head = head_of(base.model, spec.head)
         self.set_trainable("AB")
@@ -179,7 +186,7 @@ class AdaptedModel:
         Args:
             kinds: ``"A"``, ``"B"`` or ``"AB"``.
         """
-        _check_kinds(kinds)
+        check_kinds(kinds)
         self._kinds = kinds
         for factor in self.spec.factors:
             parameter = self._parameters[factor.name]
@@ -200,7 +207,7 @@ class AdaptedModel:
                 raise AdapterIncompatible(msg)
         with torch.no_grad():
             for name, array in factors.items():
-                self._parameters[name].copy_(torch.from_numpy(_float32(array)))
+                self._parameters[name].copy_(torch.from_numpy(float32(array)))
 
     def load_vector(self, vector: NDArray[Any], kinds: str) -> None:
         """Copy a flat vector into the factors of some kinds, in canonical order.
@@ -212,11 +219,11 @@ class AdaptedModel:
         Raises:
             AdapterIncompatible: if the length is another.
         """
-        _check_kinds(kinds)
+        check_kinds(kinds)
         if vector.shape != (self.spec.size(kinds),):
             msg = f"Found a vector of shape {vector.shape}, expected ({self.spec.size(kinds)},)."
             raise AdapterIncompatible(msg)
-        source = torch.from_numpy(_float32(vector))
+        source = torch.from_numpy(float32(vector))
         with torch.no_grad():
             if len(kinds) == 1:
                 self._flat[kinds].copy_(source)
@@ -227,7 +234,7 @@ class AdaptedModel:
 
     def read_vector(self, kinds: str) -> Vector:
         """Return the factors of some kinds as one new float32 vector, in canonical order."""
-        _check_kinds(kinds)
+        check_kinds(kinds)
         if len(kinds) == 1:
             flat = self._flat[kinds].detach().cpu()
             return flat.numpy().copy()
@@ -277,6 +284,38 @@ class AdaptedModel:
             self._set_training(False)
 
     @contextmanager
+    def narrowed(self, spec: AdapterSpec) -> Iterator[None]:
+        """Hold the first rows of every A and columns of every B alone inside the ``with`` block.
+
+        The scale stays that of the whole adapter, so that a narrow adapter computes what the whole
+        one does whose other columns are zero. What was loaded or trained inside is gone afterwards,
+        and the whole adapter is what it was.
+
+        Args:
+            spec: the same layers at no larger rank (:meth:`shared.mixedranks.MixedRanks.spec_at`).
+        """
+        if spec == self.spec:
+            yield
+            return
+        whole = self.spec, self._flat, self._views
+        held = {name: parameter.data for name, parameter in self._parameters.items()}
+        kinds = self._kinds
+        try:
+            self.spec = spec
+            self._flat = {k: self._flat[k].new_zeros(spec.size(k)) for k in ("A", "B")}
+            self._views = self._share_storage()
+            for factor in spec.factors:
+                cut = tuple(slice(extent) for extent in factor.shape)
+                self._parameters[factor.name].data.copy_(held[factor.name][cut])
+            self.set_trainable(kinds)
+            yield
+        finally:
+            self.spec, self._flat, self._views = whole
+            for name, parameter in self._parameters.items():
+                parameter.grad = None
+                parameter.data = held[name]
+
+    @contextmanager
     def plain_peft(self) -> Iterator[None]:
         """Compute the adapted layers by PEFT's own forward inside the ``with`` block."""
         for layer in self.layers:
@@ -302,7 +341,7 @@ class AdaptedModel:
         if reentrant:
             # Blocks whose input needs no gradient would return an output without one.
             base.enable_input_require_grads()
-        self._adapter_modules = _adapter_modules(self.peft_model)
+        self._adapter_modules = adapter_modules(self.peft_model)
         self.checkpointing = True
         self.reentrant = reentrant
 
@@ -311,9 +350,9 @@ class AdaptedModel:
         self._disable_checkpointing()
         for layer in self.layers:
             layer.detach()
-        with _peft_warnings():
+        with peft_warnings():
             self.peft_model.unload()
-        setattr(self.base.model, _MARK, False)
+        setattr(self.base.model, MARK, False)
         return self.base
 
     def _disable_checkpointing(self) -> None:
@@ -325,7 +364,7 @@ class AdaptedModel:
         (disable or base.gradient_checkpointing_disable)()
         if self.reentrant:
             base.disable_input_require_grads()
-        self._adapter_modules = _adapter_modules(self.peft_model)
+        self._adapter_modules = adapter_modules(self.peft_model)
         self.checkpointing = self.reentrant = False
 
     def _set_training(self, training: bool) -> None:
@@ -344,129 +383,3 @@ class AdaptedModel:
             self._parameters[factor.name].data = view.view(factor.shape)
             views.append(view)
         return views
-
-
-def _resolve(
-    layers: Mapping[str, torch.nn.Module], target_modules: str | Sequence[str]
-) -> tuple[str, ...]:
-    """Return the sorted target names; each matches at least one linear layer."""
-    if isinstance(target_modules, str):
-        if target_modules != ALL_LINEAR:
-            msg = f"target_modules={target_modules!r}, expected {ALL_LINEAR!r} or a list of names."
-            raise InvalidValue(msg, hint=suggestion(target_modules, [ALL_LINEAR]))
-        return module_names(layers)
-    targets = tuple(sorted(set(target_modules)))
-    available = module_names(layers)
-    unknown = [t for t in targets if not any(_matches(name, t) for name in layers)]
-    if unknown or not targets:
-        found = ", ".join(repr(name) for name in unknown) or "nothing"
-        msg = (
-            f"target_modules names {found}, expected linear layers of the model: "
-            f"{', '.join(available)}."
-        )
-        raise UnsupportedModel(msg, hint=suggestion(unknown[0], available) if unknown else "")
-    return targets
-
-
-def _matches(name: str, target: str) -> bool:
-    """Tell whether a target names a module, by PEFT's rule for lists."""
-    return name == target or name.endswith(f".{target}")
-
-
-def _widths(module: torch.nn.Module) -> tuple[int, int]:
-    """Return ``(d_in, d_out)`` of a linear layer, quantised or not."""
-    from transformers.pytorch_utils import Conv1D
-
-    if isinstance(module, Conv1D):
-        return int(module.weight.shape[0]), int(module.weight.shape[1])
-    if not isinstance(module, torch.nn.Linear):
-        msg = f"A layer of type {type(module).__name__} cannot carry an adapter."
-        raise UnsupportedModel(msg)
-    return module.in_features, module.out_features
-
-
-def _is_conv1d(model: torch.nn.Module) -> bool:
-    """Tell whether the family stores ``(d_in, d_out)`` weights."""
-    family = FAMILIES.get(str(getattr(getattr(model, "config", None), "model_type", "")))
-    return family is not None and family.conv1d
-
-
-def _inject(base: BaseModel, spec: AdapterSpec, dropout: float) -> PeftModel:
-    """Let PEFT put its layers into the base, without touching torch's global generator."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        task_type=None if spec.head else "CAUSAL_LM",
-        r=spec.r,
-        lora_alpha=spec.lora_alpha,  # type: ignore[arg-type]
-        lora_dropout=dropout,
-        target_modules=list(spec.target_modules),
-        exclude_modules=_excluded(base),
-        bias="none",
-        fan_in_fan_out=spec.fan_in_fan_out,
-        use_rslora=spec.rslora,
-    )
-    # PEFT draws A from torch's global generator; the caller's stream goes on as if it had not.
-    with _peft_warnings(), torch.random.fork_rng(devices=[]):
-        peft_model = get_peft_model(base.model, config)
-    setattr(base.model, _MARK, True)
-    return peft_model
-
-
-def _excluded(base: BaseModel) -> list[str] | None:
-    """Return the output embedding's name, which no target may pick up."""
-    model: Any = base.model
-    if base.head:
-        return sorted(untouched(model, base.head, base.identities))
-    head = model.get_output_embeddings()
-    names = [name for name, module in model.named_modules() if module is head]
-    return names or None
-
-
-def _named_factors(peft_model: PeftModel, spec: AdapterSpec) -> dict[str, torch.nn.Parameter]:
-    """Return PEFT's parameters under the names of the specification.
-
-    Raises:
-        AdapterIncompatible: if PEFT made other factors than the specification says.
-    """
-    dense = {factor.name for factor in spec.factors if not factor.low_rank}
-    found = {
-        name.replace(".default.", "."): parameter
-        for name, parameter in peft_model.named_parameters()
-        if ".lora_" in name or name in dense
-    }
-    expected = {factor.name: factor.shape for factor in spec.factors}
-    if {name: tuple(parameter.shape) for name, parameter in found.items()} != expected:
-        msg = "PEFT made other LoRA factors than the adapter's specification expects."
-        raise AdapterIncompatible(msg)
-    return found
-
-
-def _adapter_modules(peft_model: PeftModel) -> list[torch.nn.Module]:
-    """Return the modules whose training flag matters: LoRA's, a head, checkpointed blocks."""
-    return [
-        module
-        for name, module in peft_model.named_modules()
-        if ".lora_" in name or is_head(module) or getattr(module, "gradient_checkpointing", False)
-    ]
-
-
-def _check_kinds(kinds: str) -> None:
-    """Require ``"A"``, ``"B"`` or ``"AB"``."""
-    if kinds not in {"A", "B", "AB"}:
-        msg = f"kinds={kinds!r}, expected 'A', 'B' or 'AB'."
-        raise InvalidValue(msg)
-
-
-def _float32(array: NDArray[Any]) -> NDArray[np.float32]:
-    """Return a contiguous, writable float32 array, copying only if needed."""
-    return np.require(array, dtype=np.float32, requirements=["C", "W"])
-
-
-@contextmanager
-def _peft_warnings() -> Iterator[None]:
-    """Ignore what PEFT and transformers say to each other while layers are exchanged."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
-        yield

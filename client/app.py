@@ -64,22 +64,23 @@ class ForesightedApp(ClientApp):
             coming: client and message, in the order of the queue.
         """
         kind = message.metadata.message_type
-        read = _instructions(lambda: self._runtime_of(context).downlink)
+        read = _instructions(lambda client: self._runtime_of(context).downlink_of(client))
 
         def told() -> Iterator[tuple[int, Instruction]]:
             for client, queued in coming:
                 if queued.metadata.message_type != kind:
                     return
-                instruction = read(queued)
+                instruction = read(queued, client)
                 if instruction is None:
                     return
                 yield client, instruction
 
         try:
-            instruction = read(message)
+            client = client_index(context)
+            instruction = read(message, client)
             if instruction is None:
                 return
-            runtime, client = self._runtime_of(context), client_index(context)
+            runtime = self._runtime_of(context)
             if kind == MessageType.TRAIN:
                 runtime.expect_training(client, instruction, told())
             elif kind == MessageType.EVALUATE:
@@ -88,17 +89,21 @@ class ForesightedApp(ClientApp):
             logger.warning("clients are computed one by one: %s", type(error).__name__)
 
 
-def _instructions(downlink: Callable[[], Downlink]) -> Callable[[Message], Instruction | None]:
-    """Return a function that reads a message's instruction, once where many share it."""
+def _instructions(
+    downlink_of: Callable[[int], Downlink],
+) -> Callable[[Message, int], Instruction | None]:
+    """Return a function that reads a client's instruction, once where many share it."""
     last: list[tuple[RecordDict, Instruction | None]] = []
 
-    def read(message: Message) -> Instruction | None:
+    def read(message: Message, client: int) -> Instruction | None:
         if last and last[0][0] is message.content:
             return last[0][1]
         call = decode_phase_call(message.content)
         trains = call is None or call.phase == "mask"
         known = message.metadata.message_type in {MessageType.TRAIN, MessageType.EVALUATE}
-        found = decode_instruction(message.content, downlink()) if known and trains else None
+        found = (
+            decode_instruction(message.content, downlink_of(client)) if known and trains else None
+        )
         last[:] = [(message.content, found)]
         return found
 
@@ -132,9 +137,9 @@ def make_client_app(runtime_of: RuntimeOf, *, simulated: bool = False) -> Foresi
                         state=context.state,
                     )
                 )
-            runtime = runtime_of(context)
-            instruction = decode_instruction(message.content, runtime.downlink)
-            return encode_update(runtime.train(client_index(context), instruction))
+            runtime, client = runtime_of(context), client_index(context)
+            instruction = decode_instruction(message.content, runtime.downlink_of(client))
+            return encode_update(runtime.train(client, instruction))
 
         return _guarded(message, work)
 

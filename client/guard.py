@@ -71,7 +71,7 @@ class GuardedRuntime(ClientRuntime):
             PrivacyBudgetExhausted: if a budget of the device would be passed.
             LedgerTampered: if the server's ledger, or the device's own, went back or was changed.
         """
-        with self._participation(instruction, cohort=None):
+        with self._participation(index, instruction, cohort=None):
             return super().train(index, instruction)
 
     def train_share(self, index: int, instruction: Instruction, *, cohort: int) -> NoisedShare:
@@ -81,7 +81,7 @@ class GuardedRuntime(ClientRuntime):
             PolicyRefused: also if the announced cohort is smaller than the owner allows.
             FedSLMError: else as :meth:`train`.
         """
-        with self._participation(instruction, cohort=cohort):
+        with self._participation(index, instruction, cohort=cohort):
             return super().train_share(index, instruction, cohort=cohort)
 
     def measure(self, index: int, instruction: Instruction) -> Measurement:
@@ -95,12 +95,14 @@ class GuardedRuntime(ClientRuntime):
         raise PolicyRefused(msg)
 
     @contextmanager
-    def _participation(self, instruction: Instruction, *, cohort: int | None) -> Iterator[None]:
+    def _participation(
+        self, index: int, instruction: Instruction, *, cohort: int | None
+    ) -> Iterator[None]:
         """Admit one round: everything is checked and charged before the body makes the answer."""
         with ExitStack() as stack:
             with refusals_logged():
                 self._require_ours(instruction)
-                self._check(instruction)
+                self._check(instruction, index)
                 self._require_cohort(cohort)
                 state = stack.enter_context(DeviceState(self._state))
                 state.see_head(instruction.anchor, trusted=self.policy.server_key)

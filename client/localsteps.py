@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from client.adapter import AdaptedModel
     from client.training import Example
     from shared.config import RunConfig
-    from shared.lora import Vector
+    from shared.lora import AdapterSpec, Vector
+    from shared.mixedranks import MixedRanks
     from shared.privacy.plan import PrivacyPlan
 
 
@@ -37,14 +38,23 @@ class LocalSteps:
         config: the scenario.
         plan: what the server is asked to keep to.
         model: the adapted base.
+        ranks: of the clients, where they differ: each trains the adapter that it was sent, and
+            what DP-SGD clips and noises are its own coordinates alone.
     """
 
-    def __init__(self, config: RunConfig, plan: PrivacyPlan, model: AdaptedModel) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: PrivacyPlan,
+        model: AdaptedModel,
+        ranks: MixedRanks | None = None,
+    ) -> None:
         self._config = config
         self._plan = plan
         self._model = model
+        self._ranks = ranks
         self._kinds = config.trained_kinds
-        self._parts: dict[str, NDArray[np.bool_]] = {}
+        self._parts: dict[tuple[str, int], NDArray[np.bool_]] = {}
         clients, performance = config.clients, config.performance
         self._settings = TrainSettings(
             local_steps=clients.local_steps,
@@ -66,10 +76,10 @@ class LocalSteps:
         kinds = self._config.sent_kinds(server_round)
         if kinds == self._kinds:
             return vector
-        if kinds not in self._parts:
-            spec = self._model.spec
-            self._parts[kinds] = coordinates(spec, kinds, within=self._kinds)
-        return vector[self._parts[kinds]]
+        key = (kinds, vector.size)
+        if key not in self._parts:
+            self._parts[key] = coordinates(self._spec_of(vector), kinds, within=self._kinds)
+        return vector[self._parts[key]]
 
     def settings(self, server_round: int) -> TrainSettings:
         """Return how clients train in a round: the learning rate follows the scenario's schedule.
@@ -101,6 +111,13 @@ class LocalSteps:
             NoUsableText: if there are no examples and steps are plain.
             SchemaMismatch: if other steps were noised than the plan charges.
         """
+        with self._model.narrowed(self._spec_of(start)):
+            return self._taken(start, index, server_round, examples)
+
+    def _taken(
+        self, start: Vector, index: int, server_round: int, examples: list[Example]
+    ) -> Vector:
+        """Train one client on the model as wide as its adapter."""
         sent = self._begin(start, server_round)
         settings = self.settings(server_round)
         labels = (index, server_round)
@@ -140,12 +157,24 @@ class LocalSteps:
         """Train several clients at once; each result is that of :meth:`take`, up to rounding.
 
         Args:
-            start: the global factors.
+            start: the global factors, as wide as all of these clients hold them.
             indices: which clients of the population.
             server_round: the round.
             examples: the training examples of each.
             tokens: how many go through the model at once.
         """
+        with self._model.narrowed(self._spec_of(start)):
+            return self._taken_together(start, indices, server_round, examples, tokens)
+
+    def _taken_together(
+        self,
+        start: Vector,
+        indices: Sequence[int],
+        server_round: int,
+        examples: Sequence[Sequence[Example]],
+        tokens: int,
+    ) -> list[Vector]:
+        """Train several clients at once on the model as wide as their adapters."""
         self._begin(start, server_round)
         model, settings = self._model, self.settings(server_round)
         labels = [(index, server_round) for index in indices]
@@ -178,6 +207,12 @@ class LocalSteps:
         if self._plan.noise_source == "seeded-simulation":
             return NoiseSource.seeded(self._config.run.seed, *labels)
         return NoiseSource.from_os()
+
+    def _spec_of(self, vector: Vector) -> AdapterSpec:
+        """Return the adapter that a vector of all factors that move is of."""
+        if self._ranks is None:
+            return self._model.spec
+        return self._ranks.spec_of(vector, self._kinds)
 
     def _begin(self, start: Vector, server_round: int) -> str:
         """Load the global factors, and let those train that the round sends; return their kinds."""

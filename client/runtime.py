@@ -27,7 +27,9 @@ from shared.config import RunConfig
 from shared.errors import NoUsableText, SchemaMismatch, SensitivityError
 from shared.link import Downlink
 from shared.lora import Vector, initial_factors
+from shared.mixedranks import mixed_ranks
 from shared.privacy.distributed import NoisedShare
+from shared.ranklinks import first_links
 from shared.wire import ClientUpdate, Instruction, Measurement, Stage
 
 if TYPE_CHECKING:
@@ -99,7 +101,8 @@ class ClientRuntime:
         self._kinds = config.trained_kinds
         self.digests = (config.digest(), plan.digest())
         self._cache = TokenCache()
-        self._steps = LocalSteps(config, plan, model)
+        self.ranks = mixed_ranks(config, model.spec)
+        self._steps = LocalSteps(config, plan, model, self.ranks)
         size = group_size(config, dimension=self.dimension)
         # Heads are not trained side by side; what dropout drops is drawn client by client, and
         # other engines keep no client apart.
@@ -108,7 +111,8 @@ class ClientRuntime:
         self._trained = LookAhead(self.train_group, clients=1 if alone else size)
         self._measured = LookAhead(self.measure_group, clients=1 if classifies else size)
         start = initial_factors(model.spec, config.adapter_seed)
-        self.downlink = Downlink(config.link, model.spec.flatten(start, self._kinds))
+        moved = model.spec.flatten(start, self._kinds)
+        self._downlinks = first_links(config, moved, self.ranks, r=model.spec.r)
         self._uplink = Uplink(config, plan)
         model.load(start)
         model.set_trainable(self._kinds)
@@ -119,8 +123,16 @@ class ClientRuntime:
         return self.model.spec.size(self._kinds)
 
     def update_size(self, server_round: int) -> int:
-        """Return the number of parameters that are trained and sent in a round."""
+        """Return the number of parameters that a round sums: those of the largest rank."""
         return self.model.spec.size(self.config.sent_kinds(server_round))
+
+    def downlink_of(self, index: int) -> Downlink:
+        """Return what reads the coded adapter of one client."""
+        return self._downlinks[self._rank(index)]
+
+    def _rank(self, index: int) -> int:
+        """Return the rank that a client trains."""
+        return self.model.spec.r if self.ranks is None else self.ranks.of(index)
 
     def expect_training(
         self, index: int, instruction: Instruction, coming: Iterable[tuple[int, Instruction]]
@@ -176,7 +188,7 @@ class ClientRuntime:
             SensitivityError: in mode client-distributed, where only :meth:`train_share` may answer.
             NoUsableText: if the client has no text.
         """
-        self._check(instruction)
+        self._check(instruction, index)
         if self.plan.mode == "client-distributed":
             msg = "mode='client-distributed': an update leaves only as a share of a masked sum."
             raise SensitivityError(msg)
@@ -205,12 +217,17 @@ class ClientRuntime:
             SchemaMismatch: if the instruction belongs to another scenario or plan.
             ConflictingSettings: in any other mode.
         """
-        self._check(instruction)
+        self._check(instruction, index)
         mechanism = self.plan.distributed_mechanism
         before = after = self._steps.sent_part(instruction.vector, instruction.server_round)
         if not instruction.empty:
             with suppress(NoUsableText):
                 after = self._after_local_steps(index, instruction)
+        if self.ranks is not None:
+            # Masks have one length. A zero change of what this client lacks is clipped with the
+            # rest, and noised like it.
+            rank, kinds = self._rank(index), self.config.sent_kinds(instruction.server_round)
+            before, after = (self.ranks.widen(v, rank, kinds) for v in (before, after))
         clipped = clipped_update(before, after, clipping_norm=mechanism.clipping_norm)
         source = self._steps.noise("share", index, instruction.server_round)
         return mechanism.share(clipped, cohort=cohort, source=source)
@@ -282,7 +299,7 @@ class ClientRuntime:
         What it returns has passed no clip and no noise of the privacy mode: it stays in the process
         until :meth:`train` or :meth:`train_share` is called.
         """
-        self._check(instruction)
+        self._check(instruction, *indices)
         group = {}
         for index in indices:
             with suppress(NoUsableText):
@@ -328,7 +345,11 @@ class ClientRuntime:
         """
         if not isinstance(self._source, DirectedSource):
             return None
-        return self._source.direction(index, self.update_size(server_round))
+        kinds = self.config.sent_kinds(server_round)
+        size = self.model.spec.size(kinds)
+        if self.ranks is not None:
+            size = self.ranks.size(self._rank(index), kinds)
+        return self._source.direction(index, size)
 
     def _clipping_norm(self, instruction: Instruction) -> float:
         """Return the clip of a round: the plan's, or the server's where the plan lets it move."""
@@ -340,13 +361,23 @@ class ClientRuntime:
             raise SchemaMismatch(msg)
         return norm
 
-    def _check(self, instruction: Instruction) -> None:
-        """Refuse an instruction of another scenario, plan or adapter shape."""
+    def _check(self, instruction: Instruction, *clients: int) -> None:
+        """Refuse an instruction of another scenario, plan or adapter shape.
+
+        The adapter is as wide as each of some clients trains it; without any, the whole one.
+        """
         if (instruction.config_digest, instruction.plan_digest) != self.digests:
             msg = "The instruction belongs to another scenario or privacy plan."
             raise SchemaMismatch(msg)
+        ranks = {self._rank(client) for client in clients} or {self.model.spec.r}
         expected = self.dimension
-        if instruction.vector.size != expected or not np.isfinite(instruction.vector).all():
+        if self.ranks is not None:
+            expected = self.ranks.size(min(ranks), self._kinds)
+        if (
+            len(ranks) > 1
+            or instruction.vector.size != expected
+            or not np.isfinite(instruction.vector).all()
+        ):
             msg = f"Found an adapter of {instruction.vector.size} values, expected {expected}."
             raise SchemaMismatch(msg, hint="All values must be finite.")
 

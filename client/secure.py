@@ -51,9 +51,8 @@ class SharingRuntime(Protocol):
     def update_size(self, server_round: int) -> int:
         """Return the number of parameters that are trained and sent in a round."""
 
-    @property
-    def downlink(self) -> Downlink | None:
-        """Return what reads a coded adapter, if any is read."""
+    def downlink_of(self, index: int) -> Downlink | None:
+        """Return what reads a client's coded adapter, if any is read."""
 
     def train_share(self, index: int, instruction: Instruction, *, cohort: int) -> NoisedShare:
         """Train one client and return its noised share."""
@@ -139,7 +138,7 @@ def _next(
         return session.share(KeyList.from_bytes(call.payload))
     if call.phase == "mask":
         shares = SharesForYou.from_bytes(call.payload)
-        instruction = decode_instruction(content, runtime.downlink)
+        instruction = decode_instruction(content, runtime.downlink_of(session.client))
         if (instruction.run_id, instruction.server_round) != (call.run_id, call.server_round):
             msg = "The instruction belongs to another round than its phase."
             raise SchemaMismatch(msg)

@@ -6,11 +6,12 @@ import logging
 import math
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from server.aggregation import LONGEST_UPDATE, STAGE_OF_MODE, Aggregator
 from server.messenger import TRAIN, Messenger
+from server.rankedround import RankedRound
 from shared.errors import ConflictingSettings, ProtocolError
 from shared.link import Link
 from shared.privacy.plan import PrivacyPlan
@@ -77,14 +78,37 @@ class Traffic:
     Attributes:
         up: most that one client sent.
         down: most that one client was sent.
+        by_rank: the same two of the clients of each rank, where ranks differ.
     """
 
     up: int = 0
     down: int = 0
+    by_rank: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
     def plus(self, other: Traffic) -> Traffic:
         """Return the sum over two exchanges."""
-        return Traffic(up=self.up + other.up, down=self.down + other.down)
+        return self._with(other, lambda one, two: one + two)
+
+    def most(self, other: Traffic) -> Traffic:
+        """Return the larger numbers of two exchanges."""
+        return self._with(other, max)
+
+    def notes(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Return what a metrics line says of each rank; nothing where all have one."""
+        if not self.by_rank:
+            return {}
+        said = {str(r): {"up": up, "down": down} for r, (up, down) in self.by_rank.items()}
+        return {"bytes_by_rank": said}
+
+    def _with(self, other: Traffic, both: Callable[[int, int], int]) -> Traffic:
+        """Join two exchanges number by number."""
+        by_rank = {}
+        for rank in sorted({*self.by_rank, *other.by_rank}):
+            mine, theirs = (one.by_rank.get(rank, (0, 0)) for one in (self, other))
+            by_rank[rank] = (both(mine[0], theirs[0]), both(mine[1], theirs[1]))
+        return Traffic(
+            up=both(self.up, other.up), down=both(self.down, other.down), by_rank=by_rank
+        )
 
 
 def ask_nobody(client: int) -> None:
@@ -105,6 +129,7 @@ def collect_updates(
     link: Link | None = None,
     enough: int | None = None,
     on_next: Callable[[int], None] = ask_nobody,
+    ranked: RankedRound | None = None,
 ) -> tuple[int, Traffic]:
     """Send a round and hand each update to the aggregator as it comes.
 
@@ -124,6 +149,7 @@ def collect_updates(
         link: the code of updates that the scenario says; None for float32.
         enough: updates after which nobody is waited for; None waits for everybody.
         on_next: is told whose update the aggregator is handed next.
+        ranked: the round by rank, where ranks differ: the aggregator is handed widened updates.
 
     Returns:
         How many answered, and the traffic.
@@ -134,10 +160,12 @@ def collect_updates(
     if enough is not None and plan.mode not in {"none", "example"}:
         msg = f"mode={plan.mode!r}: one client's answer must not decide whose is counted."
         raise ConflictingSettings(msg)
-    content = encode_instruction(instruction)
-    answered = up = 0
+    contents = _contents(nodes, instruction, ranked)
+    traffic = Traffic(down=max((payload_bytes(c) for c in contents.values()), default=0))
+    answered = 0
     group = str(instruction.server_round)
-    for node, reply in messenger.exchange(TRAIN, dict.fromkeys(nodes, content), group=group):
+    expected = instruction.vector.size if size is None else size
+    for node, reply in messenger.exchange(TRAIN, contents, group=group):
         if reply is None:
             continue
         try:
@@ -146,7 +174,7 @@ def collect_updates(
                 server_round=instruction.server_round,
                 config_digest=instruction.config_digest,
                 stage=STAGE_OF_MODE[plan.mode],
-                size=instruction.vector.size if size is None else size,
+                size=expected if ranked is None else ranked.size(nodes[node]),
                 link=link,
             )
         except ProtocolError as error:
@@ -154,18 +182,30 @@ def collect_updates(
             on_refused(nodes[node], error.code)
             continue
         on_next(nodes[node])
-        norm = aggregator.add(update.vector)
+        vector = update.vector
+        norm = aggregator.add(vector if ranked is None else ranked.widen(nodes[node], vector))
         stretch = 1.0 if link is None else link.code.stretch
         oddity = _oddity(norm / stretch, instruction.clipping_norm or plan.clipping_norm, plan)
         if oddity is not None:
             # Counted like any other, as zero or clipped; that it came is worth knowing.
             on_refused(nodes[node], oddity)
         answered += 1
-        up = max(up, payload_bytes(reply))
+        up, down = payload_bytes(reply), payload_bytes(contents[node])
+        by_rank = {} if ranked is None else {ranked.rank(nodes[node]): (up, down)}
+        traffic = traffic.most(Traffic(up=up, by_rank=by_rank))
         on_answer(answered)
         if enough is not None and answered >= enough:
             break
-    return answered, Traffic(up=up, down=payload_bytes(content))
+    return answered, traffic
+
+
+def _contents(
+    nodes: Mapping[int, int], instruction: Instruction, ranked: RankedRound | None
+) -> dict[int, Records]:
+    """Return the message of each node: one for all, or one for each rank."""
+    if ranked is None:
+        return dict.fromkeys(nodes, encode_instruction(instruction))
+    return ranked.contents(nodes)
 
 
 def _oddity(norm: float, clip: float | None, plan: PrivacyPlan) -> str | None:
@@ -215,6 +255,7 @@ class SecureRound:
         padding: clients that only fill the cohort up and take part with an empty update.
         on_refused: is told of a message that breaks the protocol.
         size: parameters of an update; default as many as clients are sent.
+        ranked: the round by rank, where ranks differ. What is masked has one length all the same.
     """
 
     def __init__(
@@ -228,7 +269,9 @@ class SecureRound:
         padding: frozenset[int],
         on_refused: OnRefused = tell_nobody,
         size: int | None = None,
+        ranked: RankedRound | None = None,
     ) -> None:
+        self._ranked = ranked
         self._messenger = messenger
         self._on_refused = on_refused
         self._clients = dict(nodes)
@@ -281,8 +324,8 @@ class SecureRound:
     ) -> None:
         """Send a phase to some clients and take their answers as they come."""
         contents = {self._nodes[c]: self._content(phase, c, data) for c, data in payloads.items()}
-        down = max((payload_bytes(content) for content in contents.values()), default=0)
-        answered = up = 0
+        traffic = Traffic(down=max((payload_bytes(c) for c in contents.values()), default=0))
+        answered = 0
         group = f"{self._instruction.server_round}-{phase}"
         for node, reply in self._messenger.exchange(TRAIN, contents, group=group):
             if reply is None:
@@ -295,10 +338,14 @@ class SecureRound:
                 self._on_refused(self._clients[node], error.code)
                 continue
             answered += 1
-            up = max(up, payload_bytes(reply))
+            up, by_rank = payload_bytes(reply), {}
+            if self._ranked is not None:
+                down = payload_bytes(contents[node])
+                by_rank = {self._ranked.rank(self._clients[node]): (up, down)}
+            traffic = traffic.most(Traffic(up=up, by_rank=by_rank))
             if on_answer is not None:
                 on_answer(answered)
-        self._traffic = self._traffic.plus(Traffic(up=up, down=down))
+        self._traffic = self._traffic.plus(traffic)
 
     def _content(self, phase: Phase, client: int, payload: bytes) -> Records:
         """Return what one client is sent in a phase."""
@@ -306,6 +353,8 @@ class SecureRound:
         if phase != "mask":
             return encode_phase_call(call)
         told = self._instruction
+        if self._ranked is not None:
+            told = self._ranked.instruction(client)
         if client in self._padding:
             told = replace(told, empty=True)
         return encode_phase_call(call, told)

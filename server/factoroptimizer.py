@@ -17,6 +17,7 @@ from server.refactor import refactored, turned
 from shared.config import RunConfig
 from shared.errors import InvalidValue
 from shared.lora import AdapterSpec, Vector, coordinates
+from shared.mixedranks import MixedRanks, mixed_ranks
 from shared.policies import Policy
 
 _STEPS = "steps"
@@ -161,8 +162,57 @@ class RefactoringOptimizer:
         self._inner.restore(state, steps)
 
 
+class PerHolder:
+    """Makes of a mean over the cohort one over the clients that hold a column, and steps with it.
+
+    Guarantee:
+        Post-processing: what is multiplied was released with its noise, by constants of the
+        scenario. The count of holders that came is not used; under a client-level guarantee it
+        would be a second release.
+
+    Args:
+        inner: takes the step.
+        config: the scenario.
+        ranks: of the clients.
+    """
+
+    def __init__(self, inner: VectorOptimizer, config: RunConfig, ranks: MixedRanks) -> None:
+        self._inner = inner
+        self._policy: Policy = config.policy_facts
+        self._weights = {kinds: ranks.per_holder(kinds) for kinds in set(self._policy.cycle)}
+
+    @property
+    def steps(self) -> int:
+        """How many updates were applied."""
+        return self._inner.steps
+
+    def learning_rate(self, server_round: int) -> float:
+        """Return the server learning rate of a 1-based round."""
+        return self._inner.learning_rate(server_round)
+
+    def step(self, vector: Vector, mean: NDArray[np.float64], server_round: int) -> Vector:
+        """Return the next global vector; ``mean`` is the released one, over the cohort."""
+        weights = self._weights[self._policy.sent(server_round)]
+        return self._inner.step(vector, mean * weights, server_round)
+
+    def state(self) -> dict[str, NDArray[np.float64]]:
+        """Return what a checkpoint must keep besides the number of steps."""
+        return self._inner.state()
+
+    def restore(self, state: Mapping[str, NDArray[Any]], steps: int) -> None:
+        """Take up a checkpoint's state."""
+        self._inner.restore(state, steps)
+
+
 def make_optimizer(config: RunConfig, spec: AdapterSpec) -> VectorOptimizer:
-    """Return the server optimizer of a scenario: one for all factors, or one for each kind."""
+    """Return the server optimizer of a scenario; each column's mean is over whom it says."""
+    ranks = mixed_ranks(config, spec) if config.aggregation.columns == "holders" else None
+    inner = _over_the_cohort(config, spec)
+    return inner if ranks is None else PerHolder(inner, config, ranks)
+
+
+def _over_the_cohort(config: RunConfig, spec: AdapterSpec) -> VectorOptimizer:
+    """Return one optimizer for all factors, or one for each kind."""
     if config.aggregation.refactor_every > 0:
         return RefactoringOptimizer(config, spec)
     if config.policy_facts.alternates:

@@ -8,6 +8,7 @@ dense product.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,23 +47,38 @@ class ProductMean:
         spec: names and shapes of the factors.
         vector: the factors that clients were sent, float32, of both kinds.
         plan: the privacy plan.
+        start_of: where ranks differ, what a client trains from: its factors among zeros.
 
     Raises:
         ConflictingSettings: in a client mode, whose noise or masks do not cover products.
     """
 
-    def __init__(self, spec: AdapterSpec, vector: Vector, *, plan: PrivacyPlan) -> None:
+    def __init__(
+        self,
+        spec: AdapterSpec,
+        vector: Vector,
+        *,
+        plan: PrivacyPlan,
+        start_of: Callable[[int], Vector] | None = None,
+    ) -> None:
         if plan.mode not in {"none", "example"}:
             msg = f"mode={plan.mode!r}: the mean of products is no sum of clipped updates."
             raise ConflictingSettings(msg, hint='Use policy "ffa" or "rolora".')
         self._spec = spec
         self._before: Factors = spec.unflatten(vector)
+        self._start = self._before
+        self._start_of = start_of
         self._size = vector.size
         self._count = 0
         shapes = {factor.name: factor.shape for factor in spec.factors}
         self._sums: dict[_Layer, ProductSum] = {}
         for layer in _layers(spec):
             self._sums[layer] = ProductSum(shapes[layer.b][0], shapes[layer.a][1])
+
+    def of(self, client: int) -> None:
+        """Be told whose update comes next."""
+        if self._start_of is not None:
+            self._start = self._spec.unflatten(self._start_of(client))
 
     def add(self, vector: Vector) -> float:
         """Take one client's change of its factors; return its norm as it came.
@@ -78,8 +94,8 @@ class ProductMean:
         factor = np.float32(min(1.0, LONGEST_UPDATE / max(norm, 1.0))) if finite else np.float32(0)
         change = self._spec.unflatten(vector if finite else np.zeros_like(vector))
         for layer, total in self._sums.items():
-            a = self._before[layer.a] + factor * change[layer.a]
-            b = self._before[layer.b] + factor * change[layer.b]
+            a = self._start[layer.a] + factor * change[layer.a]
+            b = self._start[layer.b] + factor * change[layer.b]
             total.add(b, a)
         self._count += 1
         return norm

@@ -16,20 +16,25 @@ from server.collect import (
     OnRefused,
     SecureRound,
     Traffic,
+    ask_nobody,
     collect_updates,
     tell_nobody,
 )
 from server.flexlora import ProductMean
 from server.messenger import Messenger
+from server.rankedround import RankedRound
 from server.robust import rule_of
 from server.setup import RoundObserver, RunSetup
 from server.timing import SECONDS, RoundTimer, clock_of, wanted_answers
 from server.updatebuffer import Holder
 from shared.errors import QuorumNotReached, SecureAggregationError
-from shared.link import uplink
+from shared.link import Coded, uplink
+from shared.lora import Vector
+from shared.mixedranks import mixed_ranks
 from shared.privacy.correlated import CorrelatedNoise
 from shared.privacy.noise import SEEDED, NoiseSource
 from shared.privacy.noiserows import forget_rows
+from shared.ranklinks import first_links
 from shared.seeding import data_rng
 from shared.wire import Instruction
 
@@ -81,6 +86,7 @@ class Releaser:
 
     Args:
         setup: what the run is.
+        start: the factors of the public seed that move, of which devices know.
         observer: is told about each answer.
         nodes_of: returns client by node for some clients.
         on_refused: is told of a message that breaks the protocol.
@@ -90,6 +96,7 @@ class Releaser:
         self,
         setup: RunSetup,
         *,
+        start: Vector,
         observer: RoundObserver,
         nodes_of: NodesOf,
         on_refused: OnRefused = tell_nobody,
@@ -99,6 +106,8 @@ class Releaser:
         self._observer = observer
         self._nodes_of = nodes_of
         self._link = uplink(setup.config.link)
+        self._ranks = mixed_ranks(setup.config, setup.spec)
+        self._downlinks = first_links(setup.config, start, self._ranks, r=setup.spec.r)
         self._rows: CorrelatedNoise | None = None
         moved = setup.spec.size(setup.config.trained_kinds)
         self.asynchronous: AsyncRounds | None = async_rounds(setup, size=self._size(1))
@@ -149,7 +158,9 @@ class Releaser:
         setup = self._setup
         plan, server_round = setup.plan, instruction.server_round
         size = self._size(server_round)
-        aggregator = self._aggregator(instruction)
+        ranked = self._ranked(instruction)
+        aggregator = self._aggregator(instruction, ranked)
+        on_next = aggregator.of if isinstance(aggregator, ProductMean) else ask_nobody
         enough = wanted_answers(setup.config, len(cohort))
 
         def ask(clients: Sequence[int], before: int) -> tuple[int, Traffic]:
@@ -164,6 +175,8 @@ class Releaser:
                 size=size,
                 link=self._link,
                 enough=None if enough is None else enough - before,
+                on_next=on_next,
+                ranked=ranked,
             )
 
         if self.timer is None:
@@ -186,6 +199,7 @@ class Releaser:
     ) -> Release:
         """Compute the answers of the clients that began, and release the buffer that is full."""
         server_round = instruction.server_round
+        ranked = self._ranked(instruction)
 
         def collect(clients: Sequence[int], holder: Holder) -> Traffic:
             _, traffic = collect_updates(
@@ -198,6 +212,7 @@ class Releaser:
                 on_refused=self._on_refused,
                 link=self._link,
                 on_next=holder.of,
+                ranked=ranked,
             )
             return traffic
 
@@ -216,11 +231,27 @@ class Releaser:
             return self.asynchronous.notes()
         return {} if self.timer is None else {SECONDS: self.timer.now}
 
-    def _aggregator(self, instruction: Instruction) -> Aggregator:
+    def coded(self, server_round: int, vector: Vector) -> tuple[Vector, Coded | None]:
+        """Return the adapter as clients of a round read it, and its bytes where they are coded.
+
+        Where ranks differ it is cut and coded for each of them later, and is whole here.
+        """
+        if server_round == 0 or self._ranks is not None:
+            return vector, None
+        return self._downlinks[self._setup.spec.r].seen(vector)
+
+    def _ranked(self, instruction: Instruction) -> RankedRound | None:
+        """Return the round by rank; None where all clients have one."""
+        if self._ranks is None:
+            return None
+        return RankedRound(self._setup.config, self._ranks, self._downlinks, instruction)
+
+    def _aggregator(self, instruction: Instruction, ranked: RankedRound | None) -> Aggregator:
         """Return what takes the round's updates: the mechanism's, or the policy's own."""
         setup, server_round = self._setup, instruction.server_round
         if not setup.config.policy_facts.linear:
-            return ProductMean(setup.spec, instruction.vector, plan=setup.plan)
+            start_of = None if ranked is None else ranked.start
+            return ProductMean(setup.spec, instruction.vector, plan=setup.plan, start_of=start_of)
         return make_aggregator(
             self._size(server_round),
             plan=setup.plan,
@@ -255,6 +286,7 @@ class Releaser:
             padding=frozenset(padding),
             on_refused=self._on_refused,
             size=self._size(server_round),
+            ranked=self._ranked(instruction),
         ).run(self._teller(server_round, len(cohort) + len(padding)))
         if outcome.result is None:
             return Release(

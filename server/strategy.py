@@ -37,7 +37,6 @@ from server.stopping import should_stop
 from server.timing import refuse_in_fleet
 from shared.classtally import figures
 from shared.errors import ProtocolError, QuorumNotReached
-from shared.link import Downlink
 from shared.lora import Vector, initial_factors
 from shared.seeding import data_rng
 from shared.wire import (
@@ -87,8 +86,6 @@ class FederatedRun:
         factors = initial_factors(setup.spec, setup.config.adapter_seed)
         own = setup.spec.flatten(factors, self._kinds)
         self.initial_vector: Vector = own if setup.start is None else setup.start
-        # Devices know the first factors of the seed, not a warm start.
-        self._downlink = Downlink(setup.config.link, own)
         self.vector: Vector = self.initial_vector
         self._average = np.zeros(size, dtype=np.float64)
         self._averaged = 0
@@ -98,6 +95,7 @@ class FederatedRun:
         self._aborted = 0
         self._releaser = Releaser(
             setup,
+            start=own,
             observer=observer,
             nodes_of=self.presence.by_node,
             on_refused=self.presence.flag,
@@ -359,6 +357,7 @@ class FederatedRun:
             "learning_rate": self._optimizer.learning_rate(server_round),
             "bytes_up_per_client": release.traffic.up,
             "bytes_down_per_client": release.traffic.down,
+            **release.traffic.notes(),
         }
 
     def _checkpoint(self, server_round: int, record: Record) -> None:
@@ -383,9 +382,7 @@ class FederatedRun:
 
     def _instruction(self, server_round: int, vector: Vector) -> Instruction:
         """Make what clients are told; the adapter is coded where they train from it."""
-        coded = None
-        if server_round > 0:
-            vector, coded = self._downlink.seen(vector)
+        vector, coded = self._releaser.coded(server_round, vector)
         return Instruction(
             run_id=self._setup.run_id,
             server_round=server_round,

@@ -188,7 +188,7 @@ class RoundTimer:
             wave, waiting = waiting[:count], waiting[count:]
             more, used = ask(sorted(wave), answered)
             answered += more
-            traffic = Traffic(up=max(traffic.up, used.up), down=max(traffic.down, used.down))
+            traffic = traffic.most(used)
             if enough is not None and answered >= enough:
                 end = schedule.arrivals[wave[-1]]
         self.now = end

@@ -73,9 +73,11 @@ def stored_bytes(shape: BaseShape, quantization: str) -> int:
 
 
 def with_rank(spec: AdapterSpec, r: int) -> AdapterSpec:
-    """Return the same adapter at another rank and the same scale."""
+    """Return the same adapter at another rank and the same scale; a head stays whole."""
     factors = tuple(
         replace(f, shape=(r, f.shape[1]) if f.kind == "A" else (f.shape[0], r))
+        if f.low_rank or not spec.head
+        else f
         for f in spec.factors
     )
     ratio = r / spec.r

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from shared.configrobust import RobustKeys
@@ -17,4 +19,9 @@ class AggregationSection(RobustKeys):
     )
     refactor_every: NonNegativeInt = Field(
         default=0, description="rounds after which B A gets an orthonormal A again (ffa); 0 is off"
+    )
+    columns: Literal["cohort", "holders"] = Field(
+        default="cohort",
+        description="clients that a column of B is a mean over, with devices.ranks: all, where who "
+        "lacks it adds zero; or the expected number of those that hold it",
     )

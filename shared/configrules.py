@@ -15,6 +15,7 @@ from shared.errors import EmptyPopulation, Problem
 from shared.linkrules import link_problems
 from shared.policyrules import policy_conflicts
 from shared.problems import conflict
+from shared.rankrules import rank_conflicts
 from shared.robustrules import robust_conflicts
 from shared.schedulerules import schedule_problems
 from shared.stragglerrules import straggler_conflicts
@@ -29,6 +30,7 @@ def find_conflicts(config: RunConfig) -> list[Problem]:
         *_clients(config),
         *_privacy(config),
         *policy_conflicts(config),
+        *rank_conflicts(config),
         *schedule_problems(config),
         *link_problems(config),
         *straggler_conflicts(config),

@@ -15,9 +15,9 @@ from shared.baseshape import BaseShape, stored_bytes
 from shared.config import RunConfig
 from shared.deviceplan import Common, DevicePlan, Limits, Planner
 from shared.devices import PROFILES, DeviceProfile
+from shared.deviceshares import assigned
 from shared.errors import ConflictingSettings
 from shared.lora import AdapterSpec
-from shared.seeding import data_rng
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,28 +36,6 @@ class MixPlan:
     def slowest(self) -> DevicePlan:
         """The plan of the profile that a round waits for."""
         return max(self.together.values(), key=lambda plan: plan.cost.seconds)
-
-
-def assigned(shares: Mapping[str, float], *, population: int, seed: int) -> tuple[str, ...]:
-    """Return the profile of each client.
-
-    Counts are the shares of the population by largest remainders, so that they do not depend on
-    luck; which client has which is drawn from a public stream of the run's seed.
-
-    Args:
-        shares: by profile, summing to 1.
-        population: number of clients.
-        seed: of the run.
-    """
-    exact = {name: share * population for name, share in sorted(shares.items())}
-    counts = {name: int(value) for name, value in exact.items()}
-    left = population - sum(counts.values())
-    by_remainder = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
-    for name in by_remainder[:left]:
-        counts[name] += 1
-    names = [name for name, count in counts.items() for _ in range(count)]
-    order = data_rng(seed, "devices").permutation(population)
-    return tuple(names[index] for index in order)
 
 
 def plan_mix(config: RunConfig, shape: BaseShape, spec: AdapterSpec, *, limits: Limits) -> MixPlan:

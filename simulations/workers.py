@@ -136,7 +136,8 @@ def _serving(runtime: ClientRuntime) -> Callable[[bytes], bytes]:
             rows = [(client, found.loss, found.tokens) for client, found in measured.items()]
             return _message({"measured": rows})
         trained = runtime.train_group(said["clients"], instruction)
-        facts = {"clients": list(trained), "size": runtime.update_size(instruction.server_round)}
+        size = next((vector.size for vector in trained.values()), 0)
+        facts = {"clients": list(trained), "size": size}
         flat = [np.asarray(vector, dtype="<f4").tobytes() for vector in trained.values()]
         return _message(facts, b"".join(flat))
 

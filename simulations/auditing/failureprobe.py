@@ -15,7 +15,9 @@ from client.runtime import ClientRuntime
 from server.audit.scrubbing import FailedAnswer, FailureProbe
 from server.collect import SecureRound
 from server.messenger import MEASURE, TRAIN, Messenger
+from server.rankedround import RankedRound
 from shared.lora import initial_factors
+from shared.ranklinks import first_links
 from shared.wire import HEADER, Instruction, Records, encode_instruction
 from simulations.engine import InProcessGrid
 from simulations.keyring import SimulatedKeyring
@@ -90,12 +92,14 @@ class ClientAppProbe(FailureProbe):
         )
         spy = _Spy(self._make_app(runtime))
         told = self._instruction(runtime)
+        ranked = self._ranked(runtime, told)
         nodes = {client + 1: client for client in range(clients)}
         messenger = Messenger(InProcessGrid(cast(Any, spy), clients), deadline_seconds=_SECONDS)
         # An escaped exception ends the exchange; its text is noted already.
         with suppress(_Escaped):
             if keyring is None:
-                content = dict.fromkeys(nodes, encode_instruction(told))
+                whole = dict.fromkeys(nodes, encode_instruction(told))
+                content = whole if ranked is None else ranked.contents(nodes)
                 list(messenger.exchange(TRAIN, content, group="1"))
             else:
                 SecureRound(
@@ -105,10 +109,19 @@ class ClientAppProbe(FailureProbe):
                     roster=keyring.roster,
                     instruction=told,
                     padding=frozenset(),
+                    ranked=ranked,
                 ).run(lambda answered: None)
         with suppress(_Escaped):
             list(messenger.exchange(MEASURE, {1: encode_instruction(told)}, group="m1"))
         return spy
+
+    def _ranked(self, runtime: ClientRuntime, told: Instruction) -> RankedRound | None:
+        """Return the round by rank; None where all clients have one."""
+        if runtime.ranks is None:
+            return None
+        config, r = self._config, self._model.spec.r
+        links = first_links(config, told.vector, runtime.ranks, r=r)
+        return RankedRound(config, runtime.ranks, links, told)
 
     def _instruction(self, runtime: ClientRuntime) -> Instruction:
         """Return what a server says in the first round."""

@@ -109,10 +109,13 @@ class RuntimeProbe(UpdateProbe):
         seed = runtime.config.run.seed
         order = data_rng(seed, "span-clients").permutation(population).tolist()
         quantile = runtime.plan.quantile
+        ranks, r = runtime.ranks, runtime.model.spec.r
+        # A longer update tells more, so those of the largest rank are looked at.
+        widest = (i for i in order if ranks is None or ranks.of(i) == r)
         return cls(
             runtime,
             vector=released,
-            clients=list(itertools.islice((i for i in order if _has_text(runtime, i)), _CLIENTS)),
+            clients=list(itertools.islice((i for i in widest if _has_text(runtime, i)), _CLIENTS)),
             seed=seed,
             server_round=runtime.config.policy_facts.probed_round,
             clipping_norm=None if quantile is None else quantile.initial,
@@ -162,7 +165,9 @@ class RuntimeProbe(UpdateProbe):
             model=self._model,
             source=_NoText(),
         )
-        return self._sighting(self._leaves(runtime, 0), self.factors, self._start, [], [])
+        # Where ranks differ, the largest is played: one of the clients that have it.
+        index = 0 if runtime.ranks is None else self._indices[0]
+        return self._sighting(self._leaves(runtime, index), self.factors, self._start, [], [])
 
     def control(self, number: int) -> Sighting:
         """Return one plain step on a made-up text that is as short as the attack needs.

@@ -99,12 +99,16 @@ class Device:
     plan: PrivacyPlan
     keyring: SimulatedKeyring
     dimension: int
-    downlink: Downlink | None = None
 
     @property
     def digests(self) -> tuple[str, str]:
         """Return the digests of scenario and plan."""
         return DIGEST, self.plan.digest()
+
+    def downlink_of(self, index: int) -> Downlink | None:
+        """Return nothing: the adapter travels whole."""
+        del index
+        return None
 
     def update_size(self, server_round: int) -> int:
         """Return the size of its update, the same in every round."""

@@ -31,10 +31,11 @@ SECRET = "Ada Quill, phone 555-0142"
 class Runtime:
     """Stands in for a device: answers, or fails with a record in its message."""
 
-    downlink: Downlink | None = None
-
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
+
+    def downlink_of(self, index: int) -> Downlink | None:
+        return None
 
     def train(self, index: int, instruction: Instruction) -> ClientUpdate:
         if self.error is not None:

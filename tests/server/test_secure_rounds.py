@@ -76,10 +76,12 @@ class Contributor:
     plan: PrivacyPlan
     digests: tuple[str, str]
     keyring: Keyring | None
-    downlink: Downlink | None = None
     given: dict[int, np.ndarray] = field(default_factory=dict)
     cohorts: set[int] = field(default_factory=set)
     empty: set[int] = field(default_factory=set)
+
+    def downlink_of(self, index: int) -> Downlink | None:
+        return None
 
     def update_size(self, server_round: int) -> int:
         return SIZE

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from shared import errors
 from shared.config import RunConfig
 from shared.configfile import load_config, resolve
-from shared.devicemix import assigned, counts_of, plan_mix
+from shared.devicemix import counts_of, plan_mix
 from shared.deviceplan import Limits
 from shared.devices import PROFILES
+from shared.deviceshares import assigned
 from tests.shared.deviceshapes import DEMO, spec_of
 from tests.shared.test_deviceplan import ROOM, TABLES
 

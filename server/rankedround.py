@@ -1,0 +1,94 @@
+"""What the clients of one round are told and send where their ranks differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from server.truncation import truncated
+from shared.link import Downlink
+from shared.lora import Vector
+from shared.mixedranks import MixedRanks
+from shared.wire import Instruction, Records, encode_instruction
+
+if TYPE_CHECKING:
+    from shared.config import RunConfig
+
+
+class RankedRound:
+    """The instruction of a round as each rank gets it, made once for each rank.
+
+    A linear policy sends the first columns of the factors that move (nested adapters), ``flexlora``
+    the best adapter of the rank. Updates come back as wide as they were trained and are widened
+    with zeros, which changes neither their norm nor the mean of products.
+
+    Args:
+        config: the scenario.
+        ranks: of the clients.
+        links: the code of the adapter, by rank.
+        instruction: of the round, with the whole adapter and no code.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        ranks: MixedRanks,
+        links: Mapping[int, Downlink],
+        instruction: Instruction,
+    ) -> None:
+        self._ranks = ranks
+        self._links = links
+        self._whole = instruction
+        self._kinds = config.trained_kinds
+        self._sent = config.sent_kinds(instruction.server_round)
+        self._nested = config.policy_facts.linear
+        self._told: dict[int, Instruction] = {}
+        self._contents: dict[int, Records] = {}
+
+    def rank(self, client: int) -> int:
+        """Return a client's rank."""
+        return self._ranks.of(client)
+
+    def instruction(self, client: int) -> Instruction:
+        """Return what a client is told."""
+        return self._instruction(self.rank(client))
+
+    def contents(self, nodes: Mapping[int, int]) -> dict[int, Records]:
+        """Return the message of each node, clients of one rank one after another.
+
+        Args:
+            nodes: client by node.
+        """
+        by_rank = sorted(nodes, key=lambda node: self.rank(nodes[node]))
+        return {node: self._content(self.rank(nodes[node])) for node in by_rank}
+
+    def size(self, client: int) -> int:
+        """Return the number of parameters that a client sends."""
+        return self._ranks.size(self.rank(client), self._sent)
+
+    def widen(self, client: int, vector: Vector) -> Vector:
+        """Return a client's update among zeros, as long as that of the largest rank."""
+        return self._ranks.widen(vector, self.rank(client), self._sent)
+
+    def start(self, client: int) -> Vector:
+        """Return what a client trains from, as it read it, among zeros."""
+        r = self.rank(client)
+        return self._ranks.widen(self._instruction(r).vector, r, self._kinds)
+
+    def _instruction(self, r: int) -> Instruction:
+        """Return what clients of a rank are told."""
+        if r not in self._told:
+            whole = self._whole.vector
+            cut = self._ranks.narrow(whole, r, self._kinds)
+            if not self._nested and r < self._ranks.spec.r:
+                cut = truncated(self._ranks.spec, self._ranks.spec_at(r), whole)
+            vector, coded = self._links[r].seen(cut)
+            self._told[r] = replace(self._whole, vector=vector, coded=coded)
+        return self._told[r]
+
+    def _content(self, r: int) -> Records:
+        """Return the message to clients of a rank."""
+        if r not in self._contents:
+            self._contents[r] = encode_instruction(self._instruction(r))
+        return self._contents[r]

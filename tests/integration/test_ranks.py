@@ -1,0 +1,102 @@
+"""Whole small runs whose clients train different ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from simulations.simulate import Result
+from tests.integration.scenario import run_small
+
+pytestmark = pytest.mark.slow
+
+MIX = (
+    "lora.r=4",
+    "devices.mix={pi5 = 0.5, laptop = 0.5}",
+    "clients.population=6",
+    "clients.cohort=4.0",
+    "run.rounds=2",
+    "data.records=4",
+    "audit.canaries=0",
+    "evaluation.clients=1",
+    "server.optimizer=mean",
+)
+RANKS = (*MIX, "devices.ranks={pi5 = 2}")
+DISTRIBUTED = (
+    "privacy.mode=client-distributed",
+    "privacy.honest_fraction=0.9",
+    "privacy.survivor_fraction=0.7",
+    "privacy.min_cohort=4",
+    "privacy.epsilon=5.0",
+    "privacy.delta=1e-3",
+)
+PLAIN = ("privacy.mode=none", "aggregation.policy=flexlora")
+
+
+def adapter(result: Result) -> dict[str, np.ndarray]:
+    return load_file(result.folder / "adapter" / "adapter_model.safetensors")
+
+
+def lines(result: Result) -> list[dict[str, Any]]:
+    read = (result.folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in read]
+
+
+def assert_close(one: Result, other: Result, tolerance: float) -> None:
+    a, b = adapter(one), adapter(other)
+    length = np.sqrt(sum(float(np.square(v).sum()) for k, v in a.items() if "lora_B" in k))
+    apart = np.sqrt(sum(float(np.square(a[name] - b[name]).sum()) for name in a))
+    assert length > 0
+    assert apart <= tolerance * length
+
+
+@pytest.mark.parametrize(
+    "settings", [(), ("privacy.mode=example",), PLAIN], ids=["central", "example", "flexlora"]
+)
+def test_equal_ranks_are_the_run_without_them_bit_for_bit(
+    settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    plain = run_small(tmp_path / "plain", [*MIX, *settings])
+    ranks = run_small(tmp_path / "ranks", [*MIX, *settings, "devices.ranks={pi5 = 4}"])
+    for name, factor in adapter(plain).items():
+        np.testing.assert_array_equal(factor, adapter(ranks)[name])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("privacy.mode=example",),
+        ("privacy.mode=none", "aggregation.policy=rolora"),
+        PLAIN,
+        DISTRIBUTED,
+    ],
+    ids=["central", "example", "rolora", "flexlora", "distributed"],
+)
+def test_one_after_another_and_together_give_the_same_adapter(
+    settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    one = run_small(tmp_path / "one", [*RANKS, *settings, "performance.cohort_batch=1"])
+    many = run_small(tmp_path / "many", [*RANKS, *settings, "performance.cohort_batch=3"])
+    assert_close(one, many, 1e-4)
+    by_rank = lines(one)[0]["bytes_by_rank"]
+    assert by_rank["2"]["down"] < 0.6 * by_rank["4"]["down"]
+    if settings == DISTRIBUTED:
+        # Masks have one length.
+        assert by_rank["2"]["up"] == by_rank["4"]["up"]
+    else:
+        assert by_rank["2"]["up"] < 0.6 * by_rank["4"]["up"]
+
+
+def test_ray_gives_the_same_adapter_with_a_coded_link(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="engine flower needs the extra fedslm[ray]")
+    said = [*RANKS, "link.down=delta", "link.up=int8", "aggregation.columns=holders"]
+    here = run_small(tmp_path / "here", said)
+    there = run_small(tmp_path / "there", [*said, "run.engine=flower"])
+    assert_close(here, there, 1e-4)
+    assert lines(here)[0]["bytes_by_rank"] == lines(there)[0]["bytes_by_rank"]
