@@ -50,12 +50,12 @@ def refuse_in_fleet(config: RunConfig) -> None:
     """Refuse what only a simulation can do, in a run on real devices.
 
     Raises:
-        ConflictingSettings: for a scenario with a simulated clock, asynchronous or not.
+        ConflictingSettings: for a scenario with a simulated clock.
     """
     if config.clock.used:
-        msg = "clock.shares: real devices have a time of their own, and asynchronous rounds "
-        msg += "(buffer.size) are known to simulations only."
-        hint = "Leave [clock] and [buffer] out; server.over_selection works in a fleet."
+        msg = "clock.shares: time is simulated, and real devices have a time of their own."
+        hint = "Leave [clock] out, or use: fedslm simulate. server.over_selection and [buffer] "
+        hint += "work in a fleet without it."
         raise ConflictingSettings(msg, hint=hint)
 
 
@@ -63,12 +63,15 @@ def refuse_without_clock(config: RunConfig) -> None:
     """Refuse a simulation that would cut off whoever its engine happens to call last.
 
     Raises:
-        ConflictingSettings: for over-selection without a clock.
+        ConflictingSettings: for over-selection, or asynchronous rounds, without a clock.
     """
-    if config.server.over_selection > 1 and not config.clock.used:
-        msg = "server.over_selection needs a clock in a simulation: clients there answer in the "
-        msg += "order in which they are called."
-        raise ConflictingSettings(msg, hint="Set clock.shares, step_seconds, upload, download.")
+    late = {"server.over_selection": config.server.over_selection > 1}
+    late["buffer.size"] = config.buffer.used
+    for key, used in late.items():
+        if used and not config.clock.used:
+            msg = f"{key} needs a clock in a simulation: clients there answer in the order in "
+            msg += "which they are called, and nothing else says which answer comes first."
+            raise ConflictingSettings(msg, hint="Set clock.shares, step_seconds, upload, download.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

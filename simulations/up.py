@@ -36,7 +36,6 @@ from server.locks import held_within
 from server.processes import Service, ServiceRunner, wait_for_all
 from server.settings import ServerConfig
 from server.supervisor import read_status
-from shared.attackrules import refuse_attack
 from shared.config import RunConfig
 from shared.configfile import ResolvedConfig
 from shared.errors import FleetError, ReleaseRefused, RunFolderExists, ServerUnreachable
@@ -171,7 +170,6 @@ class Fleet:
         if any(entry.name != LOCK for entry in self._folder.iterdir()):
             msg = f"{self._folder.name} is not empty and holds no fleet of fedslm up."
             raise RunFolderExists(msg, hint="Choose another --dir.")
-        refuse_attack(request.config)
         self._view.event("dealing", nodes=request.nodes, scenario=request.run)
         dataset, _ = open_clients(request.config, base_dir=request.base_dir)
         for home in self._homes:

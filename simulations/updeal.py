@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from client.charges import Budget, client_charge, example_charge
 from client.data import ClientData, Record
 from client.node import LocalSource
+from server.timing import refuse_in_fleet
+from shared.attackrules import refuse_attack
 from shared.errors import UsageError
 from shared.privacy.accountant import relation_of
 from shared.privacy.events import PrivacyUnit
@@ -56,10 +58,13 @@ def fleet_scenario(
 
     Raises:
         UsageError: for mode client-distributed, which needs keys that a first look does not deal.
+        ConflictingSettings: for what only a simulation can do: attackers, a clock.
         ConfigError: for a scenario that is wrong.
     """
     # Some scenarios need a population to be valid at all; which one does not matter yet.
     config = open_scenario(name, [*overrides, f"clients.population={_MANY}"]).config
+    refuse_attack(config)
+    refuse_in_fleet(config)
     changes = [f"clients.population={nodes}"]
     if rounds is not None:
         changes.append(f"run.rounds={rounds}")
@@ -79,6 +84,8 @@ def fleet_scenario(
     if config.privacy.noise_source != "os-entropy":
         changes.append('privacy.noise_source="os-entropy"')
         notes.append("The noise is secret (os-entropy); devices refuse noise that is seeded.")
+    if config.personal.steps > 0:
+        notes.append("personal.steps: each owner takes them, with: fedslm client personalise")
     return FleetScenario(resolved=open_scenario(name, [*overrides, *changes]), notes=tuple(notes))
 
 
@@ -125,7 +132,10 @@ def _row(record: Record, config: RunConfig) -> dict[str, str | None]:
     data = config.data
     if data.prompt is not None and data.response is not None:
         return {data.prompt: record.prompt, data.response: record.response}
-    return {data.text or _TEXT: record.text}
+    row: dict[str, str | None] = {data.text or _TEXT: record.text}
+    if config.task.classifies and data.label is not None:
+        row[data.label] = record.label
+    return row
 
 
 def policy_for(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from client.policy import ClientPolicy
-from shared.errors import UsageError
+from shared.errors import ConflictingSettings, UsageError
 from shared.privacy.plan import PrivacyPlan
 from shared.scenarioplan import plan_of
 from simulations.assemble import open_clients
@@ -37,6 +37,77 @@ def test_what_only_a_simulation_can_do_is_taken_out_and_said() -> None:
 def test_the_distributed_mode_is_refused() -> None:
     with pytest.raises(UsageError, match="identity keys"):
         fleet_scenario("quickstart-distributed", [], nodes=5, rounds=None)
+
+
+CLOCK = (
+    "clock.shares=[1.0]",
+    "clock.step_seconds=[1.0]",
+    "clock.upload=[1e5]",
+    "clock.download=[1e5]",
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (CLOCK, "time is simulated"),
+        (("attack.kind=sign-flip", "attack.share=0.2"), "attackers are simulated"),
+    ],
+)
+def test_what_cannot_be_taken_out_is_refused_before_anything_is_made(
+    said: tuple[str, ...], why: str
+) -> None:
+    with pytest.raises(ConflictingSettings, match=why):
+        fleet_scenario("fleet", said, nodes=3, rounds=1)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ("link.up=topk", "link.down=delta", "link.entropy=true"),
+        ("clients.cohort=2.0", "server.over_selection=1.5"),
+        ("clients.schedule=cosine", "privacy.noise_schedule=linear", "privacy.noise_final=0.9"),
+        ("aggregation.policy=rolora",),
+        ("devices.mix=['pi5']",),
+    ],
+)
+def test_what_a_simulation_takes_a_fleet_takes_too(said: tuple[str, ...]) -> None:
+    assert fleet_scenario("fleet", said, nodes=3, rounds=2).notes == ()
+
+
+def test_personal_steps_are_the_owners_to_take() -> None:
+    (note,) = fleet_scenario("fleet", ["personal.steps=4"], nodes=3, rounds=1).notes
+    assert "fedslm client personalise" in note
+
+
+def test_classes_are_dealt_with_their_texts(tmp_path: Path) -> None:
+    rows = [{"said": f"text {n}", "kind": ("card", "loan")[n % 2]} for n in range(8)]
+    source = tmp_path / "intents.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    scenario = tmp_path / "intents.toml"
+    scenario.write_text(
+        '[run]\nname = "intents"\nrounds = 1\n[model]\nbase = "encoder"\n[task]\n'
+        'kind = "classification"\nlabels = ["card", "loan"]\n[data]\npath = "intents.jsonl"\n'
+        'text = "said"\nlabel = "kind"\npartitioner = "iid"\nholdout = 0.25\n[clients]\n'
+        'local_steps = 1\n[privacy]\nmode = "none"\n[audit]\nprofile = "none"\n',
+        encoding="utf-8",
+    )
+    config = fleet_scenario(str(scenario), [], nodes=2, rounds=None).resolved.config
+    dataset, _ = open_clients(config, base_dir=tmp_path)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir(mode=0o700)
+    deal(dataset, config, folders)
+    found = [
+        json.loads(line)
+        for folder in folders
+        for line in (folder / RECORDS).read_text(encoding="utf-8").splitlines()
+    ]
+    assert sorted(found, key=lambda row: str(row["said"])) == rows
+    dealt = DealtDataset(
+        files=tuple(folder / RECORDS for folder in folders), config=config, facts={}
+    )
+    assert {record.label for record in dealt.client(0).train} <= {"card", "loan"}
 
 
 def test_every_record_of_a_client_lies_on_its_device_once(tmp_path: Path) -> None:
