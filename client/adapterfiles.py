@@ -18,11 +18,12 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.documents import is_digest, load_object
 from shared.errors import AdapterCorrupt
 from shared.files import disk_errors
 from shared.lora import Factors
 from shared.loraconfig import LoraTerms, check_factors, read_lora_config
-from shared.manifest import PEFT_CONFIG, WEIGHTS, AdapterManifest, FileEntry
+from shared.manifest import PEFT_CONFIG, RUN_MANIFEST, WEIGHTS, AdapterManifest, FileEntry
 from shared.regularfile import open_regular
 from shared.tensorfile import Tensor, read_tensor_header
 
@@ -46,12 +47,14 @@ class VerifiedAdapter:
         manifest: what the server signed.
         terms: rank, scale and layers.
         factors: float32, by PEFT's names; finite.
+        config_digest: of the scenario of its run, as its signed files say; None if they do not.
     """
 
     digest: str
     manifest: AdapterManifest
     terms: LoraTerms
     factors: Factors
+    config_digest: str | None = None
 
 
 def copy_files(manifest: AdapterManifest, source: Source, folder: Path) -> None:
@@ -96,14 +99,20 @@ def load_files(manifest: AdapterManifest, folder: Path) -> VerifiedAdapter:
     contents = {}
     for entry in manifest.files:
         data = _read(entry, folder)
-        if entry.name in {PEFT_CONFIG, WEIGHTS}:
+        if entry.name in {PEFT_CONFIG, WEIGHTS, RUN_MANIFEST}:
             contents[entry.name] = data
     terms = read_lora_config(contents[PEFT_CONFIG])
     weights = contents[WEIGHTS]
     tensors = read_tensor_header(io.BytesIO(weights), len(weights))
     check_factors(tensors, terms)
     factors = {tensor.name: _factor(tensor, weights) for tensor in tensors}
-    return VerifiedAdapter(digest=manifest.digest, manifest=manifest, terms=terms, factors=factors)
+    return VerifiedAdapter(
+        digest=manifest.digest,
+        manifest=manifest,
+        terms=terms,
+        factors=factors,
+        config_digest=_config_digest(contents.get(RUN_MANIFEST)),
+    )
 
 
 def read_bounded(path: Path, largest: int) -> bytes:
@@ -117,6 +126,15 @@ def read_bounded(path: Path, largest: int) -> bytes:
     if not len(data) <= largest:
         _corrupt(path.name, f"has more than {largest} bytes")
     return data
+
+
+def _config_digest(said: bytes | None) -> str | None:
+    """Return the scenario's digest out of a run's manifest; None for anything else."""
+    try:
+        found = load_object(said or b"").get("config_digest")
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, str) and is_digest(found) else None
 
 
 def _factor(tensor: Tensor, weights: bytes) -> NDArray[np.float32]:

@@ -194,6 +194,11 @@ class DeviceHome:
         return self.path / "adapters"
 
     @property
+    def personal(self) -> Path:
+        """Return the folder of the owner's own adapter, which never leaves the device."""
+        return self.path / "personal"
+
+    @property
     def log(self) -> Path:
         """Return the log, one JSON object a line."""
         return self.path / "node.log.jsonl"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from client.adapterrules import AdapterPolicy
 from client.adapterstore import AdapterStore
 from client.home import DeviceHome, default_home
+from client.personalstore import PersonalFacts, PersonalStore
 from shared.errors import (
     AdapterError,
     AdapterIncompatible,
@@ -24,6 +25,7 @@ from shared.errors import (
     ConfigError,
     ModelError,
     ModelNotFound,
+    UsageError,
 )
 
 if TYPE_CHECKING:
@@ -48,12 +50,14 @@ class LocalModel:
         adapted: the base with its adapter; None without one.
         adapter: the manifest of the adapter; None without one.
         warnings: what the user should know (an adapter that was refused, and why).
+        personal: the owner's own adapter in place of the shared one; None without it.
     """
 
     base: BaseModel
     adapted: AdaptedModel | None
     adapter: AdapterManifest | None
     warnings: tuple[str, ...]
+    personal: PersonalFacts | None = None
 
     @classmethod
     def load(
@@ -66,6 +70,7 @@ class LocalModel:
         base_only: bool = False,
         policy: AdapterPolicy | None = None,
         warn: Callable[[str], None] | None = None,
+        personal: bool = False,
     ) -> LocalModel:
         """Load base and newest verified adapter of an enrolled device, or of folders.
 
@@ -77,6 +82,9 @@ class LocalModel:
             base_only: answer without an adapter, and look at none.
             policy: what the owner demands of an adapter; by default what the policy file says.
             warn: is told at once what should be known; the module's logger by default.
+            personal: answer with the owner's own adapter (``fedslm client personalise``). One that
+                was made on another adapter than the one in use is stale: it is left out with a
+                warning, because that adapter may have been withdrawn.
 
         Returns:
             The model; loading takes seconds, so keep it.
@@ -85,9 +93,11 @@ class LocalModel:
             AdapterUntrusted: if no adapter verifies, or there is none, and base_only is False.
             ModelNotFound: if the base is no local folder; nothing is fetched.
             FleetError: if the device is not enrolled.
+            UsageError: if a personal adapter is wanted and there is none, or no device to have it.
             MissingDependency: if torch or transformers is not installed.
         """
-        device = _device(home, needed=base is None or (store is None and not base_only))
+        device = _device(home, needed=base is None or (store is None and not base_only) or personal)
+        own = _own(device, base_only=base_only) if personal else None
         folder = base_folder(str(base if base is not None else _config_base(device)))
         from client.model import load_base
 
@@ -96,8 +106,12 @@ class LocalModel:
             return cls(base=loaded, adapted=None, adapter=None, warnings=())
         adapters = store or _store(device, loaded.digest, policy)
         notes: list[str] = []
-        adapted, manifest = _adapt_newest(loaded, adapters, notes, warn or logger.warning)
-        return cls(base=loaded, adapted=adapted, adapter=manifest, warnings=tuple(notes))
+        told = warn or logger.warning
+        adapted, manifest = _adapt_newest(loaded, adapters, notes, told)
+        facts = None if own is None else _take_own(own, adapted, manifest, notes, told)
+        return cls(
+            base=loaded, adapted=adapted, adapter=manifest, warnings=tuple(notes), personal=facts
+        )
 
     def stream(
         self,
@@ -158,9 +172,11 @@ class LocalModel:
         return self.base.model if self.adapted is None else self.adapted.peft_model
 
 
-def load(home: DeviceHome | Path | None = None, *, base_only: bool = False) -> LocalModel:
+def load(
+    home: DeviceHome | Path | None = None, *, base_only: bool = False, personal: bool = False
+) -> LocalModel:
     """Load the model of an enrolled device; see :meth:`LocalModel.load`."""
-    return LocalModel.load(home, base_only=base_only)
+    return LocalModel.load(home, base_only=base_only, personal=personal)
 
 
 def base_folder(base: str) -> Path:
@@ -235,6 +251,43 @@ def _adapt_newest(
         raise AdapterUntrusted(msg, hint=f"A running node fetches the newest. {_BASE_ONLY}")
     msg = f"None of {len(found)} installed adapters verifies: {' '.join(notes)}"
     raise AdapterUntrusted(msg, hint=f"Fetch the newest again. {_BASE_ONLY}")
+
+
+def _own(device: DeviceHome | None, *, base_only: bool) -> PersonalStore:
+    """Return where the owner's own adapter is.
+
+    Raises:
+        UsageError: if there is none, or no adapter is wanted at all.
+    """
+    if base_only or device is None:
+        msg = "A personal adapter goes on top of a device's shared one."
+        raise UsageError(msg, hint="Leave out --base-only, and give the device's folder.")
+    store = PersonalStore(device.personal)
+    if store.facts() is None:
+        msg = "There is no personal adapter on this device."
+        raise UsageError(msg, hint="Make it: fedslm client personalise")
+    return store
+
+
+def _take_own(
+    store: PersonalStore,
+    adapted: AdaptedModel,
+    manifest: AdapterManifest,
+    notes: list[str],
+    warn: Callable[[str], None],
+) -> PersonalFacts | None:
+    """Put the owner's own factors in the place of the shared ones, unless they are stale."""
+    found = store.load({factor.name: factor.shape for factor in adapted.spec.factors})
+    if found is None or found[0].adapter != manifest.digest:
+        made_on = "another" if found is None else found[0].adapter[:12]
+        note = f"The personal adapter is not used: it was made on adapter {made_on}, and "
+        note += f"{manifest.digest[:12]} is in use. Make it again: fedslm client personalise"
+        notes.append(note)
+        warn(note)
+        return None
+    facts, factors = found
+    adapted.load(factors)
+    return facts
 
 
 def _fit(base: BaseModel, verified: VerifiedAdapter) -> AdaptedModel:

@@ -94,6 +94,7 @@ def forgettable(path: Path, *, ledger_too: bool) -> Forgettable:
         *others,
         home.certificate,
         home.adapters,
+        home.personal,
         home.log,
         before(home.log),
         home.path / STATUS_FILE,

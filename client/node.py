@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from client.agreement import require_agreement
 from client.data import ClientData, Columns, file_format, read_records, split_holdout
+from client.knownruns import remember_scenario
 from client.policy import ClientPolicy
 from client.refusals import refusals_logged
 from client.thrift import read_model_config, thrift_for
@@ -128,6 +129,7 @@ def _build(
     config, plan = parse_json(scenario), PrivacyPlan.from_json(plan_json)
     policy.check(plan, config, base_digest=base_digest(Path(base)))
     require_agreement(config, plan)
+    remember_scenario(Path(state), config)
     # After the comparisons: the section is the device's own, and in no digest.
     thrift = thrift_for(config, read_model_config(Path(base)), cuda=torch.cuda.is_available())
     config = config.model_copy(update={"performance": thrift.performance})

@@ -16,11 +16,11 @@ import numpy as np
 
 from client.cohortahead import Helper, LookAhead, group_size, tokens_at_once
 from client.evaluation import evaluate, evaluate_group
-from client.labelled import class_counts, make_labelled_examples
+from client.labelled import class_counts
+from client.localexamples import local_examples
 from client.localsteps import LocalSteps
 from client.residuals import FOLDER, StoredResiduals
 from client.tokencache import TokenCache
-from client.tokenization import make_examples
 from client.update import clipped_update, noised_update, plain_update
 from client.uplink import Uplink
 from shared.config import RunConfig
@@ -34,7 +34,7 @@ from shared.wire import ClientUpdate, Instruction, Measurement, Stage
 
 if TYPE_CHECKING:
     from client.adapter import AdaptedModel
-    from client.data import ClientData, Record
+    from client.data import ClientData
     from client.training import Example
     from shared.privacy.plan import PrivacyPlan
     from shared.privacy.secagg.keys import Identity, Roster
@@ -257,29 +257,11 @@ class ClientRuntime:
         """Return a client's tokenised training and held-out examples, cached."""
         known = self._cache.get(index)
         if known is None:
-            data = self._source.client(index)
-            known = (self._tokenise(data.train), self._held_out(data.holdout))
+            known = local_examples(
+                self._source.client(index), self.config, self.model.base.tokenizer
+            )
             self._cache.keep(index, known)
         return known
-
-    def _tokenise(self, records: Sequence[Record]) -> list[Example]:
-        """Turn records into examples under the scenario's data section."""
-        data, task = self.config.data, self.config.task
-        tokenizer = self.model.base.tokenizer
-        if task.classifies:
-            return make_labelled_examples(
-                records, tokenizer, max_length=data.max_length, labels=task.labels
-            )
-        return make_examples(records, tokenizer, max_length=data.max_length, template=data.template)
-
-    def _held_out(self, records: Sequence[Record]) -> list[Example]:
-        """Turn held-out records into examples; none where nothing of them is left after cutting."""
-        if not records:
-            return []
-        try:
-            return self._tokenise(records)
-        except NoUsableText:
-            return []
 
     def _after_local_steps(self, index: int, instruction: Instruction) -> Vector:
         """Return the factors after one participation's local steps, or a canary's fixed change."""

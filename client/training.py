@@ -52,6 +52,7 @@ def train_plain(
     settings: TrainSettings,
     *,
     rng: np.random.Generator,
+    on_step: Callable[[], None] | None = None,
 ) -> None:
     """Train the adapter in place, without any protection of single examples.
 
@@ -64,6 +65,7 @@ def train_plain(
         examples: the client's training examples.
         settings: steps, batch size and optimiser.
         rng: draws batches and dropout masks.
+        on_step: is told after each step.
 
     Raises:
         NoUsableText: if there are no examples.
@@ -76,6 +78,8 @@ def train_plain(
     with model.training(), _seeded_dropout(model, rng):
         for rows in plain_batches(len(examples), settings, rng):
             step(_mean_gradient(model, [examples[row] for row in rows], settings))
+            if on_step is not None:
+                on_step()
 
 
 def train_private(

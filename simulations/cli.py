@@ -24,6 +24,7 @@ from simulations.enrol_cli import add_commands as add_enrolment
 from simulations.fetch_cli import add_commands as add_fetching
 from simulations.infer_cli import add_commands as add_answers
 from simulations.node_cli import add_commands as add_node
+from simulations.personal_cli import add_commands as add_personal
 from simulations.plan_cli import plan_device
 from simulations.rotate_cli import rotate
 from simulations.server_cli import server_app
@@ -56,6 +57,7 @@ add_enrolment(client_app)
 add_node(client_app)
 add_fetching(client_app)
 add_answers(adapter_app, client_app)
+add_personal(client_app)
 app.add_typer(study_app, name="study")
 app.command("plan")(plan_device)
 add_up(app)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +40,9 @@ def infer(
     base_only: Annotated[
         bool, typer.Option("--base-only", help="Answer without an adapter.")
     ] = False,
+    personal: Annotated[
+        bool, typer.Option("--personal", help="Answer with your own adapter, if it is not stale.")
+    ] = False,
     redact: Annotated[
         bool,
         typer.Option(
@@ -58,6 +62,7 @@ def infer(
         base=base,
         quantization=quantization,
         base_only=base_only,
+        personal=personal,
         warn=lambda note: typer.echo(f"warning: {note}", err=True),
     )
     asking: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
@@ -126,6 +131,7 @@ def _show(model: LocalModel, answer: Answer, restored: Restored | None, *, as_js
         "tokens": answer.tokens,
         "base_digest": model.base.digest,
         "adapter": None if manifest is None else manifest.digest,
+        "personal": None if model.personal is None else asdict(model.personal),
         "audit_verdict": None if manifest is None else manifest.verdict,
         "privacy": None if manifest is None else manifest.to_dict()["privacy"],
         "warnings": list(model.warnings),

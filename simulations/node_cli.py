@@ -91,6 +91,7 @@ def in_words(found: dict[str, Any]) -> Iterator[str]:
     yield from _budget_lines(found["policy"])
     yield from _work_lines(found["work"])
     yield from _adapter_lines(found["adapter"])
+    yield from _personal_lines(found["personal"])
 
 
 def _node_lines(node: dict[str, Any]) -> Iterator[str]:
@@ -178,6 +179,18 @@ def _adapter_lines(found: dict[str, Any] | None) -> Iterator[str]:
         yield f"Adapter: {found['name']}, {found['current'][:12]}."
     for refused in (found or {}).get("refused", ()):
         yield f"  refused {refused['digest'][:12]} [{refused['code']}] at {refused['at']}"
+
+
+def _personal_lines(found: dict[str, Any] | None) -> Iterator[str]:
+    """Say whether there is a personal adapter, and what to do with a stale one."""
+    if found is None:
+        return
+    if "error" in found:
+        yield f"Personal adapter: {found['error']['message']} [{found['error']['code']}]"
+        return
+    yield f"Personal adapter: of {found['created'][:10]}, on top of {found['adapter'][:12]}."
+    if found["stale"]:
+        yield "  stale: another adapter is in use. Make it again: fedslm client personalise"
 
 
 def _when(seconds: float | None) -> str:

@@ -40,6 +40,7 @@ def status_of(home: DeviceHome) -> dict[str, Any]:
         "policy": _or_error(lambda: _policy(home)),
         "work": _work(events),
         "adapter": _or_error(lambda: _adapter(home)),
+        "personal": _or_error(lambda: _personal(home)),
     }
 
 
@@ -144,6 +145,23 @@ def _adapter(home: DeviceHome) -> dict[str, Any] | None:
         "previous": store.memory().previous,
         "refused": [{"digest": r.digest, "code": r.code, "at": r.at} for r in refused[-_SHOWN:]],
     }
+
+
+def _personal(home: DeviceHome) -> dict[str, Any] | None:
+    """Return the owner's own adapter and whether it is stale; None if there is none."""
+    from dataclasses import asdict
+
+    from client.personalstore import NAME, PersonalStore
+
+    if not (home.personal / NAME).is_file():
+        return None
+    facts = PersonalStore(home.personal).facts()
+    shared = _adapter(home) or {}
+    return (
+        None
+        if facts is None
+        else {**asdict(facts), "stale": facts.adapter != shared.get("current")}
+    )
 
 
 def _or_error(read: Any) -> Any:  # noqa: ANN401 - whatever JSON holds

@@ -1,7 +1,7 @@
 """What personal adapters would gain, client by client: an instrument of the simulator.
 
 It works on the process's own runtime after the last round and sends no message: neither the
-adapters nor the losses pass a grid. A deployment has none of it.
+adapters nor the losses pass a grid. On a device :mod:`client.personalise` takes the same steps.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from client.evaluation import evaluate
-from client.personal import personal_vector
-from client.training import TrainSettings
+from client.personal import personal_settings, personal_vector
 from shared.errors import NoUsableText
 from shared.seeding import data_rng
 
 if TYPE_CHECKING:
     from client.runtime import ClientRuntime
-    from shared.config import RunConfig
     from shared.lora import Vector
 
 _WORST = 10
@@ -42,7 +40,7 @@ def measure_personal(
         Losses by client under ``"shared"`` and ``"own"``.
     """
     config, model = runtime.config, runtime.model
-    settings, size = settings_of(config), config.evaluation.batch_size
+    settings, size = personal_settings(config), config.evaluation.batch_size
     model.set_trainable(config.trained_kinds)
     found: dict[str, dict[str, float]] = {"shared": {}, "own": {}}
     for index in clients:
@@ -58,17 +56,6 @@ def measure_personal(
                 found["own"][f"client-{index}"] = after
     model.load_vector(released, config.trained_kinds)
     return found
-
-
-def settings_of(config: RunConfig) -> TrainSettings:
-    """Return how a client trains its own adapter: as in a round, with steps and rate of its own."""
-    return TrainSettings(
-        local_steps=config.personal.steps,
-        batch_size=config.clients.batch_size,
-        learning_rate=config.personal.learning_rate,
-        optimizer=config.clients.optimizer,
-        physical_batch=config.performance.physical_batch,
-    )
 
 
 def spread(losses: Mapping[str, float]) -> dict[str, float | None]:
