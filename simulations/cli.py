@@ -21,6 +21,7 @@ from simulations.bench_cli import bench_app
 from simulations.budget_cli import budget_app
 from simulations.client_cli import client_app
 from simulations.enrol_cli import add_commands as add_enrolment
+from simulations.export_cli import export_app
 from simulations.fetch_cli import add_commands as add_fetching
 from simulations.infer_cli import add_commands as add_answers
 from simulations.node_cli import add_commands as add_node
@@ -50,6 +51,7 @@ app.add_typer(adapter_app, name="adapter")
 app.add_typer(budget_app, name="budget")
 app.add_typer(bench_app, name="bench")
 app.add_typer(client_app, name="client")
+app.add_typer(export_app, name="export")
 app.add_typer(server_app, name="server")
 server_app.add_typer(user_app, name="user")
 server_app.command("rotate")(rotate)

@@ -1,0 +1,70 @@
+"""``fedslm export step``: a folder that loads, or one clear error and no folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from client.edge.program import load_step
+from client.edge.terms import require_step_for, terms_of
+from shared.errors import ConflictingSettings, UsageError
+from simulations.catalog import open_scenario
+from simulations.cli import run
+from tests.client.edge.test_training import manifest
+
+STEP = ["export", "step", "quickstart"]
+
+
+@pytest.mark.slow
+def test_the_step_of_a_scenario(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "step"
+    said = ["--lora", "r=2,alpha=4,target_modules=q_proj+v_proj", "--set", "data.max_length=16"]
+    assert run([*STEP, "--out", str(out), *said, "--quantization", "int8", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    found = load_step(out, digest=told["digest"])
+    config = open_scenario(
+        "quickstart",
+        [
+            "lora.r=2",
+            "lora.alpha=4",
+            'lora.target_modules=["q_proj","v_proj"]',
+            "data.max_length=16",
+        ],
+    ).config
+    require_step_for(config, found)
+    assert (found.length, found.quantization, found.trained) == (16, "int8", "B")
+    assert found.max_grad_norm == config.privacy.max_grad_norm
+    assert told["cosine"] > 0.99
+    assert run([*STEP, "--out", str(out)]) != 0  # it is there already
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--runtime", "tflite"], UsageError.exit_code),
+        (["--lora", "rank=2"], UsageError.exit_code),
+        (["--lora", "r="], UsageError.exit_code),
+        (["--set", "lora.dropout=0.1"], ConflictingSettings.exit_code),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(
+    tmp_path: Path, arguments: list[str], code: int
+) -> None:
+    assert run([*STEP, "--out", str(tmp_path / "step"), *arguments]) == code
+    assert not (tmp_path / "step").exists()
+
+
+def test_a_policy_whose_rounds_train_different_factors_has_no_step() -> None:
+    config = open_scenario("quickstart", ["aggregation.policy=rolora"]).config
+    with pytest.raises(ConflictingSettings, match="rolora"):
+        terms_of(config)
+
+
+def test_a_step_of_another_scenario_is_refused() -> None:
+    config = open_scenario("quickstart", ["data.max_length=8"]).config
+    with pytest.raises(ConflictingSettings, match=r"max_length.*has 8"):
+        require_step_for(open_scenario("quickstart", ["data.max_length=9"]).config, manifest("B"))
+    with pytest.raises(ConflictingSettings, match=r"lora\.r"):
+        require_step_for(config, manifest("B"))
