@@ -98,7 +98,15 @@ class LocalSteps:
         )
         return replace(self._settings, learning_rate=clients.learning_rate * factor)
 
-    def take(self, start: Vector, index: int, server_round: int, examples: list[Example]) -> Vector:
+    def take(
+        self,
+        start: Vector,
+        index: int,
+        server_round: int,
+        examples: list[Example],
+        *,
+        own: Vector | None = None,
+    ) -> Vector:
         """Train one client and return those of its factors that the round sends.
 
         Args:
@@ -106,19 +114,25 @@ class LocalSteps:
             index: which client of the population.
             server_round: the round.
             examples: its training examples.
+            own: the client's own factors, where it keeps some; their kinds stay in the model.
 
         Raises:
             NoUsableText: if there are no examples and steps are plain.
             SchemaMismatch: if other steps were noised than the plan charges.
         """
         with self._model.narrowed(self._spec_of(start)):
-            return self._taken(start, index, server_round, examples)
+            return self._taken(start, index, server_round, examples, own)
 
     def _taken(
-        self, start: Vector, index: int, server_round: int, examples: list[Example]
+        self,
+        start: Vector,
+        index: int,
+        server_round: int,
+        examples: list[Example],
+        own: Vector | None,
     ) -> Vector:
         """Train one client on the model as wide as its adapter."""
-        sent = self._begin(start, server_round)
+        sent = self._begin(start, server_round, own)
         settings = self.settings(server_round)
         labels = (index, server_round)
         rng = self._batches_rng(labels)
@@ -214,13 +228,16 @@ class LocalSteps:
             return self._model.spec
         return self._ranks.spec_of(vector, self._kinds)
 
-    def _begin(self, start: Vector, server_round: int) -> str:
-        """Load the global factors, and let those train that the round sends; return their kinds."""
-        sent = self._config.sent_kinds(server_round)
+    def _begin(self, start: Vector, server_round: int, own: Vector | None = None) -> str:
+        """Load a client's factors, let those train that move; return the kinds it sends."""
+        policy = self._config.policy_facts
         self._model.load_vector(start, self._kinds)
-        if self._model.kinds != sent:
-            self._model.set_trainable(sent)
-        return sent
+        if own is not None:
+            self._model.load_vector(own, policy.kept)
+        trained = policy.trained(server_round)
+        if self._model.kinds != trained:
+            self._model.set_trainable(trained)
+        return policy.sent(server_round)
 
     @property
     def _private(self) -> PrivacyPlan | None:

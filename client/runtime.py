@@ -19,6 +19,7 @@ from client.evaluation import evaluate, evaluate_group
 from client.labelled import class_counts
 from client.localexamples import local_examples
 from client.localsteps import LocalSteps
+from client.ownfactors import OwnFactors
 from client.residuals import FOLDER, StoredResiduals
 from client.tokencache import TokenCache
 from client.update import clipped_update, noised_update, plain_update
@@ -104,18 +105,18 @@ class ClientRuntime:
         self.ranks = mixed_ranks(config, model.spec)
         self._steps = LocalSteps(config, plan, model, self.ranks)
         size = group_size(config, dimension=self.dimension)
-        # Heads are not trained side by side; what dropout drops is drawn client by client, and
-        # other engines keep no client apart.
-        classifies = config.task.classifies
+        # Heads are not trained side by side, nor what each client keeps; what dropout drops is
+        # drawn client by client, and other engines keep no client apart.
+        classifies = config.task.classifies or bool(config.policy_facts.kept)
         alone = classifies or model.dropout > 0 or config.performance.clipper != "fused"
         self._trained = LookAhead(self.train_group, clients=1 if alone else size)
         self._measured = LookAhead(self.measure_group, clients=1 if classifies else size)
         start = initial_factors(model.spec, config.adapter_seed)
         moved = model.spec.flatten(start, self._kinds)
         self._downlinks = first_links(config, moved, self.ranks, r=model.spec.r)
-        self._uplink = Uplink(config, plan)
+        self.remember_in(None)
         model.load(start)
-        model.set_trainable(self._kinds)
+        model.set_trainable(config.policy_facts.local)
 
     @property
     def dimension(self) -> int:
@@ -168,13 +169,16 @@ class ClientRuntime:
         self._trained.helped_by(trainers)
         self._measured.helped_by(measurers)
 
-    def remember_in(self, folder: Path) -> None:
-        """Keep what clients did not send in a folder, so that it outlives the process.
+    def remember_in(self, folder: Path | None) -> None:
+        """Keep what clients do not send in a folder, so that it outlives the process.
 
         Args:
-            folder: of the run in a simulation, of the device's state on a device.
+            folder: of the run in a simulation, of the device's state on a device; None keeps it in
+                memory, and leaves what an earlier folder holds as it is.
         """
-        self._uplink = Uplink(self.config, self.plan, StoredResiduals(folder / FOLDER))
+        stored = None if folder is None else StoredResiduals(folder / FOLDER)
+        self._uplink = Uplink(self.config, self.plan, stored)
+        self._own = OwnFactors.stored(self.config.policy_facts, self.model, folder)
 
     def train(self, index: int, instruction: Instruction) -> ClientUpdate:
         """Train one client and return its update.
@@ -246,6 +250,7 @@ class ClientRuntime:
         if not held_out:
             return Measurement(loss=float("nan"), tokens=0)
         self.model.load_vector(instruction.vector, self._kinds)
+        self._own.load(index, instruction.run_id)
         result = evaluate(self.model, held_out, batch_size=self.config.evaluation.batch_size)
         classes: list[int] = []
         if self.config.task.classifies:
@@ -273,7 +278,10 @@ class ClientRuntime:
         if ahead is not None:
             return ahead
         examples, _ = self.examples(index)
-        return self._steps.take(instruction.vector, index, server_round, examples)
+        own = self._own.before(index, instruction)
+        after = self._steps.take(instruction.vector, index, server_round, examples, own=own)
+        self._own.keep(index, instruction)
+        return after
 
     def train_group(self, indices: Sequence[int], instruction: Instruction) -> dict[int, Vector]:
         """Take the local steps of those of some clients that train, all at once.
@@ -282,7 +290,9 @@ class ClientRuntime:
         until :meth:`train` or :meth:`train_share` is called.
         """
         self._check(instruction, *indices)
-        group = {}
+        group: dict[int, list[Example]] = {}
+        if self.config.policy_facts.kept:
+            return {}
         for index in indices:
             with suppress(NoUsableText):
                 if self._fixed_change(index, instruction.server_round) is None:

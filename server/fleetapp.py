@@ -120,5 +120,6 @@ def _write_adapter(run: FederatedRun, folder: Path) -> None:
             "plan_digest": setup.plan.digest(),
             "ledger_head": run.ledger_head,
             "rounds": run.finished_rounds,
+            **({"kept_by_clients": kept} if (kept := setup.config.policy_facts.kept) else {}),
         },
     )

@@ -327,7 +327,8 @@ class RunConfig(Section):
     @property
     def policy_facts(self) -> Policy:
         """What the policy in force moves and sends."""
-        return policy_in_force(self.policy, refactors=self.aggregation.refactor_every > 0)
+        said = self.aggregation
+        return policy_in_force(self.policy, share=said.share, refactors=said.refactor_every > 0)
 
     @property
     def trained_kinds(self) -> str:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from shared.configrobust import RobustKeys
 from shared.configtypes import NonNegativeInt
-from shared.policies import PolicyName
+from shared.policies import PolicyName, Share
 
 
 class AggregationSection(RobustKeys):
@@ -16,6 +16,10 @@ class AggregationSection(RobustKeys):
 
     policy: PolicyName | None = Field(
         default=None, description="default: ffa under DP, fedavg without (docs/aggregation.md)"
+    )
+    share: Share = Field(
+        default="AB",
+        description="factors that clients send; with A each keeps its own B (fedavg)",
     )
     refactor_every: NonNegativeInt = Field(
         default=0, description="rounds after which B A gets an orthonormal A again (ffa); 0 is off"

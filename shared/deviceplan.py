@@ -145,7 +145,7 @@ def setup_of(config: RunConfig) -> Setup:
         quantization=config.model.quantization,
         cache=performance.cache_dequantized,
         private=config.steps_are_private,
-        kinds=max(config.sent_kinds(1), config.sent_kinds(2), key=_dearness),
+        kinds=max((config.policy_facts.trained(n) for n in (1, 2)), key=_dearness),
         kinds_down=config.trained_kinds,
         stage=stages.get(mode, "clipped"),
         adamw=clients.optimizer == "adamw",

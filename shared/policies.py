@@ -16,6 +16,7 @@ from typing import Final, Literal
 from shared.errors import InvalidValue
 
 PolicyName = Literal["ffa", "fedavg", "rolora", "flexlora"]
+Share = Literal["AB", "A"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,7 @@ class Policy:
         cycle: kinds that clients train and send, round by round, from the start again at its end.
         exact: whether the new product is the mean of the clients' products (of its best rank r).
         linear: whether the server's mean is linear in what clients send.
+        kept: kinds that clients train beside those, and keep to themselves.
     """
 
     name: PolicyName
@@ -35,6 +37,7 @@ class Policy:
     cycle: tuple[str, ...]
     exact: bool
     linear: bool
+    kept: str = ""
 
     def sent(self, server_round: int) -> str:
         """Return the kinds that are trained and sent in a round, counted from 1."""
@@ -42,6 +45,15 @@ class Policy:
             msg = f"server_round={server_round}, expected at least 1."
             raise InvalidValue(msg)
         return self.cycle[(server_round - 1) % len(self.cycle)]
+
+    def trained(self, server_round: int) -> str:
+        """Return the kinds that a client's steps move in a round, sent or kept."""
+        return "".join(sorted(self.sent(server_round) + self.kept))
+
+    @property
+    def local(self) -> str:
+        """Return the kinds that clients' steps move in some round."""
+        return "".join(sorted({*"".join(self.cycle), *self.kept}))
 
     @property
     def alternates(self) -> bool:
@@ -64,13 +76,17 @@ _ALL = (
 POLICIES: Final[Mapping[str, Policy]] = MappingProxyType({p.name: p for p in _ALL})
 
 
-def policy_in_force(name: str, *, refactors: bool) -> Policy:
+def policy_in_force(name: str, *, share: Share, refactors: bool) -> Policy:
     """Return a policy with what a scenario adds to it.
 
     Args:
         name: of :data:`POLICIES`.
+        share: which factors clients send of those that they train; under ``fedavg``, ``"A"`` keeps
+            each client's B to itself.
         refactors: whether the server writes the product as other factors now and then; under
             ``ffa``, A then moves too, and is sent to clients.
     """
     policy = POLICIES[name]
+    if share == "A" and name == "fedavg":
+        return replace(policy, moved="A", cycle=("A",), kept="B")
     return replace(policy, moved="AB") if refactors and name == "ffa" else policy

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from shared.config import RunConfig
 from shared.errors import Problem
 from shared.problems import conflict
+from shared.sharerules import SHARE_WARNING, share_conflicts
 
 
 def policy_conflicts(config: RunConfig) -> Iterator[Problem]:
@@ -18,6 +19,8 @@ def policy_conflicts(config: RunConfig) -> Iterator[Problem]:
         yield from _alternating(config)
     if config.aggregation.refactor_every > 0:
         yield from _refactoring(config)
+    if config.aggregation.share == "A":
+        yield from share_conflicts(config)
 
 
 def _not_linear(config: RunConfig) -> Iterator[Problem]:
@@ -111,6 +114,12 @@ def _refactoring(config: RunConfig) -> Iterator[Problem]:
             "back in the next, in the coordinates of another basis, where it adds up instead.",
             hint='Use "gaussian" noise, or leave refactor_every out.',
         )
+    if config.devices.ranks:
+        yield conflict(
+            key=key,
+            message="cannot be used together with devices.ranks: columns that only some clients "
+            "train become mixtures of all columns in the next basis.",
+        )
     if config.server.averaging > 0:
         yield conflict(
             key=key,
@@ -142,11 +151,13 @@ def _refactoring(config: RunConfig) -> Iterator[Problem]:
 
 def policy_warnings(config: RunConfig) -> tuple[str, ...]:
     """Return what is allowed about a policy and still worth knowing."""
+    found: list[str] = []
     if config.policy == "flexlora" and config.privacy.mode == "example":
-        text = (
+        found.append(
             "flexlora multiplies each client's noised factors before the mean: the product of the "
             "noise in A and in B falls with the number of clients, where under fedavg it falls "
             "with its square, and under ffa there is none."
         )
-        return (text,)
-    return ()
+    if config.policy_facts.kept:
+        found.append(SHARE_WARNING)
+    return tuple(found)

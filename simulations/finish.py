@@ -114,6 +114,7 @@ def _write_adapter(outcome: Outcome) -> None:
             "ledger_head": outcome.budget.head(),
             "rounds": outcome.rounds,
             **({"labels": list(config.task.labels)} if config.task.classifies else {}),
+            **({"kept_by_clients": kept} if (kept := config.policy_facts.kept) else {}),
         },
     )
 
@@ -184,6 +185,7 @@ def _summary(
             "trainable_parameters": model.spec.size(config.trained_kinds),
         },
         "aggregation": config.policy,
+        **({"share": config.aggregation.share} if config.policy_facts.kept else {}),
         "link": link_facts(config.link),
         "defence": defence_summary(config, metrics),
         "attack": _attack(outcome),

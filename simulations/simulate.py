@@ -20,6 +20,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 from client.app import make_client_app
+from client.ownfactors import forget_rounds_after
 from server.app import make_server_app
 from server.budget import RunBudget
 from server.messenger import Messenger
@@ -191,7 +192,9 @@ class _Session:
             self._progress.note(f"resuming after round {self._run.finished_rounds}")
         else:
             self._folder.settle_metrics(0, {})
+        forget_rounds_after(self._folder.path, self._run.finished_rounds)
         self._start_engine()
+        self._assembly.runtime.remember_in(None)
         if self._failure is not None:
             raise self._failure
         if frozen_digest(self._assembly.model.peft_model) != before:

@@ -67,7 +67,7 @@ class TrainedShadows(Shadows):
         return (
             f"{settings.local_epochs:g} passes of AdamW over pooled texts, batches of "
             f"{settings.batch_size}, learning rate {settings.learning_rate:g}, factors "
-            f"{self._config.trained_kinds}, nothing clipped or noised"
+            f"{self._config.policy_facts.local}, nothing clipped or noised"
         )
 
     def read(
@@ -85,7 +85,7 @@ class TrainedShadows(Shadows):
         seed = self._config.run.seed
         try:
             model.load(initial_factors(model.spec, seed))
-            model.set_trainable(self._config.trained_kinds)
+            model.set_trainable(self._config.policy_facts.local)
             train_plain(model, examples, self._settings, rng=data_rng(seed, "shadow", number))
             return self._reader.read(passages, adapter=True)
         finally:

@@ -187,6 +187,7 @@ CLOCK = (
         (*CLOCK, "privacy.mode=example"),
         ("link.up=topk", "privacy.mode=none"),
         ("audit.client_canaries=2",),
+        ("devices.mix={pi5 = 0.5, laptop = 0.5}", "devices.ranks={pi5 = 1}"),
         ("aggregation.policy=rolora",),
         ("aggregation.policy=fedavg",),
     ],

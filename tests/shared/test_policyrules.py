@@ -96,3 +96,47 @@ def test_the_table_says_what_is_sent() -> None:
         assert {*"".join(policy.cycle)} == {*policy.moved}
         # Several factors at once are exact only under a decomposition of the product.
         assert policy.exact == (len(policy.cycle[0]) == 1 or not policy.linear)
+
+
+SHARE = "aggregation.share=A"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("base", BASES)
+def test_clients_may_keep_their_b_in_every_mode(mode: str, base: str) -> None:
+    said = [SHARE, f"privacy.mode={mode}", f"model.quantization={base}", "audit.canaries=0"]
+    if mode == "client-distributed":
+        said += DISTRIBUTED
+    config = scenario("fedavg", *said)
+    facts = config.policy_facts
+    assert (facts.moved, facts.sent(2), facts.trained(2), facts.local) == ("A", "A", "AB", "AB")
+    assert (config.trained_kinds, config.sent_kinds(1)) == ("A", "A")
+    assert any("B of zeros" in text for text in policy_warnings(config))
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "fedavg"])
+def test_other_policies_share_all_that_they_train(policy: str) -> None:
+    assert refused(policy, SHARE, "privacy.mode=none", "audit.canaries=0") == ["aggregation.share"]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "audit.canaries=32",
+        "audit.profile=extended",
+        "attack.kind=sign-flip",
+        "personal.steps=2",
+    ],
+)
+def test_what_would_read_an_adapter_without_b_is_refused(setting: str) -> None:
+    plain = ["privacy.mode=none", "audit.canaries=0", setting]
+    assert "aggregation.share" not in refused("fedavg", *plain)
+    assert refused("fedavg", *plain, SHARE) == ["aggregation.share"]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["privacy.mechanism=correlated", "privacy.clipping_quantile=0.5", "audit.client_canaries=2"],
+)
+def test_what_reads_a_alone_is_allowed(setting: str) -> None:
+    assert refused("fedavg", SHARE, "audit.canaries=0", setting) == []
