@@ -13,82 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from client.encoders import head_factors, head_of, untouched
+from client.adapterspec import adapter_spec
+from client.encoders import head_of
 from client.injection import (
     MARK,
     adapter_modules,
     check_kinds,
     float32,
     inject,
-    is_conv1d,
-    matches,
     named_factors,
     peft_warnings,
-    resolve,
-    widths,
 )
 from client.lowrank import low_rank_layers
+from client.mixture import Router
 from client.model import BaseModel
-from client.quantization import linear_modules
-from shared.errors import AdapterIncompatible, InvalidValue
-from shared.lora import AdapterSpec, Factor, Factors, Vector
-from shared.validate import positive, positive_integer
+from shared.errors import AdapterIncompatible, InvalidValue, UnsupportedModel
+from shared.lora import AdapterSpec, Factors, Vector
+from shared.mixture import Mixture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from peft import PeftModel
-
-_PREFIX = "base_model.model."
-
-
-def adapter_spec(
-    base: BaseModel | torch.nn.Module,
-    *,
-    r: int,
-    alpha: float,
-    target_modules: str | Sequence[str],
-    rslora: bool = False,
-) -> AdapterSpec:
-    """Return names, shapes and order of the factors that :func:`adapt` would make.
-
-    Args:
-        base: a base model; it is not changed.
-        r: rank.
-        alpha: ``lora_alpha``, the numerator of the scale.
-        target_modules: ``"all-linear"`` (every linear layer but the output embedding), or names as
-            PEFT takes them: the last components of a module's dotted name.
-        rslora: scale by ``alpha / sqrt(r)`` and not by ``alpha / r``.
-
-    Raises:
-        UnsupportedModel: if a name matches no linear layer; lists the ones there are.
-        InvalidValue: if ``r`` or ``alpha`` is out of range.
-    """
-    positive_integer(r=r)
-    positive(alpha=alpha)
-    model = base.model if isinstance(base, BaseModel) else base
-    head = base.head if isinstance(base, BaseModel) else ""
-    identities = base.identities if isinstance(base, BaseModel) else ()
-    kept_whole = untouched(model, head, identities)
-    layers = {n: m for n, m in linear_modules(model) if n not in kept_whole}
-    targets = resolve(layers, target_modules)
-    factors = []
-    for name, module in layers.items():
-        if any(matches(name, target) for target in targets):
-            d_in, d_out = widths(module)
-            stem = f"{_PREFIX}{name}.lora_"
-            factors.append(Factor(name=f"{stem}A.weight", kind="A", shape=(r, d_in)))
-            factors.append(Factor(name=f"{stem}B.weight", kind="B", shape=(d_out, r)))
-    factors.extend(head_factors(model, head, _PREFIX))
-    return AdapterSpec(
-        factors=tuple(sorted(factors, key=lambda factor: factor.name)),
-        r=r,
-        lora_alpha=float(alpha),
-        target_modules=targets,
-        fan_in_fan_out=is_conv1d(model),
-        rslora=rslora,
-        head=head,
-        identities=identities,
-    )
 
 
 def adapt(
@@ -99,6 +44,8 @@ def adapt(
     target_modules: str | Sequence[str],
     dropout: float = 0.0,
     rslora: bool = False,
+    mixture: Mixture | None = None,
+    frozen_router: bool = False,
 ) -> AdaptedModel:
     """Inject LoRA layers into a base model.
 
@@ -108,14 +55,16 @@ def adapt(
 
     Args:
         base: a loaded base model without an adapter.
-        r: rank.
+        r: as in :func:`client.adapterspec.adapter_spec`.
         alpha: ``lora_alpha``.
-        target_modules: as in :func:`adapter_spec`.
+        target_modules: as in :func:`client.adapterspec.adapter_spec`.
         dropout: probability in ``[0, 1)`` on the adapter's input while training.
-        rslora: as in :func:`adapter_spec`.
+        rslora: as there.
+        mixture: as there.
+        frozen_router: as there.
 
     Raises:
-        UnsupportedModel: if a target matches no linear layer.
+        UnsupportedModel: if a target matches no linear layer, or a mixture cannot read the model.
         InvalidValue: if a number is out of range, or the base already carries an adapter.
     """
     if isinstance(dropout, bool) or not 0 <= dropout < 1:
@@ -124,7 +73,15 @@ def adapt(
     if getattr(base.model, MARK, False):
         msg = f"Base model {base.name!r} already carries an adapter."
         raise InvalidValue(msg, hint="Load factors into that one, or release() it first.")
-    spec = adapter_spec(base, r=r, alpha=alpha, target_modules=target_modules, rslora=rslora)
+    spec = adapter_spec(
+        base,
+        r=r,
+        alpha=alpha,
+        target_modules=target_modules,
+        rslora=rslora,
+        mixture=mixture,
+        frozen_router=frozen_router,
+    )
     return AdaptedModel(base, inject(base, spec, dropout), spec, dropout)
 
 
@@ -138,6 +95,7 @@ class AdaptedModel:
         dropout: probability on the adapter's input while training.
         layers: the adapted layers, as :mod:`client.lowrank` computes them.
         head: the dense layer that trains whole, if there is one.
+        router: what chooses among the adapters of a mixture; None for one adapter.
         checkpointing: whether activations are recomputed in the backward pass.
         reentrant: whether that is torch's older, reentrant way of doing it.
     """
@@ -152,6 +110,7 @@ class AdaptedModel:
         self.checkpointing = False
         self.reentrant = False
         self._kinds = "AB"
+        self.router = None if spec.mixture is None else Router(base, spec.mixture)
         self._parameters = named_factors(peft_model, spec)
         device = next(iter(self._parameters.values())).device
         self._flat = {
@@ -160,7 +119,7 @@ class AdaptedModel:
         }
         self._views = self._share_storage()
         self._adapter_modules = adapter_modules(peft_model)
-        self.layers = low_rank_layers(peft_model)
+        self.layers = low_rank_layers(peft_model, self.router)
         self.head = head_of(base.model, spec.head)
         self.set_trainable("AB")
         self._set_training(False)
@@ -317,7 +276,14 @@ class AdaptedModel:
 
     @contextmanager
     def plain_peft(self) -> Iterator[None]:
-        """Compute the adapted layers by PEFT's own forward inside the ``with`` block."""
+        """Compute the adapted layers by PEFT's own forward inside the ``with`` block.
+
+        Raises:
+            UnsupportedModel: for a mixture, whose gates PEFT does not know.
+        """
+        if self.router is not None:
+            msg = "PEFT's own layers have no gates, which a mixture of adapters needs."
+            raise UnsupportedModel(msg, hint="Use clipper='fused' or 'microbatch'.")
         for layer in self.layers:
             layer.detach()
         try:
@@ -332,7 +298,14 @@ class AdaptedModel:
         Args:
             reentrant: run a second backward pass inside the first one, as torch did before version
                 1.11. Opacus' hooks need it; everything else works either way.
+
+        Raises:
+            UnsupportedModel: if a mixture is asked for the reentrant way, which goes back through
+                the router once a block.
         """
+        if reentrant and self.router is not None:
+            msg = "A mixture of adapters cannot be checkpointed in the reentrant way."
+            raise UnsupportedModel(msg)
         self._disable_checkpointing()
         base: Any = self.base.model
         # transformers renamed it in 5.x and warns about the old name.
@@ -350,6 +323,8 @@ class AdaptedModel:
         self._disable_checkpointing()
         for layer in self.layers:
             layer.detach()
+        if self.router is not None:
+            self.router.remove()
         with peft_warnings():
             self.peft_model.unload()
         setattr(self.base.model, MARK, False)

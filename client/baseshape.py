@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client.adapter import adapter_spec
+from client.adapterspec import adapter_spec
 from client.families import family_of
 from client.model import quiet
 from client.quantization import linear_modules
 from shared.baseshape import BaseShape
 from shared.errors import ModelNotFound, UnsupportedModel
 from shared.lora import AdapterSpec
+from shared.mixture import Mixture
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,7 @@ def read_shape(
     alpha: float,
     target_modules: str | Sequence[str],
     rslora: bool = False,
+    mixture: Mixture | None = None,
 ) -> tuple[BaseShape, AdapterSpec]:
     """Return the shape of a base and of the adapter that a scenario puts on it.
 
@@ -36,6 +38,7 @@ def read_shape(
         alpha: ``lora_alpha``.
         target_modules: as in :func:`client.adapter.adapter_spec`.
         rslora: as there.
+        mixture: as there.
 
     Raises:
         ModelNotFound: if there is no such configuration.
@@ -44,7 +47,14 @@ def read_shape(
     config = _config(base, revision)
     family_of(config.to_dict())
     model = _without_weights(config)
-    spec = adapter_spec(model, r=r, alpha=alpha, target_modules=target_modules, rslora=rslora)
+    spec = adapter_spec(
+        model,
+        r=r,
+        alpha=alpha,
+        target_modules=target_modules,
+        rslora=rslora,
+        mixture=mixture,
+    )
     return _shape(model, config), spec
 
 

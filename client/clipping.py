@@ -1,8 +1,9 @@
 """Per-example clipped gradients of LoRA factors, by three engines that agree.
 
-- ``fused``: the autograd functions of :mod:`client.lowrank` and :mod:`client.densehead` keep each
-  example's gradient of each factor and of the head. At LoRA's ranks that costs as much as the
-  batch gradient. It works on quantised bases and under gradient checkpointing, and is the default.
+- ``fused``: the autograd functions of :mod:`client.lowrank`, :mod:`client.densehead` and
+  :mod:`client.mixture` keep each example's gradient of each factor, of the head and of the router.
+  At LoRA's ranks that costs as much as the batch gradient. It works on quantised bases and under
+  gradient checkpointing, and is the default.
 - ``microbatch``: one example at a time; the least memory, any layer. For phones.
 - ``opacus``: Opacus' hooks, as the reference of the field.
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from client.adapter import AdaptedModel
     from client.densehead import DenseHead
     from client.lowrank import LowRankLayer
+    from client.mixture import Router
+
+    Recorder = LowRankLayer | DenseHead | Router
 
 # Clipping to a bound that is smaller by this fraction keeps every clipped norm, which is computed
 # in float64, below the real bound after rounding.
@@ -190,12 +194,12 @@ class FusedClipper:
 
     def __init__(self, model: AdaptedModel) -> None:
         self._model = model
-        by_factor: dict[int, tuple[LowRankLayer | DenseHead, str]] = {}
+        by_factor: dict[int, tuple[Recorder, str]] = {}
         by_factor |= {id(layer.a): (layer, "A") for layer in model.layers}
         by_factor |= {id(layer.b): (layer, "B") for layer in model.layers}
-        head = [] if model.head is None else [model.head]
-        by_factor |= {id(p): (h, n) for h in head for n, p in h.module.named_parameters()}
-        self._layers: list[LowRankLayer | DenseHead] = [*model.layers, *head]
+        whole = [layer for layer in (model.head, model.router) if layer is not None]
+        by_factor |= {id(p): (h, n) for h in whole for n, p in h.module.named_parameters()}
+        self._layers: list[Recorder] = [*model.layers, *whole]
         require_covered(model, [p for p in model.peft_model.parameters() if id(p) in by_factor])
         self._factors = [by_factor[id(parameter)] for _, parameter in model.trainable]
 
@@ -355,7 +359,9 @@ def require_covered(model: AdaptedModel, covered: Sequence[torch.Tensor]) -> Non
     if loose or not known:
         some = ", ".join(loose[:3]) or "no trainable factor at all"
         msg = f"Per-example clipping does not cover what trains: {some}."
-        raise UnsupportedModel(msg, hint="Only LoRA factors and a head can train privately.")
+        raise UnsupportedModel(
+            msg, hint="Only LoRA factors, a head and a router can train privately."
+        )
 
 
 def _training(module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:

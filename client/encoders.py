@@ -92,7 +92,7 @@ def load_classifier(folder: Path, name: str, *, labels: int, device: str) -> Cla
     if not isinstance(head, torch.nn.Linear) or head.out_features != labels or head.bias is None:
         msg = f"Model {name!r} has no dense layer {HEAD!r} of {labels} rows with a bias."
         raise UnsupportedModel(msg)
-    setattr(head, _MARK, True)
+    mark_trained(head)
     lacking = [*report.get("missing_keys", ()), *(k[0] for k in report.get("mismatched_keys", ()))]
     identities = _become_identities(model, name, lacking)
     with torch.no_grad():
@@ -103,8 +103,13 @@ def load_classifier(folder: Path, name: str, *, labels: int, device: str) -> Cla
     return Classifier(model.to(device).eval(), HEAD, identities)
 
 
+def mark_trained(module: torch.nn.Module) -> None:
+    """Mark a layer as one that trains whole: no part of the frozen base."""
+    setattr(module, _MARK, True)
+
+
 def is_head(module: torch.nn.Module) -> bool:
-    """Tell whether a module is a head that trains whole, and so no part of the frozen base."""
+    """Tell whether a module trains whole (a head, a router), and so is no part of the base."""
     return bool(getattr(module, _MARK, False))
 
 

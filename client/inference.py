@@ -297,7 +297,8 @@ def _fit(base: BaseModel, verified: VerifiedAdapter) -> AdaptedModel:
         AdapterIncompatible: if its factors are not those of this base's layers.
         AdapterUntrusted: if it was trained on another base.
     """
-    from client.adapter import adapt, adapter_spec
+    from client.adapter import adapt
+    from client.adapterspec import adapter_spec
 
     if verified.manifest.base_digest != base.digest:
         msg = f"adapter {verified.digest[:12]}: it belongs to another base model."
@@ -310,8 +311,9 @@ def _fit(base: BaseModel, verified: VerifiedAdapter) -> AdaptedModel:
             alpha=terms.lora_alpha,
             target_modules=terms.target_modules,
             rslora=terms.rslora,
+            mixture=terms.mixture,
         )
-    except (ConfigError, ModelError) as error:
+    except (AdapterIncompatible, ConfigError, ModelError) as error:
         msg = f"adapter {verified.digest[:12]}: the base has no such layers."
         raise AdapterIncompatible(msg) from error
     expected = {factor.name: factor.shape for factor in spec.factors}
@@ -324,6 +326,7 @@ def _fit(base: BaseModel, verified: VerifiedAdapter) -> AdaptedModel:
         alpha=terms.lora_alpha,
         target_modules=terms.target_modules,
         rslora=terms.rslora,
+        mixture=terms.mixture,
     )
     model.load(verified.factors)
     return model

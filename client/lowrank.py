@@ -17,6 +17,9 @@ and the two thin products stand alone.
 Whatever is ``r`` wide is held as ``r`` long rows, and the gradient of B is computed transposed:
 matrix products are several times slower where a result has only ``r`` columns.
 
+Where a layer holds several adapters (:mod:`client.mixture`), each row's thin product is weighed by
+gates between A and B, ``x W^T + s (g * x A^T) B^T``, and is always thin: no sum serves all rows.
+
 The same function can keep ``G_i``, the factors' gradient of each example i, in place of their sum.
 """
 
@@ -27,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 
+from client.mixture import Router, gated, of_gates
 from client.quantization import makes_copy, stored_weight
 from shared.errors import UnsupportedModel
 
@@ -44,12 +48,14 @@ class LowRankLayer:
         examples: number of examples whose gradients are kept apart; 0 sums them as autograd does.
         samples: what was kept, ``"A"`` and ``"B"`` to ``(examples, *factor.shape)``; those of B
             are transposed views.
+        router: makes the gates of the layer's adapters; None for one adapter.
     """
 
-    __slots__ = ("_base", "_dropout", "_scale", "a", "b", "examples", "module", "samples")
+    __slots__ = ("_base", "_dropout", "_scale", "a", "b", "examples", "module", "router", "samples")
 
-    def __init__(self, module: Any) -> None:  # noqa: ANN401  (PEFT has no types)
+    def __init__(self, module: Any, router: Router | None = None) -> None:  # noqa: ANN401  (PEFT has no types)
         self.module = module
+        self.router = router
         self._base: torch.nn.Module = module.base_layer
         self._dropout: torch.nn.Module = module.lora_dropout["default"]
         self._scale = float(module.scaling["default"])
@@ -57,6 +63,11 @@ class LowRankLayer:
         self.b: torch.nn.Parameter = module.lora_B["default"].weight
         self.examples = 0
         self.samples: dict[str, torch.Tensor] = {}
+
+    @property
+    def scale(self) -> float:
+        """The factor ``s``."""
+        return self._scale
 
     def attach(self) -> None:
         """Compute the layer here."""
@@ -89,12 +100,27 @@ class LowRankLayer:
                 "its gradient cannot be told apart by example."
             )
             raise UnsupportedModel(msg, hint="Use clipper='microbatch'.")
+        gates = self._gates(x)
         if self._dropout.training and not isinstance(self._dropout, torch.nn.Identity):
             plain: torch.Tensor = self._base(x)
-            thin: torch.Tensor = _Thin.apply(self._dropout(x), self.a, self.b, self)  # type: ignore[no-untyped-call]
+            thin: torch.Tensor = _Thin.apply(self._dropout(x), self.a, self.b, gates, self)  # type: ignore[no-untyped-call]
             return plain + thin
-        product: torch.Tensor = _Product.apply(x, self.a, self.b, self)  # type: ignore[no-untyped-call]
+        product: torch.Tensor = _Product.apply(x, self.a, self.b, gates, self)  # type: ignore[no-untyped-call]
         return product
+
+    def _gates(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Return the gates of an input's rows, ``(K, rows)``; None for one adapter.
+
+        Raises:
+            UnsupportedModel: if the input has other rows than the text has places.
+        """
+        if self.router is None:
+            return None
+        gates, rows = self.router.gates, x.numel() // x.shape[-1]
+        if gates is None or gates.shape[1] != rows:
+            msg = f"A layer sees an input of shape {tuple(x.shape)}, and gates of another."
+            raise UnsupportedModel(msg, hint="A mixture needs layers that see every token.")
+        return gates
 
     def summed(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return ``W + s B A`` of shape ``(d_out, d_in)``, and the bias."""
@@ -127,7 +153,9 @@ class LowRankLayer:
 
     def is_thin(self, rows: torch.Tensor) -> bool:
         """Tell whether the thin way is taken for a product with these rows; see the module."""
-        return rows.dtype != torch.float32 or rows.shape[0] <= rows.shape[1]
+        return (
+            self.router is not None or rows.dtype != torch.float32 or rows.shape[0] <= rows.shape[1]
+        )
 
     def keep(self, kind: str, thin: torch.Tensor, wide: torch.Tensor) -> torch.Tensor | None:
         """Return a factor's gradient, or keep it by example and return None.
@@ -154,18 +182,18 @@ class LowRankLayer:
         self.samples[kind] = gradient if earlier is None else earlier.add_(gradient)
 
 
-def low_rank_layers(peft_model: PeftModel) -> list[LowRankLayer]:
-    """Return every LoRA layer of a PEFT model, attached."""
+def low_rank_layers(peft_model: PeftModel, router: Router | None = None) -> list[LowRankLayer]:
+    """Return every LoRA layer of a PEFT model, attached; with a router, each is a mixture."""
     from peft.tuners.lora import LoraLayer
 
-    layers = [LowRankLayer(m) for m in peft_model.modules() if isinstance(m, LoraLayer)]
+    layers = [LowRankLayer(m, router) for m in peft_model.modules() if isinstance(m, LoraLayer)]
     for layer in layers:
         layer.attach()
     return layers
 
 
 class _Product(torch.autograd.Function):
-    """``x W^T + s (x A^T) B^T + b``."""
+    """``x W^T + s (x A^T) B^T + b``, or with gates ``x W^T + s (g * x A^T) B^T + b``."""
 
     @staticmethod
     def forward(
@@ -173,6 +201,7 @@ class _Product(torch.autograd.Function):
         x: torch.Tensor,
         a: torch.Tensor,
         b: torch.Tensor,
+        gates: torch.Tensor | None,
         layer: LowRankLayer,
     ) -> torch.Tensor:
         """Return the product; only what the way back needs is kept."""
@@ -180,11 +209,11 @@ class _Product(torch.autograd.Function):
         rows = _rows(x)
         thin = layer.is_thin(rows)
         down = layer.down(rows) if thin or ctx.needs_input_grad[2] else None
-        _remember(ctx, x, rows, down, layer)
+        _remember(ctx, x, rows, down, gates, layer)
         if thin and down is not None:
             weight, bias = layer.stored(rows.dtype)
             product = F.linear(rows, weight, bias)
-            layer.add_down(product, down)
+            layer.add_down(product, down if gates is None else gated(down, gates))
         else:
             product = F.linear(rows, *layer.summed())
         return product.view(*x.shape[:-1], -1)
@@ -194,10 +223,10 @@ class _Product(torch.autograd.Function):
         """Return the gradients of ``x`` and the factors."""
         layer: LowRankLayer = ctx.layer
         grad = grads[0].reshape(-1, grads[0].shape[-1])
-        needs_x, needs_a, _, _ = ctx.needs_input_grad
+        needs_x, needs_a, _, needs_gates, _ = ctx.needs_input_grad
         thin = layer.is_thin(grad)
-        up = layer.up(grad) if needs_a or (needs_x and thin) else None
-        factors = _factor_gradients(ctx, grad, up)
+        up = layer.up(grad) if needs_a or needs_gates or (needs_x and thin) else None
+        up, *factors = _thin_gradients(ctx, grad, up)
         if not needs_x:
             return None, *factors, None
         if thin and up is not None:
@@ -217,12 +246,15 @@ class _Thin(torch.autograd.Function):
         x: torch.Tensor,
         a: torch.Tensor,
         b: torch.Tensor,
+        gates: torch.Tensor | None,
         layer: LowRankLayer,
     ) -> torch.Tensor:
         """Return the two thin products."""
         rows = _rows(x)
         down = layer.down(rows)
-        _remember(ctx, x, rows, down, layer)
+        _remember(ctx, x, rows, down, gates, layer)
+        if gates is not None:
+            down = gated(down, gates)
         return (down.t() @ b.to(rows.dtype).t()).view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -230,9 +262,9 @@ class _Thin(torch.autograd.Function):
         """Return the gradients of ``x`` and the factors."""
         layer: LowRankLayer = ctx.layer
         grad = grads[0].reshape(-1, grads[0].shape[-1])
-        needs_x, needs_a, _, _ = ctx.needs_input_grad
-        up = layer.up(grad) if needs_a or needs_x else None
-        factors = _factor_gradients(ctx, grad, up)
+        needs_x, needs_a, _, needs_gates, _ = ctx.needs_input_grad
+        up = layer.up(grad) if needs_a or needs_x or needs_gates else None
+        up, *factors = _thin_gradients(ctx, grad, up)
         of_x = (
             (up.t() @ layer.a.to(up.dtype)).view(ctx.shape) if needs_x and up is not None else None
         )
@@ -251,29 +283,42 @@ def _remember(
     x: torch.Tensor,
     rows: torch.Tensor,
     down: torch.Tensor | None,
+    gates: torch.Tensor | None,
     layer: LowRankLayer,
 ) -> None:
-    """Keep what the gradients of the factors that train need."""
-    _, needs_a, needs_b, _ = ctx.needs_input_grad
+    """Keep what the gradients of the factors that train, and of gates, need."""
+    _, needs_a, needs_b, needs_gates, _ = ctx.needs_input_grad
     # The factors are among it so that torch refuses to go back if they changed in between.
     ctx.save_for_backward(
-        rows if needs_a else None, down if needs_b else None, layer.a.detach(), layer.b.detach()
+        rows if needs_a else None,
+        down if needs_b or needs_gates else None,
+        gates,
+        layer.a.detach(),
+        layer.b.detach(),
     )
     ctx.layer = layer
     ctx.shape = x.shape
 
 
-def _factor_gradients(
+def _thin_gradients(
     ctx: Any,  # noqa: ANN401
     grad: torch.Tensor,
     up: torch.Tensor | None,
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Return the gradients of A and B, or let the layer keep them by example and return None.
+) -> tuple[torch.Tensor | None, ...]:
+    """Return ``up`` behind the gates, and the gradients of A, B and the gates.
 
-    ``G_A = s sum_t (B^T g_t) x_t^T`` and ``G_B = s sum_t g_t (A x_t)^T``.
+    Those of A and B are None where the layer keeps them by example. With ``g`` the gates (one where
+    there are none), ``G_A = s sum_t (g_t * B^T g_t) x_t^T``, ``G_B = s sum_t g_t (g_t * A x_t)^T``.
     """
-    rows, down, _, _ = ctx.saved_tensors
+    rows, down, gates, _, _ = ctx.saved_tensors
     layer: LowRankLayer = ctx.layer
-    of_a = None if rows is None or up is None else layer.keep("A", up, rows)
-    of_b = None if down is None else layer.keep("B", down, grad)
-    return of_a, of_b
+    _, needs_a, needs_b, needs_gates, _ = ctx.needs_input_grad
+    of_gate = None
+    if gates is not None:
+        if needs_gates and down is not None and up is not None:
+            of_gate = of_gates(down, up, gates) / layer.scale
+        up = None if up is None else gated(up, gates)
+        down = None if down is None else gated(down, gates)
+    of_a = layer.keep("A", up, rows) if needs_a and up is not None else None
+    of_b = layer.keep("B", down, grad) if needs_b and down is not None else None
+    return up, of_a, of_b, of_gate

@@ -21,6 +21,7 @@ from client.inference import base_folder
 from client.knownruns import known_scenario
 from client.node import LocalSource
 from client.personalstore import PersonalFacts, PersonalStore
+from shared.adapterterms import adapter_terms
 from shared.documents import utc_now
 from shared.errors import (
     AdapterIncompatible,
@@ -259,9 +260,9 @@ def _load(config: RunConfig, verified: VerifiedAdapter, base: str) -> AdaptedMod
     if thrift.checkpointing:
         model.enable_checkpointing()
     expected = {factor.name: factor.shape for factor in model.spec.factors}
-    terms, lora = verified.terms, config.lora
-    said = (terms.r, terms.lora_alpha, terms.rslora)
-    scaled = said == (lora.r, lora.alpha, lora.variant == "rslora")
+    terms, asked = verified.terms, adapter_terms(config)
+    said = (terms.r, terms.lora_alpha, terms.rslora, terms.mixture)
+    scaled = said == (asked.r, asked.alpha, asked.rslora, asked.mixture)
     shapes = {name: values.shape for name, values in verified.factors.items()}
     if not scaled or shapes != expected:
         msg = f"Adapter {verified.digest[:12]} has other factors than the scenario's adapter."
@@ -284,13 +285,14 @@ def _require_memory(config: RunConfig, base: str) -> None:
     free = available_memory(group=own_group())
     if free is None or config.performance.device != "cpu":
         return
-    lora = config.lora
+    terms = adapter_terms(config)
     shape, spec = read_shape(
         base,
-        r=lora.r,
-        alpha=lora.alpha,
-        target_modules=lora.target_modules,
-        rslora=lora.variant == "rslora",
+        r=terms.r,
+        alpha=terms.alpha,
+        target_modules=terms.target_modules,
+        rslora=terms.rslora,
+        mixture=terms.mixture,
     )
     steps = config.clients.model_copy(
         update={"local_steps": config.personal.steps, "local_epochs": None}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from client.adapter import AdaptedModel, adapt
 from client.model import load_base
+from shared.adapterterms import adapter_terms
 from shared.errors import ConflictingSettings
 
 if TYPE_CHECKING:
@@ -36,12 +37,14 @@ def load_adapted(config: RunConfig, base: str, *, revision: str | None = None) -
     if config.task.classifies and longest is not None and config.data.max_length > longest:
         msg = f"data.max_length={config.data.max_length}, and the model reads {longest} tokens."
         raise ConflictingSettings(msg, hint=f"Set data.max_length to at most {longest}.")
-    lora = config.lora
+    terms = adapter_terms(config)
     return adapt(
         loaded,
-        r=lora.r,
-        alpha=lora.alpha,
-        target_modules=lora.target_modules,
-        dropout=lora.dropout,
-        rslora=lora.variant == "rslora",
+        r=terms.r,
+        alpha=terms.alpha,
+        target_modules=terms.target_modules,
+        dropout=config.lora.dropout,
+        rslora=terms.rslora,
+        mixture=terms.mixture,
+        frozen_router=terms.frozen_router,
     )

@@ -1,4 +1,9 @@
-"""Adapters on disk: PEFT's format, so that anyone can load them without fedslm."""
+"""Adapters on disk: PEFT's format, so that anyone can load them without fedslm.
+
+A mixture is the exception: PEFT would add up its adapters without gates, another model than the one
+that was trained. Its configuration names a type that PEFT refuses (:mod:`server.mixtures` cuts it
+into adapters that PEFT loads one by one).
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,7 @@ from safetensors.numpy import load, save
 from shared.errors import AdapterCorrupt, AdapterIncompatible
 from shared.files import write_bytes, write_json
 from shared.lora import AdapterSpec, Factors
+from shared.mixture import PEFT_TYPE
 from shared.regularfile import open_regular
 from shared.tensorfile import read_tensor_header
 
@@ -34,7 +40,7 @@ def write_adapter(
     dropout: float,
     manifest: Mapping[str, Any],
 ) -> str:
-    """Write an adapter that ``PeftModel.from_pretrained(base, folder)`` loads.
+    """Write an adapter that ``PeftModel.from_pretrained(base, folder)`` loads, or a mixture.
 
     Args:
         folder: created if missing.
@@ -70,9 +76,12 @@ def write_adapter(
     }
     if whole:
         config["exclude_modules"] = whole
+    if spec.mixture is not None:
+        config |= {"peft_type": PEFT_TYPE, "mixture": spec.mixture.to_json()}
     write_bytes(folder / WEIGHTS, weights)
     write_json(folder / PEFT_CONFIG, config)
-    write_json(folder / MANIFEST, {**manifest, "weights_sha256": digest})
+    mixed = {} if spec.mixture is None else {"mixture": spec.mixture.to_json()}
+    write_json(folder / MANIFEST, {**manifest, **mixed, "weights_sha256": digest})
     return digest
 
 

@@ -183,6 +183,7 @@ def _require_same_form(folder: Path, spec: AdapterSpec) -> None:
         "r": (terms.r, spec.r),
         "alpha": (terms.lora_alpha, float(spec.lora_alpha)),
         "rslora": (terms.rslora, spec.rslora),
+        "mixture": (terms.mixture, spec.mixture),
         "target_modules": (tuple(sorted(terms.target_modules)), tuple(sorted(spec.target_modules))),
     }
     for name, (old, new) in compared.items():

@@ -73,10 +73,10 @@ def stored_bytes(shape: BaseShape, quantization: str) -> int:
 
 
 def with_rank(spec: AdapterSpec, r: int) -> AdapterSpec:
-    """Return the same adapter at another rank and the same scale; a head stays whole."""
+    """Return the same adapter at another rank and the same scale; head and router stay whole."""
     factors = tuple(
         replace(f, shape=(r, f.shape[1]) if f.kind == "A" else (f.shape[0], r))
-        if f.low_rank or not spec.head
+        if f.low_rank or not (spec.head or spec.mixture)
         else f
         for f in spec.factors
     )

@@ -19,6 +19,7 @@ from shared.configclock import BufferSection, ClockSection
 from shared.configdevices import DevicesSection
 from shared.configevaluation import EvaluationSection
 from shared.configlink import LinkSection
+from shared.configmixture import MixtureSection
 from shared.configperformance import PerformanceSection
 from shared.configpersonal import PersonalSection
 from shared.configstopping import StoppingSection
@@ -300,6 +301,7 @@ class RunConfig(Section):
     model: ModelSection = ModelSection()
     task: TaskSection = TaskSection()
     lora: LoraSection = LoraSection()
+    mixture: MixtureSection = MixtureSection()
     data: DataSection
     clients: ClientsSection = ClientsSection()
     server: ServerSection = ServerSection()

@@ -13,6 +13,7 @@ from shared.config import ExampleSection, PrivacySection, RunConfig
 from shared.devicerules import device_problems
 from shared.errors import EmptyPopulation, Problem
 from shared.linkrules import link_problems
+from shared.mixturerules import mixture_conflicts
 from shared.policyrules import policy_conflicts
 from shared.problems import conflict
 from shared.rankrules import rank_conflicts
@@ -26,6 +27,7 @@ def find_conflicts(config: RunConfig) -> list[Problem]:
     """Return every rule that a scenario breaks, in the order of the file."""
     return [
         *task_conflicts(config),
+        *mixture_conflicts(config),
         *_data(config),
         *_clients(config),
         *_privacy(config),

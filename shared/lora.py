@@ -1,7 +1,8 @@
 """LoRA adapters as named factors and as one flat vector.
 
 ``y = W0 x + s B A x`` with ``A (r, d_in)``, ``B (d_out, r)`` and ``s = alpha / r``, or
-``alpha / sqrt(r)`` in rsLoRA (arXiv:2312.03732). A vector is the concatenation of the row-major
+``alpha / sqrt(r)`` in rsLoRA (arXiv:2312.03732); several adapters that a router mixes are pairs
+of a larger rank (:mod:`shared.mixture`). A vector is the concatenation of the row-major
 factors in the canonical order of the :class:`AdapterSpec`; it is what is clipped, noised, sent and
 averaged. Nothing here needs torch.
 """
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from shared.canonical import canonical_json, sha256_hex
 from shared.errors import AdapterIncompatible, InvalidValue
+from shared.mixture import ROUTER, Mixture
 from shared.seeding import data_rng
 
 Vector = NDArray[np.float32]
@@ -30,8 +32,9 @@ class Factor:
 
     Attributes:
         name: PEFT's key in ``adapter_model.safetensors``.
-        kind: ``"A"`` or ``"B"``; a head's tensors start at zero like B, and travel with it.
-        shape: ``(r, d_in)`` for A, ``(d_out, r)`` for B; a head's own.
+        kind: ``"A"`` or ``"B"``; a head's tensors start at zero like B, and travel with it. A
+            router travels with B, or is frozen with A.
+        shape: ``(r, d_in)`` for A, ``(d_out, r)`` for B; that of a head or a router.
     """
 
     name: str
@@ -48,6 +51,11 @@ class Factor:
         """Whether it is one of a pair of factors."""
         return ".lora_" in self.name
 
+    @property
+    def routes(self) -> bool:
+        """Whether it is the router of a mixture."""
+        return self.name.endswith(f".{ROUTER}.weight")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSpec:
@@ -62,6 +70,8 @@ class AdapterSpec:
         head: the dense layer that trains whole and whose tensors are among the factors; or "".
         identities: square layers that the checkpoint lacks, and their widths: frozen identities.
         rslora: whether ``s`` is ``lora_alpha / sqrt(r)`` and not ``lora_alpha / r``.
+        mixture: how the adapters are mixed that each pair holds, ``r / adapters`` rows of A and
+            columns of B each; None for one adapter.
     """
 
     factors: tuple[Factor, ...]
@@ -72,6 +82,7 @@ class AdapterSpec:
     rslora: bool = False
     head: str = ""
     identities: tuple[tuple[str, int], ...] = ()
+    mixture: Mixture | None = None
 
     def __post_init__(self) -> None:
         """Check order, uniqueness and that factors come in pairs."""
@@ -80,9 +91,19 @@ class AdapterSpec:
             msg = "An adapter needs at least one factor, sorted by unique names."
             raise AdapterIncompatible(msg)
         kinds = {f.kind for f in self.factors}
-        pairs = [f.kind for f in self.factors if f.low_rank or not self.head]
+        whole = self.head or self.mixture
+        pairs = [f.kind for f in self.factors if f.low_rank or not whole]
         if not kinds <= {"A", "B"} or pairs.count("A") != pairs.count("B"):
             msg = f"Found factor kinds {sorted(kinds)}, expected as many A as B."
+            raise AdapterIncompatible(msg)
+        self._check_mixture()
+
+    def _check_mixture(self) -> None:
+        """Require one router where adapters are mixed, and none elsewhere."""
+        routers = [f.shape[0] for f in self.factors if f.routes]
+        adapters = 1 if self.mixture is None else self.mixture.adapters
+        if routers != ([] if self.mixture is None else [adapters]) or self.r % adapters:
+            msg = f"Found {len(routers)} routers and rank {self.r} for {adapters} adapters."
             raise AdapterIncompatible(msg)
 
     @property
@@ -90,14 +111,21 @@ class AdapterSpec:
         """The factor ``s`` of the product ``B A``."""
         return self.lora_alpha / (math.sqrt(self.r) if self.rslora else self.r)
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """PEFT's names of the layers that carry a pair of factors, in canonical order."""
+        return tuple(f.name.removesuffix(".lora_A.weight") for f in self.of_kind("A") if f.low_rank)
+
     def of_kind(self, kinds: str) -> tuple[Factor, ...]:
         """Return the factors of some kinds (``"B"``, ``"AB"``) in canonical order."""
         return tuple(f for f in self.factors if f.kind in kinds)
 
     def pairs(self) -> tuple[tuple[Factor, Factor], ...]:
-        """Return A and B of each adapted layer, in canonical order; a head is no pair."""
-        low = [factor for factor in self.of_kind("B") if factor.low_rank or not self.head]
-        return tuple(zip(self.of_kind("A"), low, strict=True))
+        """Return A and B of each adapted layer, in canonical order; head and router are no pair."""
+        whole = self.head or self.mixture
+        low = [factor for factor in self.factors if factor.low_rank or not whole]
+        a, b = ([factor for factor in low if factor.kind == kind] for kind in "AB")
+        return tuple(zip(a, b, strict=True))
 
     def size(self, kinds: str = "AB") -> int:
         """Return the number of parameters of some kinds."""
@@ -159,6 +187,7 @@ class AdapterSpec:
             **({"rslora": True} if self.rslora else {}),
             **({"head": self.head} if self.head else {}),
             **({"identities": list(map(list, self.identities))} if self.identities else {}),
+            **({} if self.mixture is None else {"mixture": self.mixture.to_json()}),
         }
 
     @classmethod
@@ -182,6 +211,7 @@ class AdapterSpec:
                 rslora=bool(data.get("rslora", False)),
                 head=str(data.get("head", "")),
                 identities=tuple((str(n), int(w)) for n, w in data.get("identities", ())),
+                mixture=Mixture.from_json(data["mixture"]) if "mixture" in data else None,
             )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             msg = "An adapter specification is malformed."
@@ -193,7 +223,9 @@ def initial_factors(spec: AdapterSpec, seed: int) -> Factors:
 
     Each A has orthonormal rows drawn from the public ``seed`` (Haar-distributed up to signs), each
     B is zero, so that the adapted model equals the base. Orthonormal rows make the product's noise
-    independent of A's scale, and A costs no bytes: the seed is enough (docs/privacy.md).
+    independent of A's scale, and A costs no bytes: the seed is enough (docs/privacy.md). A router
+    is drawn from the same seed, standard normal, and the rows of A of two adapters are orthogonal:
+    adapters that began alike would get one gradient and stay alike.
 
     Args:
         spec: shapes of the factors.
@@ -207,6 +239,10 @@ def initial_factors(spec: AdapterSpec, seed: int) -> Factors:
     """
     factors: Factors = {}
     for factor in spec.factors:
+        if factor.routes:
+            drawn = data_rng(seed, "router", factor.name).standard_normal(factor.shape)
+            factors[factor.name] = drawn.astype(np.float32)
+            continue
         if factor.kind == "B":
             factors[factor.name] = np.zeros(factor.shape, dtype=np.float32)
             continue

@@ -1,5 +1,7 @@
 """PEFT's ``adapter_config.json`` from elsewhere: a plain LoRA, with numbers within limits.
 
+Our own mixtures (:mod:`shared.mixture`) are read too: a type of their own, and how they are mixed.
+
 Only rank, scale and the names of the adapted layers are taken from it; every setting that would
 make the adapter more than a low-rank update of linear layers must be off. What the weights file
 declares must be the factors of exactly that rank.
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from shared.errors import AdapterCorrupt, AdapterIncompatible
+from shared.mixture import PEFT_TYPE, ROUTER, Mixture
 from shared.tensorfile import Tensor
 
 LARGEST_CONFIG = 1 << 18
@@ -49,12 +52,14 @@ class LoraTerms:
         lora_alpha: numerator of the scale, whose denominator is r.
         target_modules: names of layers, as PEFT takes them.
         rslora: the denominator is the square root of r.
+        mixture: how the adapters are mixed that each pair of factors holds; None for one adapter.
     """
 
     r: int
     lora_alpha: float
     target_modules: tuple[str, ...]
     rslora: bool = False
+    mixture: Mixture | None = None
 
 
 def read_lora_config(data: bytes) -> LoraTerms:
@@ -73,6 +78,10 @@ def read_lora_config(data: bytes) -> LoraTerms:
         raise AdapterCorrupt(msg) from error
     if not isinstance(config, dict):
         _corrupt("is no JSON object")
+    mixture = None
+    if config.get("peft_type") == PEFT_TYPE:
+        mixture = Mixture.from_json(config.pop("mixture", None))
+        config["peft_type"] = "LORA"
     for key, allowed in _FIXED.items():
         # Compared as written: 1 is not True here.
         if json.dumps(config.get(key, allowed[0])) not in map(json.dumps, allowed):
@@ -80,17 +89,23 @@ def read_lora_config(data: bytes) -> LoraTerms:
     extras = [key for key, value in config.items() if value and key not in _FREE | _FIXED.keys()]
     if extras:
         _incompatible(f"{len(extras)} settings are set that a plain LoRA does not have")
-    return _terms(config)
+    return _terms(config, mixture)
 
 
 def check_factors(tensors: Sequence[Tensor], terms: LoraTerms) -> None:
-    """Require that the tensors are pairs of factors of the configuration's rank.
+    """Require that the tensors are pairs of factors of the configuration's rank, and a router.
 
     Raises:
         AdapterIncompatible: if one is not, or lacks its partner.
     """
     found: dict[str, set[str]] = {}
+    routers = [tensor for tensor in tensors if tensor.name.endswith(f".{ROUTER}.weight")]
+    adapters = [] if terms.mixture is None else [terms.mixture.adapters]
+    if [t.shape[0] if len(t.shape) == len("Kd") else 0 for t in routers] != adapters:
+        _incompatible("it has not the router that its configuration says")
     for tensor in tensors:
+        if tensor in routers:
+            continue
         match = _FACTOR.fullmatch(tensor.name)
         if match is None:
             _incompatible("a tensor is no LoRA factor")
@@ -103,7 +118,7 @@ def check_factors(tensors: Sequence[Tensor], terms: LoraTerms) -> None:
         _incompatible("a factor lacks its partner")
 
 
-def _terms(config: Mapping[str, Any]) -> LoraTerms:
+def _terms(config: Mapping[str, Any], mixture: Mixture | None) -> LoraTerms:
     """Check the three settings that count."""
     r, alpha, targets = (config.get(key) for key in ("r", "lora_alpha", "target_modules"))
     if not (isinstance(r, int) and not isinstance(r, bool) and 1 <= r <= LARGEST_RANK):
@@ -122,6 +137,7 @@ def _terms(config: Mapping[str, Any]) -> LoraTerms:
         lora_alpha=float(alpha),  # type: ignore[arg-type]
         target_modules=tuple(targets),
         rslora=config.get("use_rslora") is True,
+        mixture=mixture,
     )
 
 

@@ -1,4 +1,4 @@
-"""``fedslm adapter``: let an adapter through the release gate."""
+"""``fedslm adapter``: the release gate, and what PEFT can load of a mixture."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-adapter_app = typer.Typer(help="Release adapters.", no_args_is_help=True)
+adapter_app = typer.Typer(help="Release adapters, or cut mixtures.", no_args_is_help=True)
 
 
 @adapter_app.command("release")
@@ -63,3 +63,27 @@ def adapter_release(
     place = found.record["ledger_note"]
     if place is not None:
         typer.echo(f"ledger    entry {place['seq']} of run {place['run_id']} names the report")
+
+
+@adapter_app.command("split")
+def adapter_split(
+    adapter_dir: Annotated[Path, typer.Argument(help="A mixture: a run, or its adapter folder.")],
+    to: Annotated[Path, typer.Option(help="A new folder for the adapters and the router.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
+    ] = False,
+) -> None:
+    """Cut a mixture into adapters that PEFT loads one by one, and a file with the router.
+
+    PEFT has no gates: no single folder of its format is the mixture.
+    """
+    from server.mixtures import split_mixture
+    from simulations.runfolder import ADAPTER
+
+    folder = adapter_dir / ADAPTER if (adapter_dir / ADAPTER).is_dir() else adapter_dir
+    found = split_mixture(folder, to)
+    if as_json:
+        typer.echo(json.dumps({"folders": [str(path) for path in found]}, indent=2))
+        return
+    for path in found:
+        typer.echo(f"adapter   {path}")

@@ -183,6 +183,7 @@ def _summary(
             "alpha": config.lora.alpha,
             "target_modules": list(model.spec.target_modules),
             "trainable_parameters": model.spec.size(config.trained_kinds),
+            "mixture": None if model.spec.mixture is None else model.spec.mixture.to_json(),
         },
         "aggregation": config.policy,
         **({"share": config.aggregation.share} if config.policy_facts.kept else {}),

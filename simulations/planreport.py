@@ -14,7 +14,7 @@ from shared.configfile import parse_override, resolve
 from shared.devicemix import MixPlan, counts_of, plan_mix
 from shared.deviceplan import Choice, DevicePlan, Limits, Planner, setup_of
 from shared.devices import DeviceProfile, speed_of
-from shared.errors import ConfigError, PrivacyError
+from shared.errors import ConfigError, ConflictingSettings, PrivacyError
 from shared.lora import AdapterSpec
 from shared.planeffect import PrivacyEffect, effect_of
 from simulations.assemble import base_path
@@ -105,6 +105,10 @@ def read_base(config: RunConfig, *, base_dir: Path) -> tuple[BaseShape, AdapterS
     """Return the shape of a scenario's base, and its adapter."""
     from client.baseshape import read_shape
 
+    if config.mixture.adapters > 1:
+        msg = "mixture.adapters is above 1, and the planner knows costs of one adapter alone."
+        hint = "Plan with --set mixture.adapters=1 and lora.r times as large: about the same cost."
+        raise ConflictingSettings(msg, hint=hint)
     return read_shape(
         base_path(config.model.base, base_dir=base_dir),
         revision=config.model.revision,

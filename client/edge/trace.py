@@ -105,6 +105,7 @@ def _require_plain(model: AdaptedModel) -> None:
     reasons = {
         "The base is quantised": model.base.quantization != "none",
         "The adapter has dropout": model.dropout > 0,
+        "The adapter is a mixture, whose gates the program does not make": model.router is not None,
         "The model classifies": bool(model.base.head),
         "The model is not on the CPU": model.device.type != "cpu",
     }

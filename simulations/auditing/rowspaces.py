@@ -51,7 +51,7 @@ def row_spaces(model: AdaptedModel, gradient: torch.Tensor) -> list[RowSpace]:
     """
     factors = model.spec.unflatten(gradient.cpu().numpy(), model.kinds)
     start = model.factors()
-    names = [factor.name.removesuffix(".lora_A.weight") for factor in model.spec.of_kind("A")]
+    names = list(model.spec.layers)
     probe = torch.tensor([[2, 3, 4, 5]], device=model.device)
     with torch.no_grad(), inputs_of(model, set(names)) as inputs:
         model.peft_model(input_ids=probe, use_cache=False)

@@ -348,7 +348,7 @@ def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
 def _fed_with(model: AdaptedModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return what each adapted layer is fed for some texts, by the layer's name."""
     modules = dict(model.peft_model.named_modules())
-    names = [factor.name.removesuffix(".lora_A.weight") for factor in model.spec.of_kind("A")]
+    names = list(model.spec.layers)
     seen: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Callable[[torch.nn.Module, Any], None]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
+from client.mixture import keep_rows
 from server.audit.target import TOP_K
 from shared import validate
 from shared.errors import AuditError, InvalidValue
@@ -144,7 +145,7 @@ class Writer:
                 break
             rows.go_on(token)
             if isinstance(cache, DynamicCache) and rows.mostly_ended():
-                cache.batch_select_indices(rows.drop_ended())
+                keep_rows(cache, rows.drop_ended())
         return written
 
     def _end_tokens(self) -> set[int]:

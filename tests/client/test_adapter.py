@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from client.adapter import adapt, adapter_spec
+from client.adapter import adapt
+from client.adapterspec import adapter_spec
 from client.losses import collate, per_sequence_losses
 from client.model import load_base
 from shared.errors import AdapterIncompatible, InvalidValue, UnsupportedModel

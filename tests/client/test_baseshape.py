@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client.adapter import adapter_spec
+from client.adapterspec import adapter_spec
 from client.baseshape import read_shape
 from client.model import load_base
 from client.quantization import linear_modules, quantized_storage

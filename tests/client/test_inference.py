@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from client.adapter import adapt, adapter_spec
+from client.adapter import adapt
 from client.adapterrules import AdapterPolicy
+from client.adapterspec import adapter_spec
 from client.adapterstore import AdapterStore
 from client.generation import Answer
 from client.home import DeviceHome, NodeConfig

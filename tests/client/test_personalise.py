@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.adapter import adapter_spec
+from client.adapterspec import adapter_spec
 from client.adapterstore import AdapterStore
 from client.home import DeviceHome, NodeConfig
 from client.inference import LocalModel

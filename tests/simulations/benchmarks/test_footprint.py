@@ -19,7 +19,7 @@ def test_the_large_shape_is_that_of_smollm2_135m() -> None:
 
 
 def test_the_model_is_what_its_shape_says(tmp_path: Path) -> None:
-    from client.adapter import adapter_spec
+    from client.adapterspec import adapter_spec
     from client.model import load_base
 
     write_base(tmp_path / "base", SMALL)

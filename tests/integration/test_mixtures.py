@@ -1,0 +1,72 @@
+"""Whole runs of a mixture: every mode, a run that was stopped, and Flower's engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shared.mixture import ROUTER
+from tests.integration.scenario import run_small
+from tests.integration.test_modes import DISTRIBUTED, _stop_after_first_round
+from tests.integration.test_schedules import SMALL, adapter, same
+
+pytestmark = pytest.mark.slow
+
+MIXED = (*SMALL, "run.rounds=2", "mixture.adapters=2")
+EXAMPLE = ("privacy.mode=example", "clients.max_participations=2")
+NAME = f"base_model.model.{ROUTER}.weight"
+
+
+@pytest.mark.parametrize("mode", [(), EXAMPLE], ids=["central", "example"])
+def test_a_stopped_run_ends_at_the_same_bits_and_all_of_it_is_released(
+    mode: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The noise of every release covers the router too: no coordinate of it stays where it was."""
+    settings = (*MIXED, *mode)
+    whole = run_small(tmp_path / "whole", settings)
+    stopped = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        _stop_after_first_round(stopped, settings)
+    assert same(run_small(stopped, settings, resume=True), whole)
+    factors = adapter(whole)
+    trained = sum(v.size for n, v in factors.items() if "lora_B" in n) + factors[NAME].size
+    assert whole.summary["lora"]["trainable_parameters"] == trained
+    assert whole.summary["lora"]["mixture"] == {"adapters": 2, "sharpness": 4.0}
+    frozen = run_small(tmp_path / "frozen", [*settings, "mixture.router=frozen"])
+    assert (adapter(frozen)[NAME] != factors[NAME]).all()
+    assert frozen.summary["lora"]["trainable_parameters"] == trained - factors[NAME].size
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [(*DISTRIBUTED, "clients.population=12", "clients.cohort=8.0"), ("privacy.mode=none",)],
+    ids=["distributed", "none"],
+)
+def test_other_modes_train_it_too(mode: tuple[str, ...], tmp_path: Path) -> None:
+    result = run_small(tmp_path / "run", [*MIXED, *mode])
+    assert result.summary["status"] == "completed"
+    assert any(value.any() for name, value in adapter(result).items() if "lora_B" in name)
+    losses = result.summary["client_losses"]["after"]
+    assert losses["mean"] is not None
+    assert losses["worst_decile"] >= losses["median"]
+
+
+def test_fedavg_trains_both_factors_and_the_router(tmp_path: Path) -> None:
+    plain = ("privacy.mode=none", "aggregation.policy=fedavg")
+    one = adapter(run_small(tmp_path / "one", [*MIXED, *plain]))
+    other = adapter(run_small(tmp_path / "two", [*MIXED, *plain, "run.rounds=1"]))
+    moved = {name for name in one if not np.array_equal(one[name], other[name])}
+    assert moved == one.keys()
+
+
+def test_on_flowers_engine_the_mixture_is_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="engine flower needs the extra fedslm[ray]")
+    settings = (*MIXED, "privacy.mode=example")
+    here = run_small(tmp_path / "here", settings)
+    there = run_small(tmp_path / "there", [*settings, "run.engine=flower"])
+    assert same(here, there, 1e-4)
+    said = json.loads((there.folder / "adapter" / "fedslm.json").read_text())
+    assert said["mixture"]["adapters"] == 2
