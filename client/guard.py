@@ -159,4 +159,5 @@ class GuardedRuntime(ClientRuntime):
 def _request(instruction: Instruction, cohort: int | None) -> str:
     """Return the digest of everything that an answer depends on."""
     said = canonical_json([instruction.clipping_norm, instruction.empty, cohort])
-    return sha256_hex(said.encode() + b"|" + instruction.vector.tobytes())
+    compared = b"" if instruction.reference is None else b"|" + instruction.reference.tobytes()
+    return sha256_hex(said.encode() + b"|" + instruction.vector.tobytes() + compared)

@@ -91,6 +91,7 @@ class ClientPolicy:
             both, every plan must protect both.
         server_key: the key that signs the server's ledger, or ``None`` to trust the first one seen.
         seeded_noise: whether noise that the server knows is accepted (a rehearsal).
+        votes: whether a plan may ask for votes by held-out records.
         secure_aggregation: what mode ``client-distributed`` needs, else ``None``.
     """
 
@@ -103,6 +104,7 @@ class ClientPolicy:
     client: Budget | None = None
     server_key: str | None = None
     seeded_noise: bool = False
+    votes: bool = False
     secure_aggregation: SecureAggregationLimits | None = None
 
     @classmethod
@@ -124,6 +126,7 @@ class ClientPolicy:
             client=_budget(file.client, PrivacyUnit.CLIENT),
             server_key=file.server_key,
             seeded_noise=file.seeded_noise,
+            votes=file.votes,
             secure_aggregation=_secure_aggregation(file, path.parent),
         )
 
@@ -207,6 +210,8 @@ class ClientPolicy:
         seeded = any(part.noise_source == SEEDED for part in _protected(plan).values())
         if seeded and not self.seeded_noise:
             yield _refusal("noise_source", f"{SEEDED!r}, which the server knows", "'os-entropy'")
+        if plan.vote is not None and not self.votes:
+            yield _refusal("votes", f"one in {plan.vote.every} rounds", "none")
         if plan.distributed is not None and self.secure_aggregation is not None:
             found, least = plan.distributed.min_cohort, self.secure_aggregation.min_cohort
             if not found >= least:

@@ -61,6 +61,8 @@ max_repeats = 0   # further answers to one round, after a crash of the server; e
 # server_key = ""      # 64 hex digits: the key that signs the server's ledger; then every round
 #                      # must come with a head of that ledger
 # seeded_noise = true  # for rehearsals only: the server knows the noise, it protects nobody
+# votes = true         # let the server see, beside an update, whether the adapter got better on
+#                      # records that are held out; it is trusted with both (client-central)
 
 # What everything that ever leaves this device may reveal about one record.
 # [example]
@@ -172,6 +174,7 @@ class PolicyFile(Section):
     max_repeats: NonNegativeInt = Field(default=0, description="further answers to one round")
     server_key: Digest | None = Field(default=None, description="public key of its ledger")
     seeded_noise: Switch = Field(default=False, description="accept noise that the server knows")
+    votes: Switch = Field(default=False, description="vote on the adapter by held-out records")
     example: ExampleSection | None = None
     client: BudgetSection | None = None
     secure_aggregation: SecureAggregationSection | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -24,6 +25,7 @@ from client.residuals import FOLDER, StoredResiduals
 from client.tokencache import TokenCache
 from client.update import clipped_update, noised_update, plain_update
 from client.uplink import Uplink
+from client.voting import require_reference, vote_on
 from shared.config import RunConfig
 from shared.errors import NoUsableText, SchemaMismatch, SensitivityError
 from shared.link import Downlink
@@ -75,7 +77,7 @@ class ClientRuntime:
         mode ``example``, a clipped delta in ``client-central`` (where the server is trusted with
         it), a plain delta only in mode ``none``. In ``client-distributed`` only
         :meth:`train_share` answers, with an encoded, noised share that is masked before it travels.
-        No count, loss or norm is returned.
+        No count, loss or norm is returned; a vote only in the rounds in which the plan has one.
 
     Args:
         config: the scenario.
@@ -209,7 +211,8 @@ class ClientRuntime:
             return self._reply(index, instruction, plain_update(before, after), "plain")
         clip = self._clipping_norm(instruction)
         clipped = clipped_update(before, after, clipping_norm=clip)
-        return self._reply(index, instruction, clipped.vector, "clipped", clipping_norm=clip)
+        update = self._reply(index, instruction, clipped.vector, "clipped", clipping_norm=clip)
+        return replace(update, vote=self._vote(index, instruction))
 
     def train_share(self, index: int, instruction: Instruction, *, cohort: int) -> NoisedShare:
         """Train one client and return its noised share of a secure sum (client-distributed).
@@ -335,6 +338,17 @@ class ClientRuntime:
             if result.tokens > 0
         }
 
+    def _vote(self, index: int, instruction: Instruction) -> int | None:
+        """Return a client's vote in a round that has one; a canary client holds nothing out."""
+        if instruction.reference is None:
+            return None
+        if self._fixed_change(index, instruction.server_round) is not None:
+            return 0
+        two = (instruction.vector, instruction.reference)
+        if self.ranks is not None:
+            two = tuple(self.ranks.widen(v, self._rank(index), self._kinds) for v in two)
+        return vote_on(self.model, self.examples(index)[1], *two, config=self.config)
+
     def _fixed_change(self, index: int, server_round: int) -> Vector | None:
         """Return what a canary client sends in place of training; None for every other client.
 
@@ -377,6 +391,7 @@ class ClientRuntime:
         ):
             msg = f"Found an adapter of {instruction.vector.size} values, expected {expected}."
             raise SchemaMismatch(msg, hint="All values must be finite.")
+        require_reference(self.plan, instruction)
 
     def _reply(
         self,

@@ -69,9 +69,10 @@ class RunBudget:
                 ledger.register_plan(run_id, part, scope)
         if plan.mode == "none":
             return
-        # Rounds of different noise: fewer of them may have cost more.
+        # Rounds of different cost: fewer of them may have cost more.
+        parts = (plan, plan.example)
         self._alone = (
-            plan.schedule is None
+            not any(part is not None and part.uneven for part in parts)
             and len({known.digest() for _, known in ledger.plans(scope)}) <= self._plans()
         )
         for subject, known in ledger.subjects():
@@ -162,6 +163,20 @@ class RunBudget:
     def spent_by_clients(self) -> RunSpent:
         """Return what the client with the most releases has spent about its own examples."""
         return self._worst([name for name in self._releases if name.startswith(_CLIENT)])
+
+    def bound(self) -> float:
+        """Return epsilon as if every planned round had been charged to everybody it may be.
+
+        It holds for a run that ends earlier by what it released, whenever that is.
+        """
+        plan = self._of_population or self._of_clients
+        if plan is None:
+            return math.inf
+        names = [POPULATION]
+        if self._of_population is None:
+            names = [n for n in self._releases if n.startswith(_CLIENT) and self._releases[n] > 0]
+        figures = (self._ledger.bound(name, self._scope, plan).epsilon for name in names)
+        return max(figures, default=plan.epsilon())
 
     def head(self) -> str:
         """Return the hash at the end of the ledger's chain."""

@@ -24,6 +24,7 @@ from shared.lora import Vector
 NAME = "checkpoint.safetensors"
 _FORMAT = 1
 _WAITING = "waiting."
+_REFERENCE = "reference"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,7 @@ class Checkpoint:
             the round, so keeping it costs nothing. Files from before it existed read as None.
         asynchronous: who is at work, in an asynchronous run; empty in a synchronous one.
         waiting: updates of an asynchronous run that no step has counted yet.
+        reference: the adapter that the next vote compares with, where clients vote, else None.
     """
 
     server_round: int
@@ -56,6 +58,7 @@ class Checkpoint:
     clip: float | None = None
     asynchronous: Mapping[str, Any] = field(default_factory=dict)
     waiting: Mapping[str, Vector] = field(default_factory=dict)
+    reference: Vector | None = None
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -78,6 +81,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "vector": checkpoint.vector,
         "average": checkpoint.average,
     }
+    if checkpoint.reference is not None:
+        tensors[_REFERENCE] = checkpoint.reference
     if checkpoint.asynchronous:
         header["asynchronous"] = dict(checkpoint.asynchronous)
     tensors |= {f"optimizer.{name}": value for name, value in checkpoint.optimizer.items()}
@@ -109,6 +114,7 @@ def read_checkpoint(folder: Path, *, config_digest: str) -> Checkpoint | None:
         found = Checkpoint(
             server_round=int(header["server_round"]),
             config_digest=str(header["config_digest"]),
+            reference=tensors.pop(_REFERENCE, None),
             vector=tensors.pop("vector"),
             average=tensors.pop("average"),
             averaged=int(header["averaged"]),

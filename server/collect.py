@@ -130,6 +130,7 @@ def collect_updates(
     enough: int | None = None,
     on_next: Callable[[int], None] = ask_nobody,
     ranked: RankedRound | None = None,
+    on_vote: Callable[[int], None] | None = None,
 ) -> tuple[int, Traffic]:
     """Send a round and hand each update to the aggregator as it comes.
 
@@ -150,6 +151,7 @@ def collect_updates(
         enough: updates after which nobody is waited for; None waits for everybody.
         on_next: is told whose update the aggregator is handed next.
         ranked: the round by rank, where ranks differ: the aggregator is handed widened updates.
+        on_vote: takes the votes of a round that has one.
 
     Returns:
         How many answered, and the traffic.
@@ -176,12 +178,15 @@ def collect_updates(
                 stage=STAGE_OF_MODE[plan.mode],
                 size=expected if ranked is None else ranked.size(nodes[node]),
                 link=link,
+                votes=on_vote is not None,
             )
         except ProtocolError as error:
             logger.warning("round %s, node %d: %s", group, node, error.message)
             on_refused(nodes[node], error.code)
             continue
         on_next(nodes[node])
+        if on_vote is not None:
+            on_vote(update.vote or 0)
         vector = update.vector
         norm = aggregator.add(vector if ranked is None else ranked.widen(nodes[node], vector))
         stretch = 1.0 if link is None else link.code.stretch

@@ -84,7 +84,10 @@ class RankedRound:
             if not self._nested and r < self._ranks.spec.r:
                 cut = truncated(self._ranks.spec, self._ranks.spec_at(r), whole)
             vector, coded = self._links[r].seen(cut)
-            self._told[r] = replace(self._whole, vector=vector, coded=coded)
+            best = self._whole.reference
+            if best is not None:
+                best = self._ranks.narrow(best, r, self._kinds)
+            self._told[r] = replace(self._whole, vector=vector, coded=coded, reference=best)
         return self._told[r]
 
     def _content(self, r: int) -> Records:

@@ -34,6 +34,7 @@ from shared.mixedranks import mixed_ranks
 from shared.privacy.correlated import CorrelatedNoise
 from shared.privacy.noise import SEEDED, NoiseSource
 from shared.privacy.noiserows import forget_rows
+from shared.privacy.vote import VoteSum
 from shared.ranklinks import first_links
 from shared.seeding import data_rng
 from shared.wire import Instruction
@@ -50,12 +51,14 @@ class Release:
         traffic: bytes.
         failure: why the round was aborted, or None.
         opened: whether anybody could have read something of an aborted round.
+        vote: the noised votes over the expected cohort, in a round that has a vote.
     """
 
     aggregate: Aggregate | None
     traffic: Traffic
     failure: str | None = None
     opened: bool = True
+    vote: float | None = None
 
 
 def choose_others(
@@ -162,6 +165,8 @@ class Releaser:
         aggregator = self._aggregator(instruction, ranked)
         on_next = aggregator.of if isinstance(aggregator, ProductMean) else ask_nobody
         enough = wanted_answers(setup.config, len(cohort))
+        due = plan.vote is not None and plan.vote.taken(server_round)
+        votes = VoteSum(plan.vote) if plan.vote is not None and due else None
 
         def ask(clients: Sequence[int], before: int) -> tuple[int, Traffic]:
             return collect_updates(
@@ -177,6 +182,7 @@ class Releaser:
                 enough=None if enough is None else enough - before,
                 on_next=on_next,
                 ranked=ranked,
+                on_vote=None if votes is None else votes.add,
             )
 
         if self.timer is None:
@@ -192,7 +198,11 @@ class Releaser:
             return Release(aggregate=None, traffic=traffic, failure=error.message)
         if aggregate is not None:
             self.clip = aggregate.next_clip
-        return Release(aggregate=aggregate, traffic=traffic)
+        vote = None
+        if votes is not None:
+            source = self._noise(server_round, "vote-noise")
+            vote = votes.release(expected_count=plan.expected_cohort, source=source)
+        return Release(aggregate=aggregate, traffic=traffic, vote=vote)
 
     def _buffered(
         self, messenger: Messenger, instruction: Instruction, rounds: AsyncRounds
@@ -336,8 +346,8 @@ class Releaser:
                 msg, hint="The log names what failed; --resume repeats the round."
             )
 
-    def _noise(self, server_round: int) -> NoiseSource:
-        """Return the generator of the server's noise in a round."""
+    def _noise(self, server_round: int, stream: str = "central-noise") -> NoiseSource:
+        """Return a generator of the server's noise in a round."""
         if self._setup.plan.noise_source == SEEDED:
-            return NoiseSource.seeded(self._setup.config.run.seed, "central-noise", server_round)
+            return NoiseSource.seeded(self._setup.config.run.seed, stream, server_round)
         return NoiseSource.from_os()

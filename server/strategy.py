@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from flwr.serverapp import Grid
 
-from server.budget import Charge, RunBudget
+from server.budget import RunBudget
 from server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from server.cohort import (
     cohort_source,
@@ -28,15 +28,15 @@ from server.collect import Traffic
 from server.factoroptimizer import make_optimizer
 from server.lostrounds import LOST, Begun, begin_round, begun_round
 from server.messenger import MEASURE, Messenger
-from server.metricslines import read_metrics
 from server.presence import Presence
 from server.release import Release, Releaser
 from server.releases import ReleaseRecorder
+from server.settling import Settler
 from server.setup import NodeDirectory, RoundObserver, RunSetup
-from server.stopping import should_stop
+from server.stopping import Judge, StoppingWatch
 from server.timing import refuse_in_fleet
 from shared.classtally import figures
-from shared.errors import ProtocolError, QuorumNotReached
+from shared.errors import ProtocolError
 from shared.lora import Vector, initial_factors
 from shared.seeding import data_rng
 from shared.wire import (
@@ -46,8 +46,6 @@ from shared.wire import (
 )
 
 logger = logging.getLogger("fedslm.server")
-
-_MOST_ABORTED = 3
 
 Losses = dict[int, float]
 Record = dict[str, Any]
@@ -62,6 +60,7 @@ class FederatedRun:
         observer: is told about progress.
         directory: of a fleet, where enrolment says which client a node speaks for; without one
             each node is asked.
+        judge: the loss on public text, where the scenario stops by it.
     """
 
     def __init__(
@@ -71,6 +70,7 @@ class FederatedRun:
         budget: RunBudget,
         observer: RoundObserver,
         directory: NodeDirectory | None = None,
+        judge: Judge | None = None,
     ) -> None:
         if directory is not None:
             refuse_in_fleet(setup.config)
@@ -86,13 +86,14 @@ class FederatedRun:
         factors = initial_factors(setup.spec, setup.config.adapter_seed)
         own = setup.spec.flatten(factors, self._kinds)
         self.initial_vector: Vector = own if setup.start is None else setup.start
+        self._watch = StoppingWatch(setup, start=self.initial_vector, judge=judge)
         self.vector: Vector = self.initial_vector
         self._average = np.zeros(size, dtype=np.float64)
         self._averaged = 0
         self.finished_rounds = 0
         self.last_record: Record = {}
         self.class_figures: dict[str, float] = {}
-        self._aborted = 0
+        self._settler = Settler(budget)
         self._releaser = Releaser(
             setup,
             start=own,
@@ -138,6 +139,7 @@ class FederatedRun:
         self._releaser.resume_time(self.last_record)
         if self._releaser.asynchronous is not None:
             self._releaser.asynchronous.restore(found.asynchronous, found.waiting)
+        self._watch.restore(found.reference)
         if found.clip is not None:
             self._releaser.clip = found.clip
         return True
@@ -163,16 +165,11 @@ class FederatedRun:
             self._count_lost_rounds()
         self._releaser.begin(self.finished_rounds)
         for server_round in range(self.finished_rounds + 1, self._config.run.rounds + 1):
-            if self._stops():
+            if self._watch.stops():
                 logger.info("stopped after round %d", self.finished_rounds)
                 break
             self._round(messenger, server_round)
         self._releaser.end()
-
-    def _stops(self) -> bool:
-        """Tell whether the scenario wants no more rounds, by the metrics of the finished ones."""
-        stopping = self._config.stopping
-        return stopping.patience > 0 and should_stop(read_metrics(self._setup.folder), stopping)
 
     def measure(
         self, messenger: Messenger, clients: Sequence[int], vector: Vector, *, group: str
@@ -225,12 +222,15 @@ class FederatedRun:
         self._fold_average(server_round)
         record = self._record(server_round, len(cohort), release)
         record["clipping_norm"] = self._setup.plan.clipping_norm if clip is None else clip
+        record |= self._watch.look(
+            server_round, release, judged=instruction.vector, released=self.released
+        )
         record["seconds"] = round(time.monotonic() - began, 3)
         # Before the new adapter is sent to anybody, measured clients included: a round that is
         # repeated under correlated noise gets the same noise, perhaps on another sum.
         self._checkpoint(server_round, record)
         self._recorder.publish(server_round)
-        self._settle(charge, release, server_round)
+        self._settler.settle(charge, release, server_round)
         self.measure_progress(messenger, record)
         record["seconds"] = round(time.monotonic() - began, 3)
         self.finished_rounds = server_round
@@ -259,26 +259,6 @@ class FederatedRun:
             self.finished_rounds = server_round
             self.last_record = record
             self._observer.finished(record)
-
-    def _settle(self, charge: Charge, release: Release, server_round: int) -> None:
-        """Commit what a round was charged; give it back where nobody could read anything.
-
-        Raises:
-            QuorumNotReached: after several aborted rounds in a row.
-        """
-        if release.failure is None:
-            self._budget.commit(charge)
-            self._aborted = 0
-            return
-        paid = "what it was charged stays charged" if release.opened else "it costs nothing"
-        logger.warning("round %d was aborted, %s: %s", server_round, paid, release.failure)
-        if not release.opened:
-            self._budget.abandon(charge)
-        self._aborted += 1
-        if self._aborted >= _MOST_ABORTED:
-            msg = f"Rounds {server_round - _MOST_ABORTED + 1} to {server_round} were aborted: "
-            hint = "Find out why clients drop out, or plan for fewer survivors; --resume goes on."
-            raise QuorumNotReached(f"{msg}{release.failure}", hint=hint)
 
     def _cohort(self, server_round: int) -> list[int]:
         """Choose the round's clients as the plan says."""
@@ -340,8 +320,10 @@ class FederatedRun:
         """Make the metrics line of a round, not measured yet."""
         spent = self._budget.spent()
         private = self._setup.plan.mode != "none"
+        uneven = {"noise_multiplier": self._setup.plan.charged_noise_of(server_round)}
         return {
             **self._releaser.time_notes(),
+            **(uneven if self._setup.plan.uneven else {}),
             "round": server_round,
             "loss": None,
             "perplexity": None,
@@ -375,6 +357,7 @@ class FederatedRun:
                 optimizer_steps=self._optimizer.steps,
                 record=record,
                 clip=self._releaser.clip,
+                reference=self._watch.state,
                 asynchronous={} if rounds is None else rounds.state(),
                 waiting={} if rounds is None else rounds.tensors(),
             ),
@@ -392,4 +375,5 @@ class FederatedRun:
             clipping_norm=self._releaser.clip,
             anchor=self._budget.signed_head(),
             coded=coded,
+            reference=self._watch.reference(server_round),
         )

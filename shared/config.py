@@ -18,6 +18,7 @@ from shared.configattack import AttackSection
 from shared.configclock import BufferSection, ClockSection
 from shared.configdevices import DevicesSection
 from shared.configevaluation import EvaluationSection
+from shared.configexample import ExampleSection as ExampleSection
 from shared.configlink import LinkSection
 from shared.configmixture import MixtureSection
 from shared.configperformance import PerformanceSection
@@ -240,33 +241,6 @@ class PrivacySection(Section):
         default=None,
         description="target against the server itself (client-distributed); may ask for more noise",
     )
-
-
-class ExampleSection(Section):
-    """DP-SGD inside each client, beside a client mode; both guarantees hold and are reported."""
-
-    neighboring_relation: Literal["add-or-remove-one", "replace-one"] | None = Field(
-        default=None, description="which neighbouring data sets of one client are compared"
-    )
-    epsilon: PositiveReal | None = Field(default=None, description="target; noise is derived")
-    noise_multiplier: PositiveReal | None = Field(
-        default=None, description="noise stddev over the clip; epsilon is derived"
-    )
-    delta: OpenUnit | None = Field(default=None, description="failure probability")
-    max_grad_norm: PositiveReal | None = Field(
-        default=None, description="L2 bound of one example's gradient"
-    )
-    sampling_probability: Probability | None = Field(
-        default=None, description="chance of an example to be in a local step"
-    )
-    cap: PositiveReal | None = Field(
-        default=None, description="epsilon that the ledger never lets pass; default the plan's"
-    )
-
-    @property
-    def used(self) -> bool:
-        """Tell whether any of it is said."""
-        return any(value is not None for value in self.model_dump().values())
 
 
 class AuditSection(Section):

@@ -19,6 +19,7 @@ from shared.problems import conflict
 from shared.rankrules import rank_conflicts
 from shared.robustrules import robust_conflicts
 from shared.schedulerules import schedule_problems
+from shared.stoppingrules import stopping_problems
 from shared.stragglerrules import straggler_conflicts
 from shared.taskrules import task_conflicts
 
@@ -34,6 +35,7 @@ def find_conflicts(config: RunConfig) -> list[Problem]:
         *policy_conflicts(config),
         *rank_conflicts(config),
         *schedule_problems(config),
+        *stopping_problems(config),
         *link_problems(config),
         *straggler_conflicts(config),
         *robust_conflicts(config),

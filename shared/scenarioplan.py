@@ -6,13 +6,14 @@ sent is the one that the scenario asks for.
 
 from __future__ import annotations
 
-from shared.config import RunConfig
+from shared.config import ExampleSection, PrivacySection, RunConfig
 from shared.errors import InvalidValue
 from shared.privacy.noiseschedule import NoiseSchedule
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.planform import UNIT_OF_MODE
 from shared.privacy.planning import make_plan
 from shared.privacy.quantile import QuantileClipping
+from shared.privacy.vote import VoteTerms
 
 # Andrew et al. 2021, section 3: the count's noise may be a twentieth of the cohort.
 _COUNT_NOISE_SHARE = 20.0
@@ -66,7 +67,8 @@ def plan_of(config: RunConfig, *, population: int) -> PrivacyPlan:
         min_cohort=privacy.min_cohort,
         server_epsilon=None if privacy.mode == "none" else privacy.server_epsilon,
         example=_plan_of_steps(config, population=population),
-        schedule=_schedule(config),
+        schedule=_schedule(privacy),
+        vote=_vote(config),
     )
 
 
@@ -79,12 +81,22 @@ def separation_of(config: RunConfig, *, population: int) -> int:
     return 1 if cohort is None else max(1, int(population // cohort))
 
 
-def _schedule(config: RunConfig) -> NoiseSchedule | None:
+def _schedule(said: PrivacySection | ExampleSection) -> NoiseSchedule | None:
     """Return how noise changes over the rounds, if it does."""
-    privacy = config.privacy
-    if privacy.noise_schedule == "constant" or privacy.noise_final is None:
+    if said.noise_schedule == "constant" or said.noise_final is None:
         return None
-    return NoiseSchedule(form=privacy.noise_schedule, final=privacy.noise_final)
+    return NoiseSchedule(form=said.noise_schedule, final=said.noise_final)
+
+
+def _vote(config: RunConfig) -> VoteTerms | None:
+    """Return in which rounds clients vote, if they do."""
+    stopping = config.stopping
+    if not stopping.used or stopping.on != "vote" or config.privacy.mode == "none":
+        return None
+    if stopping.vote_noise_multiplier is None:
+        msg = "vote_noise_multiplier=None, expected the noise on the sum of votes."
+        raise InvalidValue(msg)
+    return VoteTerms(every=stopping.every, noise_multiplier=float(stopping.vote_noise_multiplier))
 
 
 def _quantile(config: RunConfig, *, population: int) -> QuantileClipping | None:
@@ -127,4 +139,5 @@ def _plan_of_steps(config: RunConfig, *, population: int) -> PrivacyPlan | None:
         population=population,
         noise_source=privacy.noise_source,
         cap=said.cap,
+        schedule=_schedule(said),
     )

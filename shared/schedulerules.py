@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shared.config import RunConfig
+from shared.config import ExampleSection, PrivacySection, RunConfig
 from shared.errors import Problem
 from shared.privacy.noiseschedule import LARGEST_FINAL, SMALLEST_FINAL
 from shared.problems import conflict
@@ -21,30 +21,13 @@ def schedule_problems(config: RunConfig) -> Iterator[Problem]:
         )
     if config.privacy.mode != "none":
         yield from _noise(config)
-        if config.stopping.patience > 0:
-            yield conflict(
-                key="stopping.patience",
-                message=f"cannot be used together with {config.privacy.mode}: a decision to stop "
-                "would look at clients' held-out losses, and no event pays for that.",
-                hint="Plan fewer rounds; a run may also be ended by hand, for reasons that have "
-                "nothing to do with the clients' data.",
-            )
 
 
 def _noise(config: RunConfig) -> Iterator[Problem]:
     """Check noise that changes over the rounds."""
     privacy = config.privacy
-    final = privacy.noise_final
-    if (privacy.noise_schedule == "constant") != (final is None):
-        yield conflict(
-            key="privacy.noise_final",
-            message="goes with a noise_schedule that is not constant, and only with one.",
-        )
-    if final is not None and not SMALLEST_FINAL <= final <= LARGEST_FINAL:
-        yield Problem(
-            key="privacy.noise_final",
-            message=f"found {final:g}, expected {SMALLEST_FINAL:g} to {LARGEST_FINAL:g}.",
-        )
+    yield from _stairs("privacy", privacy)
+    yield from _stairs("example", config.example)
     if privacy.noise_schedule == "constant":
         return
     reasons = {
@@ -71,3 +54,18 @@ def _noise(config: RunConfig) -> Iterator[Problem]:
                 key="privacy.noise_schedule",
                 message=f"cannot be used together with {what}: {why}.",
             )
+
+
+def _stairs(section: str, said: PrivacySection | ExampleSection) -> Iterator[Problem]:
+    """Check that a schedule of noise is said in full."""
+    final = said.noise_final
+    if (said.noise_schedule == "constant") != (final is None):
+        yield conflict(
+            key=f"{section}.noise_final",
+            message="goes with a noise_schedule that is not constant, and only with one.",
+        )
+    if final is not None and not SMALLEST_FINAL <= final <= LARGEST_FINAL:
+        yield Problem(
+            key=f"{section}.noise_final",
+            message=f"found {final:g}, expected {SMALLEST_FINAL:g} to {LARGEST_FINAL:g}.",
+        )

@@ -9,28 +9,25 @@ carries a code and nothing else.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from numpy.typing import NDArray
 
 from shared.classtally import MOST_LABELS
 from shared.errors import ClientFailed, SchemaMismatch
 from shared.link import Coded, Downlink, Link
 from shared.lora import Vector
-from shared.npyfile import read_npy
 from shared.privacy.ledger_signing import SignedHead
+from shared.privacy.vote import LARGEST_VOTE
 from shared.redact import known_codes
+from shared.wirefields import ADAPTER as ADAPTER
+from shared.wirefields import HEADER as HEADER
+from shared.wirefields import PROTOCOL as PROTOCOL
+from shared.wirefields import REFERENCE, array_of, expect, field_of, header_of, shown, vector_of
+from shared.wirefields import VECTOR as VECTOR
 
-PROTOCOL: Final = 1
-HEADER: Final = "fedslm"
-ADAPTER: Final = "adapter"
-VECTOR: Final = "vector"
 CODEC: Final = "codec"
-_SHOWN: Final = 64
-
-T = TypeVar("T")
 Records: TypeAlias = RecordDict
 Phase = Literal["advertise", "share", "mask", "confirm", "reveal"]
 PHASES: Final[tuple[Phase, ...]] = ("advertise", "share", "mask", "confirm", "reveal")
@@ -53,6 +50,7 @@ class Instruction:
         empty: whether the client is asked to take part with an empty update, to fill a cohort up.
         anchor: the signed end of the server's ledger, which a device remembers.
         coded: the vector as it travels where the scenario codes it; None once it was read.
+        reference: the adapter that a vote compares the vector with, in a round with a vote.
     """
 
     run_id: str
@@ -64,6 +62,7 @@ class Instruction:
     empty: bool = False
     anchor: SignedHead | None = None
     coded: Coded | None = None
+    reference: Vector | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +105,7 @@ class ClientUpdate:
         vector: the adapter delta, flat float32; sensitive unless ``"noised"``. At the server, what
             was read of it; at the client, what it was before it was coded.
         coded: the delta as it travels where the scenario codes it; as sensitive as the vector.
+        vote: -1, 0 or 1 in a round with a vote (client-central), as sensitive as a clipped update.
     """
 
     server_round: int
@@ -113,6 +113,7 @@ class ClientUpdate:
     stage: Stage
     vector: Vector
     coded: Coded | None = None
+    vote: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +140,10 @@ class Introduction:
 
 def encode_instruction(instruction: Instruction) -> RecordDict:
     """Write an instruction as Flower records."""
-    return _records(_told(instruction), instruction.vector, instruction.coded)
+    records = _records(_told(instruction), instruction.vector, instruction.coded)
+    if instruction.reference is not None:
+        records[REFERENCE] = _whole(instruction.reference)
+    return records
 
 
 def decode_instruction(records: RecordDict, downlink: Downlink | None = None) -> Instruction:
@@ -152,14 +156,16 @@ def decode_instruction(records: RecordDict, downlink: Downlink | None = None) ->
     Raises:
         SchemaMismatch: if a field is missing, has another type, or the version differs.
     """
-    header = _header(records)
+    header = header_of(records, also=(REFERENCE,))
     moving = "clipping-norm" in header
+    compared = REFERENCE in records
     return Instruction(
         **_addressed(header),
         vector=_adapter(records, header, downlink),
-        clipping_norm=_field(header, "clipping-norm", float) if moving else None,
-        empty=_field(header, "empty", bool),
+        clipping_norm=field_of(header, "clipping-norm", float) if moving else None,
+        empty=field_of(header, "empty", bool),
         anchor=_anchor(header),
+        reference=np.array(vector_of(records, REFERENCE)) if compared else None,
     )
 
 
@@ -177,12 +183,13 @@ def decode_phase_call(records: RecordDict) -> PhaseCall | None:
     Raises:
         SchemaMismatch: if a field is missing or has another type, or the phase is unknown.
     """
-    header = _header(records)
+    header = header_of(records, also=(REFERENCE,))
     if "phase" not in header:
         return None
+    header_of(records)
     return PhaseCall(
         phase=_phase(header),
-        payload=_field(header, "payload", bytes),
+        payload=field_of(header, "payload", bytes),
         **_addressed(header),
     )
 
@@ -199,10 +206,10 @@ def decode_phase_reply(records: RecordDict, *, phase: Phase) -> PhaseReply:
         ClientFailed: if the client reports a failure; names its code only.
         SchemaMismatch: if a field is missing, has another type, or another phase is answered.
     """
-    header = _header(records)
+    header = header_of(records)
     _refuse_failure(header)
-    _expect("phase", _phase(header), phase)
-    return PhaseReply(phase=phase, payload=_field(header, "payload", bytes))
+    expect("phase", _phase(header), phase)
+    return PhaseReply(phase=phase, payload=field_of(header, "payload", bytes))
 
 
 def encode_update(update: ClientUpdate) -> RecordDict:
@@ -213,6 +220,8 @@ def encode_update(update: ClientUpdate) -> RecordDict:
         "config-digest": update.config_digest,
         "stage": update.stage,
     }
+    if update.vote is not None:
+        header["vote"] = update.vote
     return _records(header, update.vector, update.coded)
 
 
@@ -224,6 +233,7 @@ def decode_update(
     stage: Stage,
     size: int,
     link: Link | None = None,
+    votes: bool = False,
 ) -> ClientUpdate:
     """Read an update and check that it answers this round of this run.
 
@@ -239,23 +249,30 @@ def decode_update(
         stage: what the privacy mode requires of an update.
         size: number of parameters expected.
         link: the code that the scenario says; None for float32. No other is read.
+        votes: whether the round has a vote; an update without one is not taken then, nor one with
+            a vote in any other round.
 
     Raises:
         ClientFailed: if the client reports a failure; names its code only.
         SchemaMismatch: if anything does not match.
     """
-    header = _header(records)
+    header = header_of(records)
     _refuse_failure(header)
     update = ClientUpdate(
-        server_round=_field(header, "server-round", int),
-        config_digest=_field(header, "config-digest", str),
+        server_round=field_of(header, "server-round", int),
+        config_digest=field_of(header, "config-digest", str),
         stage=stage,
         vector=_sent(records, header, link, size),
+        vote=field_of(header, "vote", int) if votes else None,
     )
-    _expect("stage", _field(header, "stage", str), stage)
-    _expect("server-round", update.server_round, server_round)
-    _expect("config-digest", update.config_digest, config_digest)
-    _expect("number of parameters", update.vector.size, size)
+    if not votes:
+        expect("vote", header.get("vote"), None)
+    elif not abs(update.vote or 0) <= LARGEST_VOTE:
+        expect("vote", update.vote, "-1, 0 or 1")
+    expect("stage", field_of(header, "stage", str), stage)
+    expect("server-round", update.server_round, server_round)
+    expect("config-digest", update.config_digest, config_digest)
+    expect("number of parameters", update.vector.size, size)
     return update
 
 
@@ -278,15 +295,15 @@ def decode_measurement(records: RecordDict) -> Measurement:
         ClientFailed: if the client reports a failure.
         SchemaMismatch: if a field is missing or has another type.
     """
-    header = _header(records)
+    header = header_of(records)
     _refuse_failure(header)
-    tokens = _field(header, "tokens", int)
-    classes = _field(header, "classes", list) if "classes" in header else []
+    tokens = field_of(header, "tokens", int)
+    classes = field_of(header, "classes", list) if "classes" in header else []
     sizes = len(classes) % 3 == 0 and len(classes) <= 3 * MOST_LABELS
     if not (sizes and all(type(n) is int and 0 <= n <= tokens for n in classes)):
         msg = f"Found {len(classes)} counts by class, expected three for each, of {tokens} texts."
         raise SchemaMismatch(msg)
-    return Measurement(loss=_field(header, "loss", float), tokens=tokens, classes=tuple(classes))
+    return Measurement(loss=field_of(header, "loss", float), tokens=tokens, classes=tuple(classes))
 
 
 def encode_introduction(introduction: Introduction) -> RecordDict:
@@ -300,7 +317,7 @@ def decode_introduction(records: RecordDict) -> Introduction:
     Raises:
         SchemaMismatch: if a field is missing or has another type.
     """
-    return Introduction(client=_field(_header(records), "client", int))
+    return Introduction(client=field_of(header_of(records), "client", int))
 
 
 def encode_failure(code: str) -> RecordDict:
@@ -343,9 +360,13 @@ def _records(
         return named
     records = RecordDict({HEADER: ConfigRecord(header)})
     if vector is not None:
-        array = Array(np.ascontiguousarray(vector, dtype=np.float32))
-        records[ADAPTER] = ArrayRecord({VECTOR: array})
+        records[ADAPTER] = _whole(vector)
     return records
+
+
+def _whole(vector: Vector) -> ArrayRecord:
+    """Write a vector in four bytes a number."""
+    return ArrayRecord({VECTOR: Array(np.ascontiguousarray(vector, dtype=np.float32))})
 
 
 def _address(message: Instruction | PhaseCall) -> dict[str, Any]:
@@ -372,10 +393,10 @@ def _told(instruction: Instruction) -> dict[str, Any]:
 def _addressed(header: ConfigRecord) -> dict[str, Any]:
     """Read the header fields that say what a message belongs to."""
     return {
-        "run_id": _field(header, "run-id", str),
-        "server_round": _field(header, "server-round", int),
-        "config_digest": _field(header, "config-digest", str),
-        "plan_digest": _field(header, "plan-digest", str),
+        "run_id": field_of(header, "run-id", str),
+        "server_round": field_of(header, "server-round", int),
+        "config_digest": field_of(header, "config-digest", str),
+        "plan_digest": field_of(header, "plan-digest", str),
     }
 
 
@@ -384,18 +405,18 @@ def _anchor(header: ConfigRecord) -> SignedHead | None:
     if not any(f"ledger-{name}" in header for name in _ANCHOR):
         return None
     values: dict[str, Any] = {
-        name: _field(header, f"ledger-{name}", kind) for name, kind in _ANCHOR.items()
+        name: field_of(header, f"ledger-{name}", kind) for name, kind in _ANCHOR.items()
     }
     return SignedHead(**values)
 
 
 def _phase(header: ConfigRecord) -> Phase:
     """Read the name of a phase."""
-    name = _field(header, "phase", str)
+    name = field_of(header, "phase", str)
     for phase in PHASES:
         if phase == name:
             return phase
-    msg = f"Found phase={_shown(name)}, expected one of: {', '.join(PHASES)}."
+    msg = f"Found phase={shown(name)}, expected one of: {', '.join(PHASES)}."
     raise SchemaMismatch(msg)
 
 
@@ -403,38 +424,16 @@ def _refuse_failure(header: ConfigRecord) -> None:
     """Raise if a client reports a failure; only a known code is repeated."""
     if "failure" not in header:
         return
-    code = _field(header, "failure", str)
+    code = field_of(header, "failure", str)
     shown = code if code in known_codes() else "unexpected"
     msg = f"A client failed with code {shown!r}."
     raise ClientFailed(msg, hint="See docs/errors.md; the device's own log says more.")
 
 
-def _header(records: RecordDict) -> ConfigRecord:
-    """Return the header of a message of our protocol version."""
-    header = records.get(HEADER)
-    if not isinstance(header, ConfigRecord):
-        msg = "A message has no fedslm header."
-        raise SchemaMismatch(msg, hint="Is the other side running fedslm?")
-    if not set(records) <= {HEADER, ADAPTER}:
-        msg = f"A message has {len(records)} records, expected {HEADER!r} and {ADAPTER!r} at most."
-        raise SchemaMismatch(msg)
-    _expect("protocol", header.get("protocol"), PROTOCOL)
-    return header
-
-
-def _field(header: ConfigRecord, name: str, kind: type[T]) -> T:
-    """Return a header field of exactly one type."""
-    value = header.get(name)
-    if not isinstance(value, kind) or type(value) is not kind:
-        msg = f"Header field {name!r} has type {type(value).__name__}, expected {kind.__name__}."
-        raise SchemaMismatch(msg)
-    return value
-
-
 def _adapter(records: RecordDict, header: ConfigRecord, downlink: Downlink | None) -> Vector:
     """Return the adapter of an instruction, a copy; coded or whole."""
     if CODEC not in header:
-        return np.array(_vector(records))
+        return np.array(vector_of(records))
     if downlink is None:
         msg = "An instruction has a coded adapter, expected float32."
         raise SchemaMismatch(msg)
@@ -444,47 +443,12 @@ def _adapter(records: RecordDict, header: ConfigRecord, downlink: Downlink | Non
 def _sent(records: RecordDict, header: ConfigRecord, link: Link | None, size: int) -> Vector:
     """Return the vector of an update in the code of the scenario and in no other."""
     if link is None:
-        _expect("codec", header.get(CODEC), None)
-        return _vector(records)
+        expect("codec", header.get(CODEC), None)
+        return vector_of(records)
     return link.decode(_coded(records, header), size)
 
 
 def _coded(records: RecordDict, header: ConfigRecord) -> Coded:
     """Return a coded vector; its bytes are those of the message, not yet looked at."""
-    name, data = _field(header, CODEC, str), _array(records, "uint8")
+    name, data = field_of(header, CODEC, str), array_of(records, "uint8")
     return Coded(codec=name, data=data.tobytes())
-
-
-def _vector(records: RecordDict) -> Vector:
-    """Return the flat float32 vector of a message, a view of its bytes that cannot be written."""
-    return _array(records, "float32")
-
-
-def _array(records: RecordDict, dtype: str) -> NDArray[Any]:
-    """Return the only array of a message, of one dimension and a given type, as a view."""
-    record = records.get(ADAPTER)
-    array = record.get(VECTOR) if isinstance(record, ArrayRecord) else None
-    if array is None or len(records[ADAPTER]) != 1:
-        msg = "A message has no adapter vector, or other arrays beside it."
-        raise SchemaMismatch(msg)
-    if (array.dtype, array.stype, len(array.shape)) != (dtype, "numpy.ndarray", 1):
-        found = _shown(array.dtype)
-        msg = f"Found an adapter of dtype {found}, expected {dtype} in one dimension."
-        raise SchemaMismatch(msg)
-    # numpy's own reader raises what it likes, unpacks archives and believes the header's shape.
-    return read_npy(memoryview(array.data).toreadonly(), dtype=dtype, shape=array.shape)
-
-
-def _expect(name: str, found: object, expected: object) -> None:
-    """Refuse a value other than the expected one."""
-    if found != expected:
-        msg = f"Found {name}={_shown(found)}, expected {expected!r}."
-        raise SchemaMismatch(msg, hint="Server and client must run the same scenario and version.")
-
-
-def _shown(value: object) -> str:
-    """Return how a value of somebody else is repeated: one short line of printable ASCII."""
-    if isinstance(value, str):
-        return ascii(value[:_SHOWN]) + ("..." if len(value) > _SHOWN else "")
-    plain = value is None or isinstance(value, bool | int | float)
-    return repr(value) if plain else type(value).__name__

@@ -67,6 +67,16 @@ def plan_budget(
         float | None,
         typer.Option(help="Target against the server itself, if it needs more noise."),
     ] = None,
+    noise_final: Annotated[
+        float | None,
+        typer.Option(help="Noise of the last rounds over that of the first, in up to 8 stairs."),
+    ] = None,
+    vote_every: Annotated[
+        int | None, typer.Option(help="Rounds from one vote of clients to the next.")
+    ] = None,
+    vote_noise_multiplier: Annotated[
+        float | None, typer.Option(help="Noise on the sum of votes, in votes.")
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Write epsilon by round to this SVG file.")
     ] = None,
@@ -107,6 +117,8 @@ def plan_budget(
         survivor_fraction=survivor_fraction,
         min_cohort=min_cohort,
         server_epsilon=server_epsilon,
+        schedule=_schedule(noise_final),
+        vote=_vote(vote_every, vote_noise_multiplier),
     )
     report = plan_report(plan)
     if plot is not None:
@@ -155,10 +167,41 @@ def _terms(plan: PrivacyPlan) -> dict[str, Any]:
         return plan.distributed.to_json()
     if plan.correlated is not None:
         return {**plan.correlated.to_json(), "sensitivity": plan.correlated.sensitivity}
+    found: dict[str, Any] = {}
+    if plan.schedule is not None:
+        last = plan.noise_multiplier_of(plan.rounds)
+        found |= {"noise_final": plan.schedule.final, "noise_multiplier_of_last_round": last}
+    if plan.vote is not None:
+        found |= {
+            "vote_every": plan.vote.every,
+            "vote_noise_multiplier": plan.vote.noise_multiplier,
+            "votes": plan.vote.among(plan.rounds),
+            "least_noise_multiplier": plan.least_noise_multiplier,
+        }
     if plan.quantile is not None and plan.noise_multiplier is not None:
         of_update = plan.quantile.split(plan.noise_multiplier)
-        return {**plan.quantile.to_json(), "noise_multiplier_of_update": of_update}
-    return {}
+        found |= {**plan.quantile.to_json(), "noise_multiplier_of_update": of_update}
+    return found
+
+
+def _schedule(final: float | None) -> Any:  # noqa: ANN401
+    """Return noise that changes over the rounds, if it was asked for."""
+    from shared.privacy.noiseschedule import NoiseSchedule
+
+    return None if final is None else NoiseSchedule(final=final)
+
+
+def _vote(every: int | None, noise: float | None) -> Any:  # noqa: ANN401
+    """Return the terms of votes, if they were asked for."""
+    from shared.errors import ConflictingSettings
+    from shared.privacy.vote import VoteTerms
+
+    if every is None and noise is None:
+        return None
+    if every is None or noise is None:
+        msg = "--vote-every and --vote-noise-multiplier go together."
+        raise ConflictingSettings(msg)
+    return VoteTerms(every=every, noise_multiplier=noise)
 
 
 def _quantile(target: float | None, stddev: float | None, cohort: float) -> Any:  # noqa: ANN401
@@ -220,11 +263,13 @@ def _print_plan(report: dict[str, Any]) -> None:
     )
     for name, value in report["terms"].items():
         console.print(f"  {name} {value:g}", highlight=False)
-    rounds = Table("rounds", "epsilon", "by RDP", box=None, pad_edge=False)
+    uneven = len({figure["noise_multiplier"] for figure in report["by_round"]}) > 1
+    noise = ["noise"] if uneven else []
+    rounds = Table("rounds", "epsilon", "by RDP", *noise, box=None, pad_edge=False)
     for figure in report["by_round"]:
-        rounds.add_row(
-            str(figure["rounds"]), f"{figure['epsilon']:.4f}", f"{figure['epsilon_rdp']:.4f}"
-        )
+        cells = [f"{figure['epsilon']:.4f}", f"{figure['epsilon_rdp']:.4f}"]
+        cells += [f"{figure['noise_multiplier']:.4f}"] if uneven else []
+        rounds.add_row(str(figure["rounds"]), *cells)
     console.print(rounds)
     console.print(_choices(report["what_if"]))
     for warning in report["warnings"]:

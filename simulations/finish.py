@@ -26,6 +26,7 @@ from simulations.attacks.summary import attack_summary, defence_summary
 from simulations.personal import gain, spread
 from simulations.report import write_report
 from simulations.runfolder import SUMMARY, RunFolder
+from simulations.stopnote import stop_note, stop_warning
 from simulations.taskfigures import task_summary
 
 PACKAGES = (
@@ -229,9 +230,12 @@ def _privacy(outcome: Outcome) -> dict[str, Any]:
     spent = outcome.budget.spent()
     private = plan.mode != "none"
     config = outcome.assembly.runtime.config
+    note = stop_note(config, plan, outcome.budget, rounds=outcome.rounds, status=outcome.status)
+    stopped = private and note is not None and note["stopped"]
+    claimed = note["epsilon_bound"] if note is not None and stopped else spent.epsilon
     statement = privacy_statement(
         plan,
-        epsilon_spent=spent.epsilon,
+        epsilon_spent=claimed,
         releases=spent.releases,
         examples_per_person=config.data.max_records if plan.mode == "example" else None,
     )
@@ -240,7 +244,7 @@ def _privacy(outcome: Outcome) -> dict[str, Any]:
             "mode": plan.mode,
             "unit": str(plan.unit) if private else None,
             "neighboring_relation": str(plan.neighboring_relation) if private else None,
-            "epsilon": spent.epsilon if private else None,
+            "epsilon": claimed if private else None,
             "delta": plan.delta if private else None,
             "noise_multiplier": plan.noise_multiplier or 0.0,
             "clipping_norm": plan.clipping_norm,
@@ -254,6 +258,8 @@ def _privacy(outcome: Outcome) -> dict[str, Any]:
             "server_epsilon": _finite(plan.server_epsilon()),
             "noise": plan.noise if private else None,
             "noise_schedule": None if plan.schedule is None else plan.schedule.to_json(),
+            "vote": None if plan.vote is None else plan.vote.to_json(),
+            "stopping": note,
             "noise_source": plan.noise_source if private else None,
             "example": _example(outcome),
         },
@@ -261,6 +267,7 @@ def _privacy(outcome: Outcome) -> dict[str, Any]:
         "warnings": [
             *plan.warnings(),
             *_start_warning(outcome),
+            *stop_warning(note),
             *policy_warnings(config),
         ],
     }
@@ -308,6 +315,7 @@ def _example(outcome: Outcome) -> dict[str, Any] | None:
         "noise_multiplier": inner.noise_multiplier,
         "max_grad_norm": inner.max_grad_norm,
         "sampling_probability": inner.sampling_probability,
+        "noise_schedule": None if inner.schedule is None else inner.schedule.to_json(),
         "releases": spent.releases,
         "accountant": inner.accountant,
         "epsilon_rdp": spent.epsilon_rdp,

@@ -16,6 +16,7 @@ from server.fleetdb import FleetDatabase
 from server.fleetruns import FleetRuns, RunView
 from server.home import ServerHome
 from server.prepared import IDENTITY, ROSTER, describe_run, run_name
+from server.stopping import refuse_public_in_fleet
 from server.timing import refuse_in_fleet
 from server.warmstart import keep_start, open_warm_start
 from shared.attackrules import refuse_attack
@@ -74,6 +75,7 @@ def start_run(
     """
     config = resolved.config
     refuse_in_fleet(config)
+    refuse_public_in_fleet(config)
     refuse_attack(config)
     folder = home.run_folder(name or default_name(config))
     if folder.exists():
@@ -166,7 +168,7 @@ def _doubts(config: RunConfig, population: int, enrolled: int) -> list[str]:
             f"{enrolled} devices are enrolled for a population of {population}; rounds wait until "
             f"{needed} are there."
         )
-    if config.stopping.patience > 0:
+    if config.stopping.used and config.stopping.on == "loss":
         found.append(
             "All rounds will run: held-out losses do not leave devices, so stopping.patience has "
             "nothing to go by."

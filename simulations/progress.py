@@ -126,13 +126,18 @@ def show_progress(rounds: int, *, quiet: bool = False) -> Iterator[RunProgress]:
 
 
 def describe(record: Mapping[str, Any]) -> str:
-    """Return loss, cohort and privacy spent of a round in one line."""
+    """Return loss, cohort, privacy spent and what the run may stop by, in one line."""
     loss = "loss -" if record["loss"] is None else f"loss {record['loss']:.4f}"
     epsilon = record["epsilon"]
     if epsilon is None:
         spent = "no privacy"
     else:
         spent = f"epsilon {epsilon:.3f} of {record['cap']:.3f} at delta {record['delta']:.2g}"
+    if "noise_multiplier" in record:
+        spent += f"  noise {record['noise_multiplier']:.3f}"
+    for key in ("public_loss", "vote"):
+        if key in record:
+            spent += f"  {key.replace('_', ' ')} {record[key]:.4f}"
     return f"{record['answered']} clients  {loss}  {spent}"
 
 

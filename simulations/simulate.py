@@ -33,6 +33,7 @@ from server.prepared import (
     run_name,
 )
 from server.setup import RunSetup
+from server.stopping import Judge
 from server.strategy import FederatedRun
 from server.timing import refuse_without_clock
 from server.warmstart import WarmStart, keep_start, open_warm_start, read_start
@@ -50,6 +51,7 @@ from simulations.engine import run_in_process
 from simulations.finish import Outcome, finish_run
 from simulations.personal import measure_personal
 from simulations.progress import RunProgress
+from simulations.publicjudge import public_judge
 from simulations.runfolder import (
     CONFIG,
     EVALUATION,
@@ -124,6 +126,7 @@ def simulate(
     progress.note(f"loading {config.model.base} ({config.model.quantization})")
     assembly = assemble_runtime(config, plan, base_dir=home, opened=clients)
     dataset.client(0)
+    judge = public_judge(config, assembly.model, base_dir=home)
     started = _warm_start(config, assembly, folder, home)
     with ExitStack() as crew:
         # Forked before anything is open: a worker holds no file, lock or connection of the run.
@@ -132,8 +135,8 @@ def simulate(
             start = _identify(run_folder, resolved, assembly, plan, started)
             with open_ledger(run_folder.path, where=ledger, key=signed_with) as opened:
                 scope = config.data.path if ledger is None else shared_scope(config.data.path, home)
-                session = _Session(assembly, plan, run_folder, opened, scope, progress, home, start)
-                outcome = session.run()
+                inputs = (run_folder, opened, scope, progress, home, start, judge)
+                outcome = _Session(assembly, plan, *inputs).run()
                 crew.close()
                 progress.note("auditing")
                 summary = finish_run(outcome, began=began)
@@ -153,6 +156,7 @@ class _Session:
         progress: RunProgress,
         base_dir: Path,
         start: WarmStart | None,
+        judge: Judge | None,
     ) -> None:
         self._assembly = assembly
         self._start = start
@@ -177,7 +181,7 @@ class _Session:
             roster=None if keyring is None else keyring.roster,
             start=None if start is None else start.vector,
         )
-        self._run = FederatedRun(setup, budget=self._budget, observer=self)
+        self._run = FederatedRun(setup, budget=self._budget, observer=self, judge=judge)
         self._losses: dict[str, dict[str, float]] = {}
         self._status = "completed"
         self._failure: BaseException | None = None

@@ -31,6 +31,20 @@ def charts_of(metrics: Sequence[Mapping[str, Any]], run: Run) -> list[Chart]:
             limit = f"The cap is {figure(cap)}."
         alt = f"Epsilon is {figure(epsilon[-1][1])} after {len(metrics)} rounds. {limit}"
         found.append(chart("Epsilon spent", alt, lines, rounds=rounds, unit="epsilon"))
+    noise = _points(metrics, "noise_multiplier")
+    if noise:
+        alt = f"The last round had a noise multiplier of {figure(noise[-1][1])}."
+        line = Line(name="noise multiplier", points=noise, style="a")
+        found.append(chart("Noise of a round", alt, [line], rounds=rounds, unit="clips"))
+    public, votes = _points(metrics, "public_loss"), _points(metrics, "vote")
+    if public:
+        alt = f"The last of {len(public)} is {figure(public[-1][1])} nats per token."
+        line = Line(name="loss on public text", points=public, style="a")
+        found.append(chart("Public loss", alt, [line], rounds=rounds, unit="nats per token"))
+    if votes:
+        alt = f"The last of {len(votes)} votes came to {figure(votes[-1][1])} of the cohort."
+        line = Line(name="noised votes", points=votes, style="a")
+        found.append(chart("Votes", alt, [line], rounds=rounds, unit="share of the cohort"))
     sampled, answered = _points(metrics, "cohort"), _points(metrics, "answered")
     if sampled:
         lines = [

@@ -38,7 +38,10 @@ class Promise:
         cap: that the ledger enforces, if any.
         releases: noised releases so far.
         noise_source: where the noise comes from.
-        noise_multiplier: of the plan.
+        noise_multiplier: of the plan; where it changes over the rounds, that of the first.
+        noise_final: noise of the last rounds over that of the first; None where all have the same.
+        vote_every: rounds from one vote of clients to the next; None where they do not vote.
+        vote_noise: noise on a sum of votes, in votes.
         sampling_probability: of the plan.
         accountant: which one gave epsilon, once the run is finished.
     """
@@ -52,6 +55,9 @@ class Promise:
     releases: int | None
     noise_source: str | None
     noise_multiplier: float | None
+    noise_final: float | None
+    vote_every: float | None
+    vote_noise: float | None
     sampling_probability: float | None
     accountant: str | None
 
@@ -232,7 +238,10 @@ def _promise(
         cap=number(known("cap")),
         releases=int(releases) if releases is not None else 0,
         noise_source=_text(known("noise_source")),
-        noise_multiplier=number(known("noise_multiplier")),
+        noise_multiplier=number((finished or plan).get("noise_multiplier")),
+        noise_final=number(section(plan, "schedule").get("final")),
+        vote_every=number(section(plan, "vote").get("every")),
+        vote_noise=number(section(plan, "vote").get("noise_multiplier")),
         sampling_probability=number(known("sampling_probability")),
         accountant=_text(known("accountant")),
     )

@@ -51,7 +51,7 @@ def counted(number: int, noun: str) -> str:
 def how(plan: PrivacyPlan) -> tuple[Clause, Clause, Clause]:
     """Say mechanism, sampling and composition of a private plan."""
     return (
-        Clause(topic="mechanism", text=_mechanism(plan)),
+        Clause(topic="mechanism", text=_mechanism(plan) + _votes(plan)),
         Clause(topic="sampling", text=_sampling(plan)),
         Clause(topic="composition", text=_composition(plan)),
     )
@@ -142,6 +142,19 @@ def _mechanism(plan: PrivacyPlan) -> str:
             f"noise multiplier {plan.noise_multiplier:g}: following the quantile is paid for."
         )
     return f"{clips} adds normal noise of {_noise(plan)} times that norm, and {mean}"
+
+
+def _votes(plan: PrivacyPlan) -> str:
+    """Say how clients vote, where they do."""
+    if plan.vote is None:
+        return ""
+    return (
+        f" After every {counted(plan.vote.every, 'round')} the clients of the next cohort say +1 "
+        "or -1, whether the adapter got better on records that they hold out; the sum is released "
+        f"with normal noise of standard deviation {plan.vote.noise_multiplier:g}. Update and vote "
+        "of such a round are one release of noise multiplier "
+        f"{plan.charged_noise_of(plan.vote.every + 1):.4g}."
+    )
 
 
 def _noise(plan: PrivacyPlan) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shared.errors import LedgerError
 from shared.privacy import ledger_history, ledger_notes, ledger_verify
+from shared.privacy.ledger_charge import accounts
 from shared.privacy.ledger_heads import last_signed_head
 from shared.privacy.ledger_history import StoredCharge
 from shared.privacy.ledger_notes import Note
@@ -33,6 +34,22 @@ class LedgerReading:
                 raise LedgerError(msg, hint="Ledger.subjects() lists what is there.")
             plans = plans_of(db, account)
         return account.spent(plans)
+
+    def bound(self, subject: str, scope: str, plan: PrivacyPlan) -> Spent:
+        """Return what a subject will have spent when a plan charged all that it may.
+
+        Args:
+            subject: one that the ledger may not have heard of yet.
+            scope: which data.
+            plan: one that goes on, or that ended before its last round by what it had released.
+
+        Raises:
+            LedgerConflict: if the subject is counted on other terms than the plan's.
+        """
+        with self._store.snapshot() as db:
+            account = accounts(db, (subject,), scope, plan)[subject]
+            plans = plans_of(db, account)
+        return account.in_full(plan).spent((*plans, plan))
 
     def subjects(self, subject: str | None = None) -> tuple[tuple[str, str], ...]:
         """Return every (subject, scope), or those of one subject, ascending."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import itemgetter
 from typing import Literal
 
 from shared.errors import LedgerConflict, PrivacyBudgetExhausted
@@ -139,6 +140,18 @@ class Account:
         )
         hint = f"Stop here, or plan more noise from the start (planned rounds: {plan.rounds})."
         return PrivacyBudgetExhausted(msg, hint=hint, spent=spent, requested=asks, cap=cap)
+
+    def in_full(self, plan: PrivacyPlan) -> Account:
+        """Return the account as it would be with all that a plan may charge, not a part of it.
+
+        More than that may stand already, where rounds were repeated: then it stays, and the plan's
+        own is added.
+        """
+        digest, whole = plan.digest(), Composition.of(plan.total_events())
+        own = dict(self.charges).get(digest, Composition())
+        kept = tuple(item for item in self.charges if item[0] != digest)
+        due = whole if own.within(whole) else own.plus(whole)
+        return replace(self, charges=tuple(sorted((*kept, (digest, due)), key=itemgetter(0))))
 
     def spent(self, plans: Iterable[PrivacyPlan]) -> Spent:
         """Evaluate the account; ``plans`` are those that charged it."""

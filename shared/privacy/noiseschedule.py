@@ -65,18 +65,6 @@ class NoiseSchedule:
         stair = (min(server_round, rounds) - 1) * stairs // rounds
         return 1.0 + (self.final - 1.0) * (stair / (stairs - 1))
 
-    def quietest(self, count: int, *, among: int, rounds: int) -> list[float]:
-        """Return the factors of those rounds among the first that have the least noise, ascending.
-
-        Every choice of ``count`` rounds among them costs at most what these cost.
-
-        Args:
-            count: how many rounds.
-            among: how many rounds there are to choose from; at least ``count``.
-            rounds: planned rounds.
-        """
-        return sorted(self.factor(t, rounds=rounds) for t in range(1, among + 1))[:count]
-
     def to_json(self) -> dict[str, object]:
         """Return the stored form."""
         return asdict(self)
@@ -91,23 +79,16 @@ class NoiseSchedule:
         return cls(**stored_fields(cls, value))
 
 
-def scheduled_events(
-    noise_multiplier: float, factors: Iterable[float], *, probability: float, each: int
-) -> PrivacyEvent:
+def releases_of(noises: Iterable[float], *, probability: float, each: int) -> PrivacyEvent:
     """Return Gaussian releases of different noise, merged where the noise is the same.
 
     Args:
-        noise_multiplier: where the factor is 1.
-        factors: one for each round.
+        noises: the noise multiplier of each round.
         probability: of Poisson sampling, of every release.
         each: releases in a round.
     """
     events = [
-        GaussianEvent(
-            noise_multiplier=noise_multiplier * factor,
-            sampling_probability=probability,
-            count=rounds * each,
-        )
-        for factor, rounds in sorted(Counter(factors).items())
+        GaussianEvent(noise_multiplier=noise, sampling_probability=probability, count=rounds * each)
+        for noise, rounds in sorted(Counter(noises).items())
     ]
     return events[0] if len(events) == 1 else ComposedEvent(events=tuple(events))

@@ -35,7 +35,7 @@ from shared.privacy.events import (
 )
 from shared.privacy.mechanism import GaussianMechanism
 from shared.privacy.noise import SEEDED, NoiseKind
-from shared.privacy.noiseschedule import NoiseSchedule, scheduled_events
+from shared.privacy.noiseschedule import NoiseSchedule, releases_of
 from shared.privacy.planform import (
     CLIENT_MODES,
     Mode,
@@ -47,6 +47,7 @@ from shared.privacy.planform import (
 from shared.privacy.planrules import require_fields_of_mode, require_mechanism_of_mode
 from shared.privacy.quantile import QuantileClipping
 from shared.privacy.terms import DistributedTerms
+from shared.privacy.vote import VoteTerms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +88,7 @@ class PrivacyPlan:
         distributed: trust and tolerance of distributed noise, or ``None``.
         schedule: how noise changes over the rounds (example; client-central with a fixed clip), or
             ``None`` where every round has the same.
+        vote: in which rounds clients vote beside their update (client-central), or ``None``.
 
     Raises:
         InvalidValue: if a field is missing, superfluous for the mode, or out of range.
@@ -114,6 +116,7 @@ class PrivacyPlan:
     correlated: CorrelatedTerms | None = None
     distributed: DistributedTerms | None = None
     schedule: NoiseSchedule | None = None
+    vote: VoteTerms | None = None
 
     def __post_init__(self) -> None:
         choice("mode", self.mode, get_args(Mode))
@@ -156,17 +159,32 @@ class PrivacyPlan:
         return reporting_accountant(self.total_events())
 
     @property
+    def uneven(self) -> bool:
+        """Whether rounds cost differently: by a schedule, or because some have a vote."""
+        return self.schedule is not None or self.vote is not None
+
+    @property
     def least_noise_multiplier(self) -> float | None:
-        """Return the smallest noise multiplier of any round; ``None`` in mode none."""
-        if self.schedule is None or self.noise_multiplier is None:
+        """Return the smallest noise multiplier that a round is charged by; ``None`` in mode none.
+
+        In a round with a vote that is the noise multiplier of update and vote together.
+        """
+        if not self.uneven or self.noise_multiplier is None:
             return self.noise_multiplier
-        return self.noise_multiplier * self._quietest(self.schedule, 1)[0]
+        return self._quietest(1)[0]
 
     def noise_multiplier_of(self, server_round: int) -> float | None:
-        """Return the noise multiplier of a round, from 1; ``None`` in mode none."""
+        """Return the noise multiplier of a round's update, from 1; ``None`` in mode none."""
         if self.schedule is None or self.noise_multiplier is None:
             return self.noise_multiplier
         return self.noise_multiplier * self.schedule.factor(server_round, rounds=self.rounds)
+
+    def charged_noise_of(self, server_round: int) -> float:
+        """Return the noise multiplier of all that a round releases, a vote included."""
+        noise = self.noise_multiplier_of(server_round) or 0.0
+        if self.vote is None or not self.vote.taken(server_round):
+            return noise
+        return self.vote.joint(noise)
 
     @property
     def mechanism(self) -> GaussianMechanism:
@@ -225,22 +243,18 @@ class PrivacyPlan:
 
     def event_for_participation(self, server_round: int | None = None) -> PrivacyEvent:
         """Return what one round costs its subject at most; without a number, the dearest round."""
-        if self.schedule is None:
+        if not self.uneven:
             return self._event(self.releases_per_round)
         if server_round is None:
-            return self._scheduled(self._quietest(self.schedule, 1))
-        return self._scheduled([self.schedule.factor(server_round, rounds=self.rounds)])
+            return self._composed(self._quietest(1))
+        return self._composed([self.charged_noise_of(server_round)])
 
     def every_round(self) -> PrivacyEvent:
         """Return all rounds together: every kind of release that a subject may be charged for.
 
         With a cap on participations it is more than :meth:`total_events`.
         """
-        return (
-            self.total_events()
-            if self.schedule is None
-            else self._scheduled(self._quietest(self.schedule))
-        )
+        return self._composed(self._quietest()) if self.uneven else self.total_events()
 
     def total_events(self) -> PrivacyEvent:
         """Return what the whole plan costs one subject at worst."""
@@ -248,16 +262,14 @@ class PrivacyPlan:
 
     def events_after(self, rounds: int) -> PrivacyEvent:
         """Return what the first rounds, at least one, cost one subject at worst."""
-        if self.schedule is not None:
-            return self._scheduled(
-                self._quietest(self.schedule, self._charged(rounds), among=rounds)
-            )
+        if self.uneven:
+            return self._composed(self._quietest(self._charged(rounds), among=rounds))
         return self._event(self.releases_after(rounds))
 
     def dearest_events(self, rounds: int) -> PrivacyEvent:
         """Return what some rounds, at least one, cost one subject, whichever they were."""
-        if self.schedule is not None and rounds <= self.rounds:
-            return self._scheduled(self._quietest(self.schedule, self._charged(rounds)))
+        if self.uneven and rounds <= self.rounds:
+            return self._composed(self._quietest(self._charged(rounds)))
         return self.events_after(rounds)
 
     def releases_after(self, rounds: int) -> int:
@@ -369,28 +381,27 @@ class PrivacyPlan:
             count=count,
         )
 
-    def _quietest(
-        self, schedule: NoiseSchedule, count: int | None = None, *, among: int | None = None
-    ) -> list[float]:
-        """Return the factors of the rounds with the least noise, by default of all rounds."""
-        known = self.rounds if among is None else among
-        return schedule.quietest(known if count is None else count, among=known, rounds=self.rounds)
+    def _quietest(self, count: int | None = None, *, among: int | None = None) -> list[float]:
+        """Return the least noise that rounds are charged by, ascending; by default all rounds'.
 
-    def _scheduled(self, factors: list[float], *, amplified: bool = True) -> PrivacyEvent:
+        Every choice of ``count`` rounds among the first ``among`` costs at most what these cost.
+        """
+        known = self.rounds if among is None else among
+        noises = sorted(self.charged_noise_of(t) for t in range(1, known + 1))
+        return noises if count is None else noises[:count]
+
+    def _composed(self, noises: list[float], *, amplified: bool = True) -> PrivacyEvent:
         """Return rounds of different noise."""
-        return scheduled_events(
-            self.noise_multiplier or 0.0,
-            factors,
+        return releases_of(
+            noises,
             probability=self.sampling_probability if amplified else 1.0,
             each=self.releases_per_round,
         )
 
     def _unamplified(self, noise_multiplier: float) -> PrivacyEvent:
         """Return every participation in full, with a given noise."""
-        if self.schedule is not None:
-            return self._scheduled(
-                self._quietest(self.schedule, self.participations), amplified=False
-            )
+        if self.uneven:
+            return self._composed(self._quietest(self.participations), amplified=False)
         if self.distributed is not None:
             return SkellamEvent(
                 noise_multiplier=noise_multiplier,

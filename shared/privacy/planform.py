@@ -13,6 +13,7 @@ from shared.privacy.events import PrivacyUnit
 from shared.privacy.noiseschedule import NoiseSchedule
 from shared.privacy.quantile import QuantileClipping
 from shared.privacy.terms import DistributedTerms
+from shared.privacy.vote import VoteTerms
 from shared.registry import suggestion
 
 Mode = Literal["none", "example", "client-central", "client-distributed"]
@@ -32,12 +33,15 @@ CLIP_OF_MODE = {
 _SINCE_2 = ("noise", "example", "quantile", "correlated", "distributed")
 # Version 3 added this one.
 _SINCE_3 = ("schedule",)
+# Version 4 added this one.
+_SINCE_4 = ("vote",)
 _DEFAULTS: dict[str, object] = {"noise": "gaussian"}
 _TERMS: dict[str, Callable[[object], object]] = {
     "quantile": QuantileClipping.from_json,
     "correlated": CorrelatedTerms.from_json,
     "distributed": DistributedTerms.from_json,
     "schedule": NoiseSchedule.from_json,
+    "vote": VoteTerms.from_json,
 }
 
 _Word = TypeVar("_Word", bound=str)
@@ -68,10 +72,12 @@ def unit_of(value: str) -> PrivacyUnit:
 def plan_to_json(fields_of_plan: Mapping[str, Any]) -> dict[str, object]:
     """Return the stored form of a plan's fields, in the oldest version that can express it."""
     values = dict(fields_of_plan)
-    version = 3
-    if all(values[name] is None for name in _SINCE_3):
-        version = 2
-        values = {name: value for name, value in values.items() if name not in _SINCE_3}
+    version = 4
+    for younger in (_SINCE_4, _SINCE_3):
+        if any(values[name] is not None for name in younger):
+            break
+        version -= 1
+        values = {name: value for name, value in values.items() if name not in younger}
     if version == 2 and all(values[name] == _DEFAULTS.get(name) for name in _SINCE_2):
         return {"schema": 1, **{k: v for k, v in values.items() if k not in _SINCE_2}}
     for name in ("example", *_TERMS):
@@ -95,8 +101,9 @@ def plan_fields(value: object, names: Set[str]) -> dict[str, Any]:
         data = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         data = None
-    second = set(names) - set(_SINCE_3)
-    forms = {1: second - set(_SINCE_2), 2: second, 3: set(names)}
+    third = set(names) - set(_SINCE_4)
+    second = third - set(_SINCE_3)
+    forms = {1: second - set(_SINCE_2), 2: second, 3: third, 4: set(names)}
     schema = data.get("schema") if isinstance(data, dict) else None
     expected = forms.get(schema) if type(schema) is int else None
     if not isinstance(data, dict) or expected is None or set(data) != expected | {"schema"}:

@@ -29,6 +29,7 @@ from shared.privacy.planform import (
 from shared.privacy.quantile import QuantileClipping
 from shared.privacy.secagg.graph import parameters
 from shared.privacy.terms import DistributedTerms
+from shared.privacy.vote import VoteTerms
 
 GAUSSIAN = "gaussian"
 CORRELATED = "correlated"
@@ -63,6 +64,7 @@ def make_plan(
     server_epsilon: float | None = None,
     example: PrivacyPlan | None = None,
     schedule: NoiseSchedule | None = None,
+    vote: VoteTerms | None = None,
 ) -> PrivacyPlan:
     """Build a plan from what a user says, deriving noise from epsilon.
 
@@ -100,6 +102,8 @@ def make_plan(
         example: plan of DP-SGD inside each client, beside a client mode.
         schedule: how noise changes over the rounds; a given noise multiplier is then the first
             round's, and a target epsilon that of the rounds together.
+        vote: in which rounds clients vote (client-central); a target epsilon is then that of
+            updates and votes together.
 
     Returns:
         The plan.
@@ -168,6 +172,7 @@ def make_plan(
         if noise == "skellam"
         else None,
         schedule=schedule,
+        vote=vote,
     )
     if draft.distributed is not None:
         _require_possible(draft, draft.distributed)

@@ -13,6 +13,7 @@ from shared.privacy.noiseschedule import NoiseSchedule
 from shared.privacy.planform import CLIENT_MODES, CLIP_OF_MODE, UNIT_OF_MODE, Mode, NoiseForm
 from shared.privacy.quantile import QuantileClipping
 from shared.privacy.terms import DistributedTerms
+from shared.privacy.vote import VoteTerms
 
 
 class _PlanForm(Protocol):
@@ -54,6 +55,8 @@ class _PlanForm(Protocol):
     def distributed(self) -> DistributedTerms | None: ...
     @property
     def schedule(self) -> NoiseSchedule | None: ...
+    @property
+    def vote(self) -> VoteTerms | None: ...
     @property
     def example(self) -> _PlanForm | None: ...
 
@@ -157,6 +160,14 @@ def _broken_rules(plan: _PlanForm) -> tuple[tuple[bool, str], ...]:
                 or plan.quantile is not None
             ),
             "a noise schedule goes with independent Gaussian noise and a fixed clip",
+        ),
+        (
+            plan.vote is not None and (plan.mode != "client-central" or plan.noise != "gaussian"),
+            "a vote goes with independent Gaussian noise in client-central",
+        ),
+        (
+            plan.vote is not None and example is not None,
+            "a vote is about held-out records, which DP-SGD inside a client does not protect",
         ),
         (
             example is not None and plan.mode not in CLIENT_MODES,

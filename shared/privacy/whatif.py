@@ -20,11 +20,13 @@ class RoundFigure:
         rounds: how many rounds.
         epsilon: by the plan's accountant, at the plan's delta.
         epsilon_rdp: the Renyi cross-check.
+        noise_multiplier: of all that the last of these rounds releases, a vote included.
     """
 
     rounds: int
     epsilon: float
     epsilon_rdp: float
+    noise_multiplier: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,7 @@ def by_round(plan: PrivacyPlan, *, points: int = 10) -> list[RoundFigure]:
             rounds=rounds,
             epsilon=plan.epsilon_after(rounds),
             epsilon_rdp=_epsilon(plan, "rdp", rounds),
+            noise_multiplier=plan.charged_noise_of(rounds),
         )
         for rounds in steps
     ]

@@ -256,3 +256,18 @@ def test_a_target_against_the_server_asks_for_more_noise(
         )
         == 14
     )
+
+
+def test_a_plan_shows_noise_that_changes_and_votes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 20 rounds, rounds 6, 11 and 16 have a vote; noise goes from z to z / 2 in 8 stairs."""
+    changing = ["--noise-final", "0.5", "--vote-every", "5", "--vote-noise-multiplier", "3"]
+    found = as_json(capsys, *SAMPLED, "--noise-multiplier", "2", *changing)
+    assert found["terms"]["votes"] == 3
+    assert found["terms"]["noise_multiplier_of_last_round"] == 1.0
+    noise = {figure["rounds"]: figure["noise_multiplier"] for figure in found["by_round"]}
+    assert (noise[1], noise[20]) == (2.0, 1.0)
+    fixed = as_json(capsys, *SAMPLED, "--noise-multiplier", "2")
+    assert found["epsilon"] > fixed["epsilon"]
+    assert run([*SAMPLED, "--noise-multiplier", "2", *changing]) == 0
+    assert "noise" in capsys.readouterr().out.split("what if")[0].split("by RDP")[1]
+    assert run([*SAMPLED, "--noise-multiplier", "2", "--vote-every", "5"]) != 0
