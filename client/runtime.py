@@ -344,10 +344,11 @@ class ClientRuntime:
             return None
         if self._fixed_change(index, instruction.server_round) is not None:
             return 0
-        two = (instruction.vector, instruction.reference)
+        newest, best = instruction.vector, instruction.reference
         if self.ranks is not None:
-            two = tuple(self.ranks.widen(v, self._rank(index), self._kinds) for v in two)
-        return vote_on(self.model, self.examples(index)[1], *two, config=self.config)
+            rank = self._rank(index)
+            newest, best = (self.ranks.widen(v, rank, self._kinds) for v in (newest, best))
+        return vote_on(self.model, self.examples(index)[1], newest, best, config=self.config)
 
     def _fixed_change(self, index: int, server_round: int) -> Vector | None:
         """Return what a canary client sends in place of training; None for every other client.

@@ -272,3 +272,68 @@ def test_an_update_is_read_in_place_and_cannot_be_written() -> None:
     taken = decode_instruction(encode_instruction(told)).vector
     assert taken.flags.writeable
     assert taken.flags.owndata
+
+
+@given(vector=vectors)
+def test_a_vote_travels_with_its_reference_and_nothing_else_does(vector: np.ndarray) -> None:
+    sent = Instruction(
+        run_id="r",
+        server_round=3,
+        config_digest="c",
+        plan_digest="p",
+        vector=vector,
+        reference=-vector,
+    )
+    records = encode_instruction(sent)
+    assert decode_phase_call(records) is None
+    got = decode_instruction(records)
+    assert got.reference is not None
+    assert np.array_equal(got.reference, -vector, equal_nan=True)
+    voted = dataclasses.replace(update(vector), vote=-1)
+    found = decode_update(
+        encode_update(voted),
+        server_round=3,
+        config_digest="c",
+        stage="clipped",
+        size=vector.size,
+        votes=True,
+    )
+    assert found.vote == -1
+    with pytest.raises(SchemaMismatch, match="vote"):
+        decode(encode_update(voted), size=vector.size)
+
+
+@pytest.mark.parametrize("vote", [None, 2, -2, 1.0, True, "1"])
+def test_no_other_vote_is_read(vote: object) -> None:
+    records = encode_update(update(np.zeros(2, dtype=np.float32)))
+    header = records[HEADER]
+    assert isinstance(header, ConfigRecord)
+    if vote is not None:
+        header["vote"] = vote  # type: ignore[assignment]
+    with pytest.raises(SchemaMismatch):
+        decode_update(
+            records, server_round=3, config_digest="c", stage="clipped", size=2, votes=True
+        )
+
+
+def test_a_reply_and_a_phase_carry_no_reference() -> None:
+    vector = np.zeros(2, dtype=np.float32)
+    records = encode_update(update(vector))
+    records["reference"] = records[ADAPTER]
+    with pytest.raises(SchemaMismatch):
+        decode(records, size=2)
+    call = PhaseCall(
+        phase="mask",
+        payload=b"",
+        run_id="r",
+        server_round=1,
+        config_digest="c",
+        plan_digest="p",
+    )
+    told = Instruction(
+        run_id="r", server_round=1, config_digest="c", plan_digest="p", vector=vector
+    )
+    phased = encode_phase_call(call, told)
+    phased["reference"] = phased[ADAPTER]
+    with pytest.raises(SchemaMismatch):
+        decode_phase_call(phased)
