@@ -44,6 +44,12 @@ def stopping_problems(config: RunConfig) -> Iterator[Problem]:
             message='"public" cannot be used together with a classification task: public text '
             "has no labels.",
         )
+    if stopping.on != "loss" and config.aggregation.share == "A":
+        yield conflict(
+            key="stopping.on",
+            message=f'{stopping.on!r} cannot be used together with aggregation.share "A": what is '
+            "released says nothing without a client's own B, and that fits one A alone.",
+        )
     if stopping.on == "vote" and private:
         yield from _vote(config)
 

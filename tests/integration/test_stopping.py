@@ -135,6 +135,7 @@ def test_public_text_that_is_not_there_is_found_before_the_run(tmp_path: Path) -
         ((*STOPPING, "stopping.on=vote"), "needs it"),
         (("stopping.on=public",), "nothing to decide"),
         ((*PUBLIC, "stopping.every=3"), "nobody would look"),
+        ((*PUBLIC, "aggregation.policy=fedavg", "aggregation.share=A"), "without a client's own B"),
     ],
 )
 def test_what_is_unsound_or_says_nothing_is_refused(settings: tuple[str, ...], reason: str) -> None:
