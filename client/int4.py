@@ -39,7 +39,32 @@ class Int4Linear(torch.nn.Linear):
         # The parent would allocate the float weight; only its attributes are wanted.
         torch.nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
-        packed, scales = quantize_int4(weight)
+        self._hold(*quantize_int4(weight), bias)
+
+    @classmethod
+    def of_codes(
+        cls,
+        packed: torch.Tensor,
+        scales: torch.Tensor,
+        columns: int,
+        bias: torch.Tensor | None,
+    ) -> Int4Linear:
+        """Return a layer of codes that were chosen elsewhere, as :func:`pack_int4` packs them.
+
+        Args:
+            packed: uint8, ``(d_out, groups, 16)``.
+            scales: float16, ``(d_out, groups)``.
+            columns: d_in.
+            bias: ``(d_out,)``, or None.
+        """
+        layer = cls.__new__(cls)
+        torch.nn.Module.__init__(layer)
+        layer.out_features, layer.in_features = packed.shape[0], columns
+        layer._hold(packed, scales, bias)
+        return layer
+
+    def _hold(self, packed: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Take the tensors in, frozen."""
         self.weight = torch.nn.Parameter(packed, requires_grad=False)
         self.register_buffer("scales", scales)
         self.bias = None if bias is None else torch.nn.Parameter(bias.detach(), requires_grad=False)  # type: ignore[assignment]
@@ -65,21 +90,44 @@ def quantize_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         UnsupportedModel: if a weight is not finite, or too large for a scale of 16 bits.
     """
     rows, columns = weight.shape
-    groups = -(-columns // GROUP)
+    groups = group_count(columns)
     padded = torch.zeros((rows, groups * GROUP), dtype=torch.float32, device=weight.device)
     padded[:, :columns] = weight.detach()
     blocks = padded.view(rows, groups, GROUP)
-    largest = blocks.gather(2, blocks.abs().argmax(dim=2, keepdim=True))
-    scales = (largest / -8.0).to(torch.float16)
+    scales = group_scales(blocks)
+    return pack_int4(codes_of(blocks, scales)), scales
+
+
+def group_count(columns: int) -> int:
+    """Return how many groups a row of so many weights has."""
+    return -(-columns // GROUP)
+
+
+def group_scales(blocks: torch.Tensor) -> torch.Tensor:
+    """Return the float16 scales ``(...)`` of groups of weights ``(..., group)``.
+
+    Raises:
+        UnsupportedModel: if a weight is not finite, or too large for a scale of 16 bits.
+    """
+    largest = blocks.gather(-1, blocks.abs().argmax(dim=-1, keepdim=True))
+    scales = (largest / -8.0).to(torch.float16).squeeze(-1)
     if not bool(torch.isfinite(scales).all()):
         msg = "A weight is not finite, or above 524032 in size: 4-bit groups cannot scale it."
         raise UnsupportedModel(msg, hint="Use quantization='none' for this model.")
+    return scales
+
+
+def codes_of(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Return the nearest codes, float from -8 to 7, of weights ``(..., n)`` of one scale each."""
     # The codes belong to the scale as it is stored, not to the one before rounding to 16 bits.
-    divisor = scales.float()
-    codes = torch.where(divisor == 0.0, 0.0, blocks / divisor).round_().clamp_(-8, 7)
+    divisor = scales.float().unsqueeze(-1)
+    return torch.where(divisor == 0.0, 0.0, blocks / divisor).round_().clamp_(-8, 7)
+
+
+def pack_int4(codes: torch.Tensor) -> torch.Tensor:
+    """Pack codes from -8 to 7, ``(d_out, groups, 32)``, into uint8 ``(d_out, groups, 16)``."""
     halves = (codes + 8).to(torch.uint8)
-    packed = halves[..., :_HALF] | (halves[..., _HALF:] << 4)
-    return packed.contiguous(), scales.squeeze(2)
+    return (halves[..., :_HALF] | (halves[..., _HALF:] << 4)).contiguous()
 
 
 def dequantize_int4(packed: torch.Tensor, scales: torch.Tensor, columns: int) -> torch.Tensor:
@@ -98,6 +146,8 @@ def replace_linear(model: torch.nn.Module, names: list[str]) -> None:
     """
     for name in names:
         old: Any = model.get_submodule(name)
+        if isinstance(old, Int4Linear):
+            continue
         # Conv1D stores (d_in, d_out).
         dense = old.weight if isinstance(old, torch.nn.Linear) else old.weight.t()
         parent, _, leaf = name.rpartition(".")

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import struct
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from client.basedigest import base_digest, feed, weight_files
+from client.compressed import check_manifest
 from client.encoders import Classifier, is_head, load_classifier, require_unquantised
 from client.families import Family, family_of
 from client.quantization import (
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt")
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +91,13 @@ def load_base(
         UnsupportedModel: if the architecture or its files cannot be used; says what is needed.
         ConflictingSettings: if a stored quantisation is not the one asked for, or a folder is given
             a revision.
+        BaseModelMismatch: if the folder is not what its own manifest names.
     """
     check_quantization(quantization)
-    folder, name = _find(base, revision)
+    folder, name = find_base(base, revision)
     config = _read_config(folder, name)
     family = family_of(config, classifies=labels > 0)
-    files = _weight_files(folder, name)
+    files = weight_files(folder, name)
     stored = _stored_quantization(config, name)
     if stored not in {"none", quantization}:
         msg = f"Model {name!r} is stored as {stored}, found model.quantization={quantization!r}."
@@ -104,6 +105,8 @@ def load_base(
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         msg = f"Model folder {name!r} has no tokenizer, expected tokenizer.json beside the weights."
         raise TokenizerMissing(msg, hint="Save the tokenizer there with save_pretrained.")
+    digest = base_digest([folder / "config.json", *files])
+    check_manifest(folder, digest)
     with quiet():
         tokenizer = _load_tokenizer(folder, name)
         if labels:
@@ -117,57 +120,13 @@ def load_base(
     return BaseModel(
         model=model,
         tokenizer=tokenizer,
-        digest=base_digest([folder / "config.json", *files]),
+        digest=digest,
         name=name,
         family=family.model_type,
         quantization=quantization,
         head=classifier.head,
         identities=classifier.identities,
     )
-
-
-def base_digest(folder_or_files: str | Path | Iterable[str | Path]) -> str:
-    """Return the SHA-256 that names a checkpoint, whatever it is quantised to later.
-
-    It covers ``config.json`` byte for byte and every tensor's name, dtype, shape and bytes in the
-    order of names; how tensors are dealt to files and the files' metadata do not matter.
-
-    Args:
-        folder_or_files: a model folder, or its ``config.json`` and safetensors files.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        ModelNotFound: if a file is absent.
-        UnsupportedModel: if a file is no safetensors file.
-    """
-    if isinstance(folder_or_files, str | Path):
-        folder = Path(folder_or_files)
-        paths = [folder / "config.json", *_weight_files(folder, folder.name)]
-    else:
-        paths = [Path(file) for file in folder_or_files]
-    digest = hashlib.sha256(b"fedslm base 1\n")
-    tensors: dict[str, tuple[Path, str, list[int], int, int]] = {}
-    for path in paths:
-        if not path.is_file():
-            msg = f"Model file {path.name!r} does not exist."
-            raise ModelNotFound(msg)
-        if path.suffix == ".safetensors":
-            tensors.update(_safetensors_index(path))
-        else:
-            _feed(digest, path.name.encode())
-            _feed(digest, path.read_bytes())
-    for name, (path, dtype, shape, start, stop) in sorted(tensors.items()):
-        _feed(digest, json.dumps([name, dtype, shape]).encode())
-        digest.update(struct.pack("<Q", stop - start))
-        with path.open("rb") as stream:
-            stream.seek(start)
-            left = stop - start
-            while left > 0 and (chunk := stream.read(min(_CHUNK, left))):
-                digest.update(chunk)
-                left -= len(chunk)
-    return digest.hexdigest()
 
 
 def frozen_digest(model: torch.nn.Module) -> str:
@@ -183,8 +142,8 @@ def frozen_digest(model: torch.nn.Module) -> str:
     digest = hashlib.sha256(b"fedslm frozen 1\n")
     for name, tensor in sorted(_frozen_tensors(model), key=lambda item: item[0]):
         plain = tensor.detach().cpu().contiguous()
-        _feed(digest, json.dumps([name, str(plain.dtype), list(plain.shape)]).encode())
-        _feed(digest, plain.view(-1).view(torch.uint8).numpy().tobytes())
+        feed(digest, json.dumps([name, str(plain.dtype), list(plain.shape)]).encode())
+        feed(digest, plain.view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -212,8 +171,13 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _find(base: str, revision: str | None) -> tuple[Path, str]:
-    """Return the folder of a base model, downloading a hub id, and its public name."""
+def find_base(base: str, revision: str | None = None) -> tuple[Path, str]:
+    """Return the folder of a base model, downloading a hub id, and its public name.
+
+    Raises:
+        ModelNotFound: if there is no such folder or id.
+        ConflictingSettings: if a folder is given a revision.
+    """
     path = Path(base).expanduser()
     if base and path.is_dir():
         if revision is not None:
@@ -269,23 +233,10 @@ def _stored_quantization(config: dict[str, Any], name: str) -> str:
     if stored.get("load_in_4bit") and stored.get("bnb_4bit_quant_type") == "nf4":
         return "nf4"
     method = stored.get("quant_method", "unknown")
-    msg = f"Model {name!r} is stored with quant_method={method!r}, expected int8 or nf4."
+    if method == "fedslm-int4":
+        return "int4"
+    msg = f"Model {name!r} is stored with quant_method={method!r}, expected int8, int4 or nf4."
     raise UnsupportedModel(msg, hint="Use the unquantised checkpoint and set model.quantization.")
-
-
-def _weight_files(folder: Path, name: str) -> list[Path]:
-    """Return the safetensors files of a folder, sorted; refuse pickles."""
-    files = sorted(folder.glob("model*.safetensors"))
-    if files:
-        return files
-    pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
-    if pickles:
-        msg = f"Model {name!r} has only pickled weights ({pickles[0].name}), which can run code."
-        raise UnsupportedModel(
-            msg, hint="Convert it: save_pretrained(..., safe_serialization=True)."
-        )
-    msg = f"Model folder {name!r} has no weights, expected model.safetensors."
-    raise ModelNotFound(msg)
 
 
 def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
@@ -313,7 +264,11 @@ def _load_weights(
     from transformers import AutoModelForCausalLM
 
     options = loading_options(quantization, device)
-    if stored != "none":
+    if stored == "int4":
+        from client.int4store import register
+
+        register()
+    elif stored != "none":
         options.pop("quantization_config")
     loader: Any = AutoModelForCausalLM
     try:
@@ -358,28 +313,6 @@ def _check_vocabulary(
         raise UnsupportedModel(msg, hint="Expected the tokenizer that the model was trained with.")
 
 
-def _safetensors_index(path: Path) -> dict[str, tuple[Path, str, list[int], int, int]]:
-    """Return file, dtype, shape and byte range of every tensor of a safetensors file."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if not length <= size:
-                raise ValueError
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        index = {}
-        for name, entry in header.items():
-            start, stop = (int(offset) + 8 + length for offset in entry["data_offsets"])
-            if not start <= stop <= size:
-                raise ValueError
-            index[name] = (path, str(entry["dtype"]), list(entry["shape"]), start, stop)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = f"{path.name} is damaged: no whole safetensors file."
-        raise UnsupportedModel(msg, hint="Copy or download the model again.") from error
-    return index
-
-
 def _frozen_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every frozen tensor under the base model's own name."""
     for prefix, module in model.named_modules():
@@ -392,9 +325,3 @@ def _frozen_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]
             *quantized_storage(module),
         ):
             yield plain_name(dotted + name), tensor
-
-
-def _feed(digest: Any, data: bytes) -> None:  # noqa: ANN401  (hashlib's type has no public name)
-    """Add a piece with its length, so that pieces cannot run into one another."""
-    digest.update(struct.pack("<Q", len(data)))
-    digest.update(data)

@@ -121,9 +121,9 @@ def _build(
     """Check the policy, load the base and build the runtime."""
     import torch
 
+    from client.basedigest import base_digest
     from client.guard import GuardedRuntime
     from client.keyring import DeviceKeyring
-    from client.model import base_digest
     from client.taskmodel import load_adapted
 
     config, plan = parse_json(scenario), PrivacyPlan.from_json(plan_json)

@@ -207,7 +207,7 @@ def _newest(home: DeviceHome) -> VerifiedAdapter:
     Raises:
         AdapterUntrusted: if there is none, or it does not verify.
     """
-    from client.model import base_digest
+    from client.basedigest import base_digest
 
     key = home.config.adapter_key
     hint = "Get it with: fedslm client fetch; a running node does that by itself."

@@ -17,6 +17,7 @@ import typer
 
 from simulations.adapter_cli import adapter_app
 from simulations.audit_cli import audit_app
+from simulations.base_cli import base_app
 from simulations.bench_cli import bench_app
 from simulations.budget_cli import budget_app
 from simulations.client_cli import client_app
@@ -48,6 +49,7 @@ config_app = typer.Typer(help="Look at a scenario without running it.", no_args_
 app.add_typer(config_app, name="config")
 app.add_typer(audit_app, name="audit")
 app.add_typer(adapter_app, name="adapter")
+app.add_typer(base_app, name="base")
 app.add_typer(budget_app, name="budget")
 app.add_typer(bench_app, name="bench")
 app.add_typer(client_app, name="client")

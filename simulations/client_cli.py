@@ -136,7 +136,7 @@ def _population(config: RunConfig, given: int | None) -> int:
 
 def _base_digest(model: str) -> str | None:
     """Return the digest of a base model that is here; None for one that is not."""
-    from client.model import base_digest
+    from client.basedigest import base_digest
     from simulations.assemble import base_path
 
     folder = Path(base_path(model, base_dir=Path.cwd()))

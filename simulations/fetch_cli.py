@@ -78,8 +78,8 @@ def _take(
     if not again and order.hash == memory.order_hash:
         return memory.current
     from client.adapterstore import AdapterStore
+    from client.basedigest import base_digest
     from client.inference import base_folder
-    from client.model import base_digest
 
     digest = base_digest(base_folder(device.config.base))
     bound = AdapterStore(

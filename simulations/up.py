@@ -229,9 +229,9 @@ class Fleet:
 
     def _enroll(self) -> None:
         """Enroll the nodes that are not, each with a token, over the enrolment port."""
+        from client.basedigest import base_digest
         from client.control import redeem
         from client.enrolling import enroll
-        from client.model import base_digest
 
         request = self._request
         base = base_path(request.config.model.base, base_dir=request.base_dir)

@@ -55,7 +55,7 @@ _COMMANDS = {
 _NODE = "from simulations.node_run import run_device\n"
 _RUN = "import sys; from pathlib import Path; from client.home import DeviceHome\n" + _NODE
 _RUN += "run_device(DeviceHome.open(Path(sys.argv[1])), once=False, out=lambda line: None)\n"
-_DIGEST = "import sys; from client.model import base_digest; print(base_digest(sys.argv[1]))"
+_DIGEST = "import sys; from client.basedigest import base_digest; print(base_digest(sys.argv[1]))"
 
 
 def run(*, quick: bool) -> BenchResult:

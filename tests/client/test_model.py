@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from client.adapter import adapt
-from client.model import base_digest, frozen_digest, load_base
+from client.basedigest import base_digest
+from client.model import frozen_digest, load_base
 from shared.errors import (
     ConflictingSettings,
     FedSLMError,

@@ -13,8 +13,8 @@ import numpy as np
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from client.app import app
+from client.basedigest import base_digest
 from client.charges import EXAMPLE
-from client.model import base_digest
 from client.state import DeviceState
 from shared.canonical import canonical_json
 from shared.config import RunConfig

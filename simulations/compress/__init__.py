@@ -1,0 +1,1 @@
+"""Smaller bases: quantised, pruned, shortened or distilled, from public text alone."""
