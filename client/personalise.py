@@ -280,7 +280,7 @@ def _require_memory(config: RunConfig, base: str) -> None:
     from client.baseshape import read_shape
     from client.machine import available_memory, own_group
     from shared.devicecost import memory_of
-    from shared.deviceplan import setup_of
+    from shared.devicesettings import setup_of
 
     free = available_memory(group=own_group())
     if free is None or config.performance.device != "cpu":

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 from shared.baseshape import BaseShape, stored_bytes
 from shared.config import RunConfig
-from shared.deviceplan import Common, DevicePlan, Limits, Planner
+from shared.deviceplan import Planner
 from shared.devices import PROFILES, DeviceProfile
+from shared.devicesettings import Common, DevicePlan, Limits
 from shared.deviceshares import assigned
 from shared.errors import ConflictingSettings
 from shared.lora import AdapterSpec
+from shared.rankrules import may_mix_ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +28,17 @@ class MixPlan:
 
     Attributes:
         alone: what each profile could do by itself.
-        together: the same with one quantisation, length, number of steps and rank for all.
+        together: the same with one quantisation, length and number of steps for all; and with one
+            rank where the scenario's aggregation takes no other.
     """
 
     alone: Mapping[str, DevicePlan]
     together: Mapping[str, DevicePlan]
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The rank of each profile."""
+        return {name: plan.r for name, plan in self.together.items()}
 
     @property
     def slowest(self) -> DevicePlan:
@@ -59,10 +67,10 @@ def plan_mix(config: RunConfig, shape: BaseShape, spec: AdapterSpec, *, limits: 
         name: Planner(config, shape, spec, profile=profile, limits=limits).plan()
         for name, profile in profiles.items()
     }
-    together = alone
-    while not _agreed(together):
+    together, own_rank = alone, may_mix_ranks(config)
+    while not _agreed(together, own_rank=own_rank):
         stored = _common_quantization(together, profiles, shape)
-        common = _common(together, stored)
+        common = _common(together, stored, own_rank=own_rank)
         together = {
             name: Planner(config, shape, spec, profile=profile, limits=limits, common=common).plan()
             for name, profile in profiles.items()
@@ -70,20 +78,21 @@ def plan_mix(config: RunConfig, shape: BaseShape, spec: AdapterSpec, *, limits: 
     return MixPlan(alone=alone, together=together)
 
 
-def _common(plans: Mapping[str, DevicePlan], quantization: str) -> Common:
+def _common(plans: Mapping[str, DevicePlan], quantization: str, *, own_rank: bool) -> Common:
     """Return the most that all of some plans can do."""
     return Common(
-        r=min(plan.r for plan in plans.values()),
+        r=None if own_rank else min(plan.r for plan in plans.values()),
         max_length=min(plan.setup.max_length for plan in plans.values()),
         local_steps=min(plan.setup.local_steps for plan in plans.values()),
         quantization=quantization,
     )
 
 
-def _agreed(plans: Mapping[str, DevicePlan]) -> bool:
+def _agreed(plans: Mapping[str, DevicePlan], *, own_rank: bool) -> bool:
     """Tell whether all plans have the same of what is shared."""
     shared = {
-        (p.r, p.setup.max_length, p.setup.local_steps, p.setup.quantization) for p in plans.values()
+        (0 if own_rank else p.r, p.setup.max_length, p.setup.local_steps, p.setup.quantization)
+        for p in plans.values()
     }
     return len(shared) == 1
 

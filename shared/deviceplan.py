@@ -12,146 +12,34 @@ It moves two groups of settings, and says which is which:
   learned, and local steps change the privacy plan in mode ``example``; nothing is applied, and each
   comes with its effect on the plan (:mod:`shared.planeffect`). The batch and the sampling
   probability are never moved.
+
+Where clients may have different ranks, a device thins its own, down to a quarter, before it asks
+all devices for fewer steps or shorter examples: its rank is nobody else's, and no privacy plan
+reads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from shared.baseshape import BaseShape, stored_bytes, with_rank
+from shared.baseshape import BaseShape, stored_bytes
 from shared.config import RunConfig
-from shared.devicecost import Clipper, RoundCost, Setup, round_cost
+from shared.devicebounds import Bounds
+from shared.devicecost import Clipper, RoundCost, Setup
+from shared.devicereasons import Reasons
 from shared.devices import DeviceProfile
+from shared.devicesettings import Common, DevicePlan, Limits
 from shared.errors import ConflictingSettings
 from shared.lora import AdapterSpec
+from shared.rankrules import may_mix_ranks
 
 SHORTEST = 16
 """Tokens of an example below which nothing is proposed."""
 
+_THINNEST = 4  # of the scenario's rank, where a device thins its own to keep all else
 _MIB = 1 << 20
-_DAY = 86_400.0
 _BETTER = ("none", "int8", "int4", "nf4")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a round may take.
-
-    Attributes:
-        seconds: of a round.
-        seconds_from: where that limit is from.
-        rounds_per_day: how often the server asks the fleet; None leaves battery and day out.
-        participation: expected share of the rounds in which a device takes part; public.
-    """
-
-    seconds: float
-    seconds_from: str
-    rounds_per_day: float | None = None
-    participation: float = 1.0
-
-    @property
-    def rounds_of_device(self) -> float | None:
-        """Rounds a day in which a device is expected to take part."""
-        return None if self.rounds_per_day is None else self.rounds_per_day * self.participation
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Common:
-    """What all devices of a run share, because the scenario's digest covers it.
-
-    Attributes:
-        r: rank.
-        max_length: tokens of an example.
-        local_steps: of a round.
-        quantization: how the base is stored.
-    """
-
-    r: int
-    max_length: int
-    local_steps: int
-    quantization: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """One setting and why it is what it is.
-
-    Attributes:
-        key: ``section.key``.
-        said: what the scenario says.
-        chosen: what the planner says.
-        why: the bound that was hit, or that the scenario's value fits.
-        neutral: whether the privacy plan does not read it.
-    """
-
-    key: str
-    said: str | int | float | bool
-    chosen: str | int | float | bool
-    why: str
-    neutral: bool
-
-    @property
-    def moved(self) -> bool:
-        """Whether it differs from the scenario."""
-        return self.said != self.chosen
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DevicePlan:
-    """Settings with which a device takes part, and what a round then costs.
-
-    Attributes:
-        profile: of the device.
-        limits: what a round may take.
-        r: rank.
-        setup: how the device trains.
-        cost: of a round.
-        choices: every setting with its reason.
-    """
-
-    profile: DeviceProfile
-    limits: Limits
-    r: int
-    setup: Setup
-    cost: RoundCost
-    choices: tuple[Choice, ...]
-
-    def moved(self, *, neutral: bool) -> tuple[Choice, ...]:
-        """Return the settings that differ from the scenario's, of one group."""
-        return tuple(c for c in self.choices if c.moved and c.neutral == neutral)
-
-
-def setup_of(config: RunConfig) -> Setup:
-    """Return how a scenario as it is would train.
-
-    Raises:
-        ConflictingSettings: if the number of steps would depend on a client's records.
-    """
-    clients, performance = config.clients, config.performance
-    if clients.local_steps is None:
-        msg = "clients.local_epochs makes the steps of a round depend on a client's records."
-        raise ConflictingSettings(
-            msg, hint="The planner reads no data: give the scenario clients.local_steps."
-        )
-    mode = config.privacy.mode
-    stages = {"none": "plain", "example": "noised"}
-    return Setup(
-        max_length=config.data.max_length,
-        batch_size=clients.batch_size,
-        physical_batch=performance.physical_batch,
-        local_steps=clients.local_steps,
-        clipper=performance.clipper,
-        quantization=config.model.quantization,
-        cache=performance.cache_dequantized,
-        private=config.steps_are_private,
-        kinds=max((config.policy_facts.trained(n) for n in (1, 2)), key=_dearness),
-        kinds_down=config.trained_kinds,
-        stage=stages.get(mode, "clipped"),
-        adamw=clients.optimizer == "adamw",
-        secure=mode == "client-distributed",
-        link=config.link,
-    )
 
 
 class Planner:
@@ -177,19 +65,19 @@ class Planner:
         limits: Limits,
         common: Common | None = None,
     ) -> None:
-        self._shape = shape
-        self._spec = spec
+        self._bounds = Bounds(config, shape, spec, profile=profile, limits=limits)
+        self._said = self._bounds.said
         self._profile = profile
-        self._limits = limits
-        self._said = setup_of(config)
         self._common = common
         self._most = common or Common(
-            r=spec.r,
+            r=None,
             max_length=self._said.max_length,
             local_steps=self._said.local_steps,
             quantization="",
         )
-        self._specs: dict[int, AdapterSpec] = {}
+        self._most_rank = self._most.r or spec.r
+        self._own_rank = may_mix_ranks(config) and self._most.r is None
+        self._reasons = Reasons(self._bounds, common)
 
     def plan(self) -> DevicePlan:
         """Return the settings that change least of the scenario and fit.
@@ -197,25 +85,30 @@ class Planner:
         Raises:
             ConflictingSettings: if nothing fits; says the smallest need.
         """
-        for r, length in self._sizes():
+        length, steps = self._most.max_length, self._most.local_steps
+        thinnest = max(1, self._most_rank // _THINNEST)
+        for r in _halvings(self._most_rank, thinnest) if self._own_rank else ():
+            setup = self._in_memory(replace(self._said, max_length=length, local_steps=steps), r)
+            if setup is not None and not self._bounds.broken(setup, r):
+                return self._reasons.plan(setup, r)
+        for r, shorter in self._sizes():
             # A smaller step is tried only where not even a single larger one fits.
-            setup = self._in_memory(replace(self._said, max_length=length, local_steps=1), r)
-            if setup is None or self._broken(setup, r):
+            setup = self._in_memory(replace(self._said, max_length=shorter, local_steps=1), r)
+            if setup is None or self._bounds.broken(setup, r):
                 continue
-            most = self._most_steps(setup, r, self._most.local_steps)
-            return self._told(replace(setup, local_steps=most), r)
+            return self._reasons.plan(
+                replace(setup, local_steps=self._most_steps(setup, r, steps)), r
+            )
         raise self._nothing_fits()
 
     def cost(self, setup: Setup, r: int) -> RoundCost:
         """Return what a round costs."""
-        if r not in self._specs:
-            self._specs[r] = with_rank(self._spec, r)
-        return round_cost(self._shape, self._specs[r], setup, self._profile)
+        return self._bounds.cost(setup, r)
 
     def _sizes(self) -> Iterator[tuple[int, int]]:
         """Yield rank and length, what the scenario says first, then shorter, then thinner."""
         longest = self._most.max_length
-        ranks = list(_halvings(self._most.r, 1))
+        ranks = list(_halvings(self._most_rank, 1))
         lengths = list(_halvings(longest, min(SHORTEST, longest)))
         for r in ranks:
             for length in lengths:
@@ -227,7 +120,7 @@ class Planner:
             fitting = [
                 candidate
                 for candidate in self._own(replace(setup, quantization=quantization))
-                if self.cost(candidate, r).memory.total <= self._profile.memory_bytes
+                if self._bounds.holds(candidate, r)
             ]
             if fitting:
                 return min(fitting, key=lambda candidate: self._order(candidate, r))
@@ -245,16 +138,18 @@ class Planner:
         if self._common is not None:
             return [self._common.quantization]
         said, allowed = self._said.quantization, self._profile.quantizations
-        size = stored_bytes(self._shape, said)
+        size = stored_bytes(self._bounds.shape, said)
         smaller = [
-            q for q in _BETTER if q in allowed and q != said and stored_bytes(self._shape, q) < size
+            q
+            for q in _BETTER
+            if q in allowed and q != said and stored_bytes(self._bounds.shape, q) < size
         ]
-        smaller.sort(key=lambda q: -stored_bytes(self._shape, q))
+        smaller.sort(key=lambda q: -stored_bytes(self._bounds.shape, q))
         if said in allowed:
             return [said, *smaller]
         # What is said cannot be held here at all: then the nearest from above comes before none.
         larger = [q for q in _BETTER if q in allowed and q not in smaller]
-        larger.sort(key=lambda q: stored_bytes(self._shape, q))
+        larger.sort(key=lambda q: stored_bytes(self._bounds.shape, q))
         return [*smaller, *larger]
 
     def _own(self, setup: Setup) -> Iterator[Setup]:
@@ -268,27 +163,12 @@ class Planner:
                 for batch in _halvings(setup.physical_batch, 1):
                     yield replace(setup, cache=cache, clipper=clipper, physical_batch=batch)
 
-    def _broken(self, setup: Setup, r: int) -> str:
-        """Return which limit a round breaks beside memory; empty for none."""
-        cost, limits = self.cost(setup, r), self._limits
-        if not cost.seconds <= limits.seconds:
-            return f"{limits.seconds:g} s a round ({limits.seconds_from})"
-        rounds = limits.rounds_of_device
-        if rounds is None:
-            return ""
-        if not rounds * cost.seconds <= _DAY:
-            return f"{rounds:g} rounds a day take more than a day"
-        daily = self._profile.daily_joules
-        if daily is not None and not rounds * cost.joules <= daily:
-            return f"{daily:.3g} J of battery a day, {rounds:g} rounds"
-        return ""
-
     def _most_steps(self, setup: Setup, r: int, steps: int) -> int:
         """Return the most local steps, up to what is said, that break no limit; at least 1."""
         low, high = 1, steps
         while low < high:
             middle = (low + high + 1) // 2
-            if self._broken(replace(setup, local_steps=middle), r):
+            if self._bounds.broken(replace(setup, local_steps=middle), r):
                 high = middle - 1
             else:
                 low = middle
@@ -301,7 +181,7 @@ class Planner:
         small = replace(said, max_length=length, local_steps=1, physical_batch=1)
         if small.private:
             small = replace(small, clipper="microbatch")
-        fewest = min(profile.quantizations, key=lambda q: stored_bytes(self._shape, q))
+        fewest = min(profile.quantizations, key=lambda q: stored_bytes(self._bounds.shape, q))
         least = replace(small, quantization=fewest, cache=False)
         need = self.cost(least, 1).memory.total
         size = f"rank 1, {length} tokens and 1 local step"
@@ -315,102 +195,11 @@ class Planner:
         cost = self.cost(quickest, 1)
         msg = (
             f"Nothing fits {profile.name}: at {size} a round takes {cost.seconds:.3g} s and "
-            f"{cost.joules:.3g} J, the limit is {self._broken(quickest, 1)}."
+            f"{cost.joules:.3g} J, the limit is {self._bounds.broken(quickest, 1)}."
         )
         return ConflictingSettings(
             msg, hint="Raise the limit, ask less often, or take a smaller base or batch."
         )
-
-    def _told(self, setup: Setup, r: int) -> DevicePlan:
-        """Return a plan with a reason for every setting."""
-        said = self._said
-        rows: list[tuple[str, str | int | bool, str | int | bool, Callable[[], str], bool]] = [
-            ("lora.r", self._spec.r, r, lambda: self._without(setup, self._spec.r), False),
-            (
-                "data.max_length",
-                said.max_length,
-                setup.max_length,
-                lambda: self._without(replace(setup, max_length=said.max_length), r),
-                False,
-            ),
-            (
-                "clients.local_steps",
-                said.local_steps,
-                setup.local_steps,
-                lambda: self._without(replace(setup, local_steps=said.local_steps), r),
-                False,
-            ),
-            (
-                "model.quantization",
-                said.quantization,
-                setup.quantization,
-                lambda: self._why_stored(setup, r),
-                True,
-            ),
-            (
-                "performance.cache_dequantized",
-                said.cache,
-                setup.cache,
-                lambda: self._without(replace(setup, cache=said.cache), r),
-                True,
-            ),
-            (
-                "performance.clipper",
-                said.clipper,
-                setup.clipper,
-                lambda: self._without(replace(setup, clipper=said.clipper), r),
-                True,
-            ),
-            (
-                "performance.physical_batch",
-                said.physical_batch,
-                setup.physical_batch,
-                lambda: self._without(replace(setup, physical_batch=2 * setup.physical_batch), r),
-                True,
-            ),
-        ]
-        choices = tuple(
-            Choice(
-                key=key,
-                said=before,
-                chosen=after,
-                why="as the scenario says" if before == after else why(),
-                neutral=neutral,
-            )
-            for key, before, after, why, neutral in rows
-        )
-        return DevicePlan(
-            profile=self._profile,
-            limits=self._limits,
-            r=r,
-            setup=setup,
-            cost=self.cost(setup, r),
-            choices=choices,
-        )
-
-    def _why_stored(self, setup: Setup, r: int) -> str:
-        """Say why a base is stored otherwise than said."""
-        if self._said.quantization not in self._profile.quantizations:
-            return f"{self._profile.name} cannot hold {self._said.quantization}"
-        return self._without(replace(setup, quantization=self._said.quantization), r)
-
-    def _without(self, setup: Setup, r: int) -> str:
-        """Say what one setting as the scenario has it, the others as chosen, would break."""
-        cost = self.cost(setup, r)
-        if not cost.memory.total <= self._profile.memory_bytes:
-            need, have = cost.memory.total / _MIB, self._profile.memory_mib
-            return f"memory: else {need:.0f} MiB of {have:.0f}"
-        broken = self._broken(setup, r)
-        if broken:
-            return f"time: else {cost.seconds:.3g} s; the limit is {broken}"
-        if self._common is not None:
-            return "so that all devices of the run can"
-        return "quicker, in memory that there is"
-
-
-def _dearness(kinds: str) -> tuple[int, bool]:
-    """Order the factors of a round by what training them takes: an A needs its layer's input."""
-    return len(kinds), "A" in kinds
 
 
 def _halvings(value: int, least: int) -> Iterator[int]:

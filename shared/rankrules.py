@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from shared.config import RunConfig
 
 
+def may_mix_ranks(config: RunConfig) -> bool:
+    """Tell whether a scenario's way to aggregate takes clients of different ranks."""
+    return config.policy_facts.exact and config.aggregation.robust == "mean"
+
+
 def rank_conflicts(config: RunConfig) -> Iterator[Problem]:
     """Yield every rule about mixed ranks that a scenario breaks."""
     if not config.devices.ranks:

@@ -14,8 +14,8 @@ import numpy as np
 from shared.baseshape import BaseShape
 from shared.config import RunConfig
 from shared.devicecost import RUNTIME_BYTES, Setup, step_macs
-from shared.deviceplan import setup_of
 from shared.devices import DeviceProfile
+from shared.devicesettings import setup_of
 from shared.seeding import data_rng
 from simulations.planreport import read_base
 

@@ -8,16 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shared.baseshape import BaseShape, with_rank
+from shared.baseshape import BaseShape
 from shared.config import RunConfig
 from shared.configfile import parse_override, resolve
 from shared.devicemix import MixPlan, counts_of, plan_mix
-from shared.deviceplan import Choice, DevicePlan, Limits, Planner, setup_of
+from shared.deviceplan import Planner
 from shared.devices import DeviceProfile, speed_of
+from shared.devicesettings import Choice, DevicePlan, Limits, setup_of
 from shared.errors import ConfigError, ConflictingSettings, PrivacyError
 from shared.lora import AdapterSpec
 from shared.planeffect import PrivacyEffect, effect_of
+from shared.rankrules import may_mix_ranks
 from simulations.assemble import base_path
+from simulations.planranks import RANK, mixed_lines, own_rank, scale_line
 
 UNKNOWN = "not computed: the population comes with the data"
 NO_PLAN = "mode none: there is no privacy plan"
@@ -59,16 +62,18 @@ def mix_report(config: RunConfig, *, base_dir: Path, limits: Limits) -> dict[str
     mix = plan_mix(config, shape, spec, limits=limits)
     counts = counts_of(config)
     shared: list[str] = []
+    own_ranks = may_mix_ranks(config)
     for plan in mix.together.values():
-        shared = [
-            *set_lines(c for c in plan.choices if c.moved and not c.key.startswith("performance.")),
-            *_kept_scale(spec, plan.moved(neutral=False)),
-        ]
+        said = [c for c in plan.choices if c.moved and not c.key.startswith("performance.")]
+        common = [c for c in said if not (own_ranks and c.key == RANK)]
+        shared = [*set_lines(common), *_kept_scale(spec, common)]
+    shared += mixed_lines(config, spec, mix.ranks)
     rows = [
         {
             "device": name,
             "share": config.devices.shares[name],
             "clients": None if counts is None else counts.get(name, 0),
+            "rank": plan.r,
             "alone_seconds": mix.alone[name].cost.seconds,
             "own": set_lines(c for c in plan.choices if c.key.startswith("performance.")),
             "estimate": _estimate(plan),
@@ -151,6 +156,7 @@ def report_of(
         "participations_per_day": plan.limits.rounds_of_device,
         "settings": [_choice(config, choice) for choice in plan.choices],
         "set": set_lines(plan.moved(neutral=True)),
+        "rank": own_rank(config, plan),
         "proposed": set_lines(proposed) + _kept_scale(spec, proposed),
         "estimate": _estimate(plan),
         "levers": list(_levers(config, plan, planner)),
@@ -164,8 +170,8 @@ def set_lines(choices: Iterable[Choice]) -> list[str]:
 
 def _kept_scale(spec: AdapterSpec, proposed: Iterable[Choice]) -> list[str]:
     """Return the alpha that keeps the adapter's scale at another rank."""
-    ranks = [int(choice.chosen) for choice in proposed if choice.key == "lora.r"]
-    return [f"lora.alpha={with_rank(spec, r).lora_alpha}" for r in ranks]
+    ranks = [int(choice.chosen) for choice in proposed if choice.key == RANK]
+    return [scale_line(spec, r) for r in ranks]
 
 
 def _choice(config: RunConfig, choice: Choice) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from simulations.planranks import quoted
+
 _MIB = 1 << 20
 _WIDE = 10_000
 
@@ -33,7 +35,7 @@ def print_device(report: Mapping[str, Any]) -> None:
 def print_mix(report: Mapping[str, Any]) -> None:
     """Print the plan of a fleet."""
     console = Console(soft_wrap=True, width=_WIDE, highlight=False)
-    columns = ("device", "clients", "s a round", "alone", "MiB", "J", "its own settings")
+    columns = ("device", "clients", "rank", "s a round", "alone", "MiB", "J", "its own settings")
     table = Table(*columns, box=None, pad_edge=False)
     for row in report["devices"]:
         clients = f"{row['share']:.0%}" if row["clients"] is None else str(row["clients"])
@@ -41,6 +43,7 @@ def print_mix(report: Mapping[str, Any]) -> None:
         table.add_row(
             row["device"],
             clients,
+            str(row["rank"]),
             f"{estimate['round_seconds']:.3g}",
             f"{row['alone_seconds']:.3g}",
             f"{estimate['memory_bytes'] / _MIB:,.0f}",
@@ -49,8 +52,9 @@ def print_mix(report: Mapping[str, Any]) -> None:
         )
     console.print(table)
     console.print()
-    lines = " ".join(f"--set {line}" for line in report["shared"])
-    console.print(f"for all: {lines or 'nothing, the scenario fits as it is'}")
+    lines = quoted(report["shared"])
+    told = lines or "nothing, the scenario fits as it is"
+    console.print(f"for all: {told}", markup=False)
     console.print(f"privacy: {report['privacy']}")
     if report["clock"]:
         clock = " ".join(f"--set '{line}'" for line in report["clock"])
@@ -98,7 +102,12 @@ def _print_lines(console: Console, report: Mapping[str, Any]) -> None:
     if report["proposed"]:
         lines = " ".join(f"--set {line}" for line in report["proposed"])
         console.print(f"and, as your decision: {lines}")
-    console.print()
+    rank = report["rank"]
+    console.print(f"rank {rank['rank']} of {rank['of']}", end="")
+    if rank["set"] is not None:
+        line = quoted([rank["set"]])
+        console.print(f"; for this device alone: {line}", end="", markup=False)
+    console.print("\n")
 
 
 def _levers(report: Mapping[str, Any]) -> Table:

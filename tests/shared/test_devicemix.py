@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from shared import errors
 from shared.config import RunConfig
 from shared.configfile import load_config, resolve
+from shared.devicebounds import Bounds
 from shared.devicemix import counts_of, plan_mix
-from shared.deviceplan import Limits
 from shared.devices import PROFILES
+from shared.devicesettings import Limits
 from shared.deviceshares import assigned
 from tests.shared.deviceshapes import DEMO, spec_of
 from tests.shared.test_deviceplan import ROOM, TABLES
@@ -68,6 +69,18 @@ def test_all_devices_of_a_run_share_what_the_digest_covers() -> None:
     assert mix.slowest.cost.seconds <= 20.0
     moved = {c.key: c.why for c in mix.together["pi5"].choices if c.moved}
     assert moved["clients.local_steps"] == "so that all devices of the run can"
+
+
+def test_each_profile_may_have_its_own_rank_where_the_policy_takes_several() -> None:
+    shape, spec = DEMO, spec_of(DEMO.linears, 8)
+    phone = Bounds(scenario(), shape, spec, profile=PROFILES["phone-mid"], limits=ROOM)
+    seconds = phone.cost(phone.said, 4).seconds
+    limits = Limits(seconds=seconds * 1.0001, seconds_from="--max-seconds")
+    mix = plan_mix(scenario(HALVES), shape, spec, limits=limits)
+    assert mix.ranks == {"pi5": 8, "phone-mid": 4}
+    assert {plan.setup.local_steps for plan in mix.together.values()} == {8}
+    alike = plan_mix(scenario(HALVES, "aggregation.policy=fedavg"), shape, spec, limits=limits)
+    assert len(set(alike.ranks.values())) == 1
 
 
 def test_a_list_is_equal_shares_and_counts_need_a_population() -> None:

@@ -13,8 +13,10 @@ from shared import errors
 from shared.baseshape import GEMMA_270M, BaseShape
 from shared.config import RunConfig
 from shared.configfile import resolve
-from shared.deviceplan import DevicePlan, Limits, Planner, setup_of
+from shared.devicebounds import Bounds
+from shared.deviceplan import Planner
 from shared.devices import PROFILES, DeviceProfile
+from shared.devicesettings import DevicePlan, Limits, setup_of
 from shared.planeffect import effect_of
 from shared.scenarioplan import plan_of
 from tests.shared.deviceshapes import ATTENTION_270M, DEMO, spec_of
@@ -242,3 +244,28 @@ def test_a_policy_that_alternates_is_planned_for_its_dearer_round() -> None:
     assert (setup.kinds, setup.kinds_down) == ("A", "AB")
     plain = setup_of(scenario())
     assert (plain.kinds, plain.kinds_down) == ("B", "B")
+
+
+@pytest.mark.parametrize("r", [4, 2])
+def test_a_device_thins_its_own_rank_before_it_asks_all_for_fewer_steps(r: int) -> None:
+    """Down to a quarter; the bound is what the round costs at that rank, by the cost model."""
+    config, phone = scenario(), PROFILES["phone-mid"]
+    bounds = Bounds(config, DEMO, spec_of(DEMO.linears, 8), profile=phone, limits=ROOM)
+    seconds = bounds.cost(bounds.said, r).seconds
+    limits = Limits(seconds=seconds * 1.0001, seconds_from="--max-seconds")
+    plan = planned(config, phone, limits)
+    assert (plan.r, plan.setup.local_steps) == (r, 8)
+    (choice,) = plan.moved(neutral=False)
+    assert choice.why.startswith("time: else")
+    alike = planned(scenario("aggregation.policy=fedavg"), phone, limits)
+    assert alike.r == 8
+    assert alike.setup.local_steps < 8
+
+
+def test_below_a_quarter_steps_go_before_the_rank() -> None:
+    config, phone = scenario(), PROFILES["phone-mid"]
+    bounds = Bounds(config, DEMO, spec_of(DEMO.linears, 8), profile=phone, limits=ROOM)
+    seconds = bounds.cost(bounds.said, 1).seconds
+    plan = planned(config, phone, Limits(seconds=seconds * 1.0001, seconds_from="test"))
+    assert plan.r == 8
+    assert plan.setup.local_steps < 8

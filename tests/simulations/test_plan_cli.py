@@ -11,7 +11,9 @@ import pytest
 from shared import errors
 from simulations.catalog import open_scenario
 from simulations.cli import run
+from simulations.planranks import mixed_lines
 from simulations.planreport import changed
+from tests.shared.deviceshapes import DEMO, spec_of
 from tests.shared.test_devices import GOOD
 
 FLEET = ["plan", "fleet"]
@@ -159,3 +161,36 @@ def test_a_mix_that_cannot_be_planned_is_one_error(
 ) -> None:
     assert run([*arguments, "--json"]) == error.exit_code
     assert json.loads(capsys.readouterr().out)["error"] == error.code
+
+
+def test_a_rank_of_its_own_is_printed_and_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    """A limit between what the round costs at the scenario's rank and at half of it."""
+    scenario = [*FLEET, "--set", "devices.mix={pi5 = 0.5, phone-mid = 0.5}"]
+    alone = as_json(capsys, *scenario, "--device", "phone-mid")
+    thin = next(row for row in alone["levers"] if row["set"] == ["lora.r=2"])
+    limit = str(thin["round_seconds"] * 1.0001)
+    found = as_json(capsys, *scenario, "--device", "phone-mid", "--max-seconds", limit)
+    assert found["rank"] == {"rank": 2, "of": 4, "set": "devices.ranks={phone-mid = 2}"}
+    fleet = as_json(capsys, *scenario, "--mix", "--max-seconds", limit)
+    assert {row["device"]: row["rank"] for row in fleet["devices"]} == {"pi5": 4, "phone-mid": 2}
+    assert fleet["privacy"] == "the plan stays what it is"
+    assert "devices.ranks={phone-mid = 2}" in fleet["shared"]
+    assert run([*scenario, "--mix", "--max-seconds", limit]) == 0
+    assert "--set 'devices.ranks={phone-mid = 2}'" in capsys.readouterr().out
+    assert run([*scenario, "--device", "phone-mid", "--max-seconds", limit]) == 0
+    told = capsys.readouterr().out
+    assert "rank 2 of 4; for this device alone: --set 'devices.ranks={phone-mid = 2}'" in told
+    said = scenario[1], ["devices.mix={pi5 = 0.5, phone-mid = 0.5}", *fleet["shared"]]
+    assert open_scenario(*said).config.devices.ranks == {"phone-mid": 2}
+
+
+def test_a_largest_rank_that_nobody_bears_is_lowered_for_all() -> None:
+    config = open_scenario("fleet", ["devices.mix={pi5 = 0.5, phone-mid = 0.5}"]).config
+    spec = spec_of(DEMO.linears, config.lora.r)
+    lines = mixed_lines(config, spec, {"pi5": 2, "phone-mid": 1})
+    assert lines == [
+        "lora.r=2",
+        f"lora.alpha={spec.lora_alpha / 2}",
+        "devices.ranks={phone-mid = 1}",
+    ]
+    assert mixed_lines(config, spec, {"pi5": 4, "phone-mid": 4}) == []

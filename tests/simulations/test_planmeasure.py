@@ -94,6 +94,7 @@ def test_the_memory_of_a_step_is_within_a_factor_of_two() -> None:
         replace(STEP, max_length=192),
         replace(STEP, batch_size=24, physical_batch=24),
         replace(STEP, kinds="AB"),
+        replace(STEP, clipper="microbatch"),
         replace(STEP, clipper="microbatch", max_length=192),
         replace(STEP, private=False),
     ]
