@@ -22,6 +22,7 @@ from simulations.bench_cli import bench_app
 from simulations.budget_cli import budget_app
 from simulations.client_cli import client_app
 from simulations.enrol_cli import add_commands as add_enrolment
+from simulations.export_adapters_cli import add_commands as add_exports
 from simulations.export_cli import export_app
 from simulations.fetch_cli import add_commands as add_fetching
 from simulations.infer_cli import add_commands as add_answers
@@ -61,6 +62,7 @@ add_enrolment(client_app)
 add_node(client_app)
 add_fetching(client_app)
 add_answers(adapter_app, client_app)
+add_exports(export_app)
 add_personal(client_app)
 app.add_typer(study_app, name="study")
 app.command("plan")(plan_device)

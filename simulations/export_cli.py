@@ -1,4 +1,4 @@
-"""``fedslm export``: what runs on a device that has no torch."""
+"""``fedslm export step``: what trains on a device that has no torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ if TYPE_CHECKING:
     from client.edge.export import Exported
     from shared.config import RunConfig
 
-export_app = typer.Typer(help="Make programs for devices that have no torch.", no_args_is_help=True)
+export_app = typer.Typer(
+    help="Make programs for devices that have no torch, and adapters for other runtimes.",
+    no_args_is_help=True,
+)
 
 _LORA = ("r", "alpha", "target_modules", "variant")
-
-
-@export_app.callback()
-def export() -> None:
-    """Keep the verb where there is only one."""
 
 
 @export_app.command("step")

@@ -49,7 +49,7 @@ def adapter_list(
     as_json: AsJson = False,
 ) -> None:
     """List the versions of a registry, newest first."""
-    versions = _open(folder, key=key, public_key=public_key, write=False).versions()
+    versions = open_registry(folder, key=key, public_key=public_key, write=False).versions()
     if as_json:
         _print_json({"adapters": [version.to_dict() for version in versions]})
         return
@@ -67,7 +67,9 @@ def adapter_show(
     as_json: AsJson = False,
 ) -> None:
     """Show a version: what it was trained on, what is claimed, what the audit found."""
-    version = _find(_open(folder, key=key, public_key=public_key, write=False), digest)
+    version = find_version(
+        open_registry(folder, key=key, public_key=public_key, write=False), digest
+    )
     if as_json:
         _print_json(version.to_dict())
         return
@@ -107,7 +109,7 @@ def adapter_add(
     """Add the adapter of a run as a version; it is not in use before it is promoted."""
     from server.registry import add_run
 
-    registry = _open(folder, key=key, sealing=sealing_keys, write=True)
+    registry = open_registry(folder, key=key, sealing=sealing_keys, write=True)
     version = add_run(
         registry, run_dir, name=name, parent=parent, audit_key=audit_key, withheld=withheld
     )
@@ -125,8 +127,8 @@ def adapter_promote(
     as_json: AsJson = False,
 ) -> None:
     """Put a version in use: devices fetch it from now on."""
-    registry = _open(folder, key=key, sealing=sealing_keys, write=True)
-    version = registry.promote(_find(registry, digest).digest, unaudited=unaudited)
+    registry = open_registry(folder, key=key, sealing=sealing_keys, write=True)
+    version = registry.promote(find_version(registry, digest).digest, unaudited=unaudited)
     _print_version("in use", version, as_json=as_json)
 
 
@@ -137,7 +139,7 @@ def adapter_rollback(
     as_json: AsJson = False,
 ) -> None:
     """Put the version in use that was before the current one; devices follow the signed order."""
-    version = _open(folder, key=key, sealing=sealing_keys, write=True).rollback()
+    version = open_registry(folder, key=key, sealing=sealing_keys, write=True).rollback()
     _print_version("in use", version, as_json=as_json)
 
 
@@ -152,7 +154,7 @@ def adapter_verify(
     from server.registry import verify_registry
 
     report = verify_registry(
-        _open(folder, key=key, public_key=public_key, sealing=sealing_keys, write=False)
+        open_registry(folder, key=key, public_key=public_key, sealing=sealing_keys, write=False)
     )
     if as_json:
         _print_json(report.to_dict())
@@ -181,8 +183,10 @@ def adapter_export(
     """Write a version's files, manifest and signature into a new folder, every byte checked."""
     from server.registry.export import export_version
 
-    registry = _open(folder, key=key, public_key=public_key, sealing=sealing_keys, write=False)
-    version = _find(registry, digest)
+    registry = open_registry(
+        folder, key=key, public_key=public_key, sealing=sealing_keys, write=False
+    )
+    version = find_version(registry, digest)
     export_version(registry, version.digest, to)
     _print_version("exported", version, as_json=as_json)
 
@@ -196,9 +200,9 @@ def adapter_clean(
     as_json: AsJson = False,
 ) -> None:
     """Remove files that belong to no version, and what crashes left behind."""
-    registry = _open(folder, key=key, write=True)
+    registry = open_registry(folder, key=key, write=True)
     for digest in remove or []:
-        registry.remove(_find(registry, digest).digest)
+        registry.remove(find_version(registry, digest).digest)
     found = registry.collect()
     if as_json:
         _print_json({"blobs": found.blobs, "strangers": found.strangers, "bytes": found.bytes})
@@ -229,14 +233,14 @@ def adapter_reseal(
     if find_sealer(path, os.environ) is None:
         msg = "There is no key to encrypt with."
         raise UsageError(msg, hint="Add --rotate to make one, or set FEDSLM_SEALING_KEYS.")
-    changed = _open(folder, key=key, sealing=path, write=True).reseal()
+    changed = open_registry(folder, key=key, sealing=path, write=True).reseal()
     if as_json:
         _print_json({"resealed": changed})
     else:
         typer.echo(f"{changed} files were encrypted with the newest key.")
 
 
-def _open(
+def open_registry(
     folder: Path,
     *,
     key: Path | None,
@@ -271,7 +275,7 @@ def _server_file(folder: Path, name: str) -> Path | None:
     return folder / "keys" / name if (folder / "server.toml").exists() else None
 
 
-def _find(registry: AdapterRegistry, digest: str) -> AdapterVersion:
+def find_version(registry: AdapterRegistry, digest: str) -> AdapterVersion:
     """Return the one version whose digest begins like this."""
     from shared.errors import AdapterError, UsageError
 

@@ -87,6 +87,11 @@ class AdapterRegistry:
         self._signer = signer
         self._open()
 
+    @property
+    def signer(self) -> SigningKey | None:
+        """The key that signs; None where the registry can only be read."""
+        return self._signer
+
     def add(
         self,
         adapter_dir: Path,

@@ -1,0 +1,114 @@
+"""Exports of a verified adapter on its base model: which base, which files, what is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from client.basedigest import base_digest
+from client.inference import DEMO, base_folder
+from client.model import BaseModel, load_base
+from shared.errors import BaseModelMismatch, UsageError
+from simulations.exportfolder import Export, facts_of, write_export
+from simulations.exportsource import Source
+
+ADAPTER_GGUF = "adapter.gguf"
+
+
+def gguf_export(
+    source: Source, to: Path, *, base: str | None, dtype: str, base_type: str | None
+) -> Export:
+    """Write an adapter as GGUF.
+
+    Args:
+        source: the verified adapter.
+        to: a new folder.
+        base: folder of the base model; None for the demo model's adapters.
+        dtype: of the adapter, as :func:`client.exports.ggufadapter.write_adapter_gguf`.
+        base_type: of the base, as :func:`client.exports.ggufbase.write_base_gguf`; None leaves it
+            out.
+
+    Raises:
+        BaseModelMismatch: if the adapter was trained on another base.
+        AdapterIncompatible: if its factors are not those of the base's layers.
+        UnsupportedModel: if llama.cpp has no such model, or no such tokenizer.
+        MissingDependency: if gguf is not installed.
+    """
+    from client.exports.fit import spec_of
+    from client.exports.ggufadapter import write_adapter_gguf
+    from client.exports.ggufbase import write_base_gguf
+    from client.exports.layout import Layout, require_gguf
+
+    require_gguf()
+    folder, found = _open_base(source, base)
+    layout = Layout.of_folder(folder)
+    model = load_base(str(folder))
+    spec_of(model, source.factors, source.terms)
+
+    def write(into: Path) -> Mapping[str, Any]:
+        facts = facts_of(found, str(found.base_digest))
+        tensors = write_adapter_gguf(
+            into / ADAPTER_GGUF,
+            found.factors,
+            found.terms,
+            layout,
+            name=found.name,
+            facts=facts,
+            dtype=dtype,
+        )
+        details: dict[str, Any] = {"type": dtype, "tensors": tensors, "base_type": base_type}
+        if base_type is not None:
+            details["base_tensors"] = write_base_gguf(
+                into / f"base-{base_type}.gguf",
+                model,
+                dtype=base_type,
+                facts={"fedslm.base": facts["fedslm.base"]},
+            )
+        return details
+
+    return write_export(found, to, kind="gguf", write=write)
+
+
+def merged_export(source: Source, to: Path, *, base: str | None, dtype: str) -> Export:
+    """Write the base with the adapter folded in.
+
+    Args:
+        source: the verified adapter.
+        to: a new folder.
+        base: as :func:`gguf_export`.
+        dtype: as :func:`client.exports.merged.write_merged`.
+
+    Raises:
+        BaseModelMismatch: as :func:`gguf_export`.
+        AdapterIncompatible: as :func:`gguf_export`.
+    """
+    from client.exports.merged import write_merged
+
+    folder, found = _open_base(source, base)
+    model: BaseModel = load_base(str(folder))
+
+    def write(into: Path) -> Mapping[str, Any]:
+        write_merged(into, model, folder, found.factors, found.terms, dtype=dtype)
+        return {"type": dtype}
+
+    return write_export(found, to, kind="merged", write=write)
+
+
+def _open_base(source: Source, base: str | None) -> tuple[Path, Source]:
+    """Return the folder of the base, and the source with its digest.
+
+    Raises:
+        UsageError: if it must be named, because nothing is fetched.
+        BaseModelMismatch: if the adapter was trained on another one.
+    """
+    if base is None and source.base_model != DEMO:
+        msg = "The adapter's base model is not here."
+        raise UsageError(msg, hint="Give its folder: --base FOLDER")
+    folder = base_folder(DEMO if base is None else base)
+    digest = base_digest(folder)
+    if source.base_digest not in {None, digest}:
+        msg = f"adapter {source.digest[:12]}: it was trained on base {source.base_digest}."
+        raise BaseModelMismatch(msg, hint=f"{folder.name} has digest {digest}.")
+    return folder, replace(source, base_digest=digest)
