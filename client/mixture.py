@@ -90,6 +90,19 @@ class Router:
         if not examples:
             self.weights = None
 
+    def gates_of(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the gates that texts get, ``(K, B T)``, without any other part of the model.
+
+        Args:
+            ids: padded on the right, ``(B, T)``.
+        """
+        with torch.no_grad():
+            self._before(self._body, (), {"input_ids": ids})
+        if self.gates is None:
+            msg = "A router made no gates."
+            raise UnsupportedModel(msg)
+        return self.gates
+
     def _before(self, body: Any, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: ANN401
         """Make the gates of a pass, before any layer needs them."""
         del body

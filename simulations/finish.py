@@ -25,6 +25,7 @@ from simulations.assemble import Assembly
 from simulations.attacks.summary import attack_summary, defence_summary
 from simulations.personal import gain, spread
 from simulations.report import write_report
+from simulations.routing import routing_summary
 from simulations.runfolder import SUMMARY, RunFolder
 from simulations.stopnote import stop_note, stop_warning
 from simulations.taskfigures import task_summary
@@ -198,6 +199,7 @@ def _summary(
         "clients_measured": len(outcome.losses["after"]),
         "client_losses": {key: spread(outcome.losses[key]) for key in ("before", "after")},
         "personal": _personal(outcome),
+        "routing": routing_summary(outcome.losses),
         **privacy,
         "bytes_up_per_client_round": _largest(metrics, "bytes_up_per_client"),
         "bytes_down_per_client_round": _largest(metrics, "bytes_down_per_client"),

@@ -16,6 +16,7 @@ from shared.files import disk_errors, write_text
 from simulations import auditfigures, audittext, plots, reporttext
 from simulations.attacks.texts import attack_text, defence_text
 from simulations.pagekit import Picture, environment, picture
+from simulations.routing import routing_picture
 from simulations.runfolder import AUDIT, CONFIG, EVALUATION, REPORT, SUMMARY, RunFolder
 
 Table = Mapping[str, Any]
@@ -95,6 +96,7 @@ def _page(
         attack_said=attack_text(summary["attack"]) if summary.get("attack") else "",
         defence_said=defence_text(summary["defence"]) if summary.get("defence") else "",
         personal_plot=_personal_plot(evaluation),
+        routing_plot=routing_picture(evaluation),
         audit=audit,
         audit_lines=audittext.finding_lines(audit),
         audit_word=audittext.verdict_word(audit.get("verdict")),

@@ -46,10 +46,10 @@ from shared.privacy.ledger import Ledger
 from shared.privacy.ledger_notes import CANARY_COINS, FIRST_ROUND
 from shared.privacy.plan import PrivacyPlan
 from shared.scenarioplan import plan_of
+from simulations.afterwards import measure_afterwards
 from simulations.assemble import Assembly, assemble_runtime, open_clients
 from simulations.engine import run_in_process
 from simulations.finish import Outcome, finish_run
-from simulations.personal import measure_personal
 from simulations.progress import RunProgress
 from simulations.publicjudge import public_judge
 from simulations.runfolder import (
@@ -300,18 +300,13 @@ class _Session:
         released: Vector = run.released
         self._losses["after"] = _named(run.measure(messenger, clients, released, group="a"))
         self._keep_figures(AFTER)
-        self._measure_personal(released)
+        self._losses |= measure_afterwards(
+            self._assembly.runtime,
+            released,
+            choose=lambda count, stream: run.measured_clients(count, stream=stream),
+            note=self._progress.note,
+        )
         self._folder.write_json(EVALUATION, self._losses)
-
-    def _measure_personal(self, released: Vector) -> None:
-        """Measure what personal adapters would gain, in this process; no message is sent."""
-        personal = self._config.personal
-        if personal.steps == 0:
-            return
-        clients = self._run.measured_clients(personal.clients, stream="personal")
-        self._progress.note(f"personal adapters of {len(clients)} clients")
-        found = measure_personal(self._assembly.runtime, clients, released)
-        self._losses |= {"personal-shared": found["shared"], "personal-own": found["own"]}
 
     def _keep_figures(self, when: str) -> None:
         """Keep how well the clients' texts were classified, where they are."""

@@ -22,6 +22,7 @@ from client.home import DeviceHome, NodeConfig
 from client.inference import LocalModel, base_folder, load
 from client.model import load_base
 from client.policyfile import TEMPLATE
+from server.adapters import write_adapter
 from server.registry import AdapterRegistry, AdapterVersion
 from shared.errors import (
     AdapterCorrupt,
@@ -33,6 +34,7 @@ from shared.errors import (
 )
 from shared.lora import Factors
 from shared.manifest import WEIGHTS
+from shared.mixture import Mixture
 from tests.adapterkit import SIGNER, files_of, open_registry, report_about
 from tests.client.conftest import MakeFolder
 
@@ -358,3 +360,47 @@ def test_the_store_remembers_nothing_of_a_query(device: Device) -> None:
     LocalModel.load(device.home).generate(PROMPT, max_tokens=5)
     assert {p: p.read_bytes() for p in device.home.path.rglob("*") if p.is_file()} == before
     assert json.loads((device.home.adapters / "state.json").read_text())["refusals"] == []
+
+
+def test_a_mixture_is_verified_loaded_and_answers_with_its_gates(
+    tmp_path: Path, model_folder: MakeFolder
+) -> None:
+    """From safetensors and JSON alone; the truth is a whole pass for each token, no cache."""
+    base = model_folder("llama")
+    loaded = load_base(str(base))
+    said = {"r": 4, "alpha": 4.0, "target_modules": ["q_proj", "v_proj"]}
+    mixture = Mixture(adapters=2, sharpness=4.0)
+    spec = adapter_spec(loaded, **said, mixture=mixture)  # type: ignore[arg-type]
+    rng = np.random.default_rng(5)
+    factors: Factors = {
+        f.name: rng.standard_normal(f.shape).astype(np.float32) for f in spec.factors
+    }
+    weights = write_adapter(
+        tmp_path / "adapter",
+        spec=spec,
+        factors=factors,
+        base_model="tiny",
+        dropout=0.0,
+        manifest={},
+    )
+    registry = open_registry(tmp_path / "registry")
+    version = registry.add(
+        tmp_path / "adapter", name="tiny", base_digest=loaded.digest, audit=report_about(weights)
+    )
+    store = AdapterStore(
+        tmp_path / "store", trusted_key=SIGNER.public_key, base_digest=loaded.digest
+    )
+    store.install(version.manifest_bytes, version.signature, files_of(registry, version))
+    model = LocalModel.load(base=base, store=store)
+    assert model.warnings == ()
+    answer = model.generate(PROMPT, max_tokens=10)
+    adapted = adapt(loaded, **said, mixture=mixture)  # type: ignore[arg-type]
+    adapted.load(factors)
+    ids = loaded.tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
+    written: list[int] = []
+    with torch.no_grad():
+        for _ in range(10):
+            logits = adapted.peft_model(input_ids=torch.tensor([ids + written]), use_cache=False)
+            written.append(int(logits.logits[0, -1].argmax()))
+    expected = names(base, written)
+    assert words(answer) == expected
