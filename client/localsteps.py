@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from client.cohort import train_plain_group, train_private_group, train_unprotected_group
+from client.gradientcheck import require_gradient
 from client.training import (
     TrainSettings,
     train_plain,
@@ -55,6 +56,7 @@ class LocalSteps:
         self._ranks = ranks
         self._kinds = config.trained_kinds
         self._parts: dict[tuple[str, int], NDArray[np.bool_]] = {}
+        self._reached: set[str] = set()
         clients, performance = config.clients, config.performance
         self._settings = TrainSettings(
             local_steps=clients.local_steps,
@@ -237,6 +239,9 @@ class LocalSteps:
         trained = policy.trained(server_round)
         if self._model.kinds != trained:
             self._model.set_trainable(trained)
+        if trained not in self._reached:
+            require_gradient(self._model)
+            self._reached.add(trained)
         return policy.sent(server_round)
 
     @property
