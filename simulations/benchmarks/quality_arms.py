@@ -2,9 +2,10 @@
 
 Policies are read from the fields of ``[aggregation]`` in shared/config.py: each field that takes
 words is an axis with all its words, so that a new one is measured as soon as a scenario can say it.
-Codes of updates are an axis too, of which only float32 is measured unless others are asked for.
-What the rules of scenarios refuse is named with their reason and left out. Rules against attackers
-have a benchmark of their own, ``robust``.
+Codes of updates, factors that are shared, and a server that takes plain means are axes too, of
+which only the first value is measured unless others are asked for. A policy that knows no server
+optimizer always has plain means. What the rules of scenarios refuse is named with their reason and
+left out. Rules against attackers have a benchmark of their own, ``robust``.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ EPSILONS = (1.0, 3.0, 8.0)
 QUICK_EPSILONS = (8.0,)
 SEEDS, QUICK_SEEDS = 3, 2
 NO_PRIVACY = "none"
-LINK = "link"
-PLAIN_LINK = "fp32"
+LINK, SHARE, SERVER = "link", "share", "server"
+PLAIN_MEANS = "mean"
+# What a field of [aggregation] says elsewhere, or only of settings that these scenarios have not.
+_ELSEWHERE = {*RobustKeys.model_fields, "share", "columns"}
 _HUB = "hf:"
 
 # What is measured and attacked on the way costs time and trains nothing. There is one process with
@@ -47,6 +50,11 @@ PLAIN: Mapping[str, object] = {
     "evaluation.clients": 1,
     "performance.workers": 1,
     "performance.threads": 1,
+}
+MEANS: Mapping[str, object] = {
+    "server.optimizer": "mean",
+    "server.learning_rate": 1.0,
+    "server.schedule": "constant",
 }
 QUICK: Mapping[str, object] = {
     "run.rounds": 2,
@@ -64,7 +72,7 @@ class Case:
 
     Attributes:
         scenario: name of a built-in scenario.
-        choices: fields of ``[aggregation]``, and ``link`` where updates are coded, to the word.
+        choices: fields of ``[aggregation]``, and of the optional axes what is not usual.
         epsilon: the target; None is the non-private twin.
         seed: of the run.
         resolved: the scenario with all that; None where the rules refuse it.
@@ -98,7 +106,7 @@ def choices() -> dict[str, tuple[str, ...]]:
     """Return the words that each field of ``[aggregation]`` takes; other fields are left out."""
     found = {}
     for name, field in AggregationSection.model_fields.items():
-        if name in RobustKeys.model_fields:
+        if name in _ELSEWHERE:
             continue
         words = tuple(_words(field.annotation))
         if words:
@@ -106,9 +114,13 @@ def choices() -> dict[str, tuple[str, ...]]:
     return found
 
 
-def link_words() -> tuple[str, ...]:
-    """Return the codes of updates, the plain one first."""
-    return tuple(_words(LinkSection.model_fields["up"].annotation))
+def optional() -> dict[str, tuple[str, ...]]:
+    """Return the axes of which one value is measured unless others are named: the first."""
+    return {
+        LINK: tuple(_words(LinkSection.model_fields["up"].annotation)),
+        SHARE: tuple(_words(AggregationSection.model_fields["share"].annotation)),
+        SERVER: ("scenario", PLAIN_MEANS),
+    }
 
 
 def kinds_of(policy: str) -> str:
@@ -126,7 +138,7 @@ def axes_of(*, quick: bool) -> Axes:
     return {
         "scenario": names,
         **choices(),
-        LINK: link_words(),
+        **optional(),
         "epsilon": (*map(word, epsilons), NO_PRIVACY),
         "seed": tuple(seeds),
     }
@@ -136,24 +148,50 @@ def cases(only: Sequence[str], *, quick: bool) -> list[Case]:
     """Return the runs to do, seed by seed, so that what was interrupted can be compared.
 
     Args:
-        only: words that leave cases out; codes other than float32 are left out unless named.
+        only: words that leave cases out; of optional axes the first value is taken unless named.
         quick: with the smallest sizes.
 
     Raises:
         InvalidValue: for a word that names nothing.
     """
     left = selected(axes_of(quick=quick), only)
-    fields = list(choices())
-    named = {word.rpartition("=")[2] for word in only} & set(link_words())
-    codes = [{LINK: code} if code != PLAIN_LINK else {} for code in left[LINK]]
-    return [
-        _case(name, dict(zip(fields, words, strict=True)) | code, epsilon, int(seed), quick=quick)
+    fields, extras = list(choices()), _extras(left, only)
+    found = [
+        _case(name, _choices(fields, words, extra), epsilon, int(seed), quick=quick)
         for seed in left["seed"]
         for name in left["scenario"]
         for words in itertools.product(*(left[field] for field in fields))
-        for code in (codes if named else [{}])
+        for extra in extras
         for epsilon in map(_epsilon, left["epsilon"])
     ]
+    return list({case.name: case for case in found}.values())
+
+
+def _extras(left: Mapping[str, Sequence[str]], only: Sequence[str]) -> list[dict[str, str]]:
+    """Return every combination of optional values that are named; the usual ones are left out."""
+    named = {word.rpartition("=")[2] for word in only}
+    axes = {
+        axis: [word for word in left[axis] if word in named] or [words[0]]
+        for axis, words in optional().items()
+    }
+    return [
+        {
+            axis: word
+            for (axis, usual), word in zip(optional().items(), combination, strict=True)
+            if word != usual[0]
+        }
+        for combination in itertools.product(*axes.values())
+    ]
+
+
+def _choices(
+    fields: Sequence[str], words: Sequence[str], extra: Mapping[str, str]
+) -> dict[str, str]:
+    """Return what a case says of the axes."""
+    found = dict(zip(fields, words, strict=True)) | dict(extra)
+    if not POLICIES[found["policy"]].linear:
+        found[SERVER] = PLAIN_MEANS
+    return found
 
 
 def require_files(wanted: Sequence[Case], *, base_dir: Path) -> None:
@@ -204,7 +242,8 @@ def _case(
     sizes = QUICK if quick else {}
     rounds = sizes.get("run.rounds", open_scenario(scenario).config.run.rounds)
     values: dict[str, object] = {**PLAIN, **sizes, "run.seed": seed, "evaluation.every": rounds}
-    values |= {_key(field): value for field, value in chosen.items()}
+    for field, value in chosen.items():
+        values |= MEANS if field == SERVER else {_key(field): value}
     values |= {"privacy.mode": "none"} if epsilon is None else {"privacy.epsilon": epsilon}
     resolved, refusal = None, ""
     try:

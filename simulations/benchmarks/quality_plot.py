@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from simulations.benchmarks.protocol import BenchResult, Scalar
-from simulations.benchmarks.quality_arms import LINK, choices, word
+from simulations.benchmarks.quality_arms import choices, optional, word
 from simulations.benchmarks.quality_rows import COSTS, Row, number
 from simulations.svg import BLUE, GREEN, GREY, INK, PURPLE, VERMILLION, render
 
@@ -52,7 +52,7 @@ def draw_frontiers(result: BenchResult) -> str:
 
 def kind_of(row: Row) -> str:
     """Return the policy of a row in words, and the code of its updates where they are coded."""
-    return ", ".join(str(row[field]) for field in (*choices(), LINK) if row.get(field))
+    return ", ".join(str(row[field]) for field in (*choices(), *optional()) if row.get(field))
 
 
 def _panel(axes: Axes, rows: Sequence[Row], cost: str, kinds: Sequence[str]) -> None:

@@ -79,11 +79,12 @@ class TestCases:
     def test_every_policy_at_every_epsilon_and_without_three_times(self) -> None:
         found = cases([], quick=False)
         axes = axes_of(quick=False)
-        assert [*axes] == ["scenario", *choices(), "link", "epsilon", "seed"]
-        # Codes of updates are measured where one is named, and else none but float32.
-        lengths = [len(values) for axis, values in axes.items() if axis != "link"]
+        optional = ("link", "share", "server")
+        assert [*axes] == ["scenario", *choices(), *optional, "epsilon", "seed"]
+        # Of these the usual value is measured, unless others are named.
+        lengths = [len(values) for axis, values in axes.items() if axis not in optional]
         assert len(found) == math.prod(lengths)
-        assert not any("link" in case.choices for case in found)
+        assert not any("link" in case.choices or "share" in case.choices for case in found)
         assert len({case.name for case in found}) == len(found)
         assert {case.scenario for case in found} == {"quickstart", "shakespeare", "medquad"}
         assert {case.choices["policy"] for case in found} >= {"ffa", "fedavg"}
@@ -94,14 +95,17 @@ class TestCases:
     def test_a_case_differs_from_its_scenario_in_what_it_says_alone(self) -> None:
         for case in cases(["seed=8"], quick=False):
             resolved = case.resolved
-            if case.choices["policy"] == "flexlora":
-                # Adam, which these scenarios ask for, has no meaning on factors of a mean product.
-                assert resolved is None
+            if case.resolved is None:
+                assert case.refusal
+                assert case.choices["policy"] in {"flexlora", "fedex"}
                 continue
             assert resolved is not None
             said = {key for key, origin in resolved.origins.items() if origin == "--set"}
             told = "privacy.mode" if case.epsilon is None else "privacy.epsilon"
             about = {"run.seed", "aggregation.policy", told}
+            if case.choices["policy"] in {"flexlora", "fedex"}:
+                # Adam, which these scenarios ask for, has no meaning on factors of a mean product.
+                about |= {"server.optimizer", "server.learning_rate", "server.schedule"}
             assert said == about | {"evaluation.every"} | set(quality_arms.PLAIN)
             assert resolved.config.policy == case.choices["policy"]
             assert resolved.config.evaluation.every == resolved.config.run.rounds
@@ -124,6 +128,23 @@ class TestCases:
         both = cases([*said, "fp32", "int4"], quick=False)
         assert [case.choices.get("link") for case in both] == [None, "int4"]
         assert both[0].name == cases(said, quick=False)[0].name
+
+    def test_plain_means_for_every_policy_make_them_comparable(self) -> None:
+        said = ["shakespeare", "policy=ffa", "policy=flexlora", "epsilon=none", "seed=7"]
+        found = cases([*said, "server=mean"], quick=False)
+        assert [case.choices["server"] for case in found] == ["mean", "mean"]
+        for case in found:
+            assert case.resolved is not None
+            assert case.resolved.config.server.optimizer == "mean"
+        # A policy that has nothing but means is measured once, whatever is named.
+        assert len(cases([*said, "server=mean", "server=scenario"], quick=False)) == 3
+
+    def test_what_clients_share_is_an_axis(self) -> None:
+        said = ["shakespeare", "policy=fedavg", "epsilon=8", "seed=7", "share=A"]
+        (case,) = cases(said, quick=False)
+        assert case.name == "shakespeare-fedavg-A-epsilon-8-seed-7"
+        assert case.resolved is not None
+        assert case.resolved.config.policy_facts.kept == "B"
 
     def test_a_new_codec_is_an_axis_by_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Longer(Section):
