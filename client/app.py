@@ -30,10 +30,10 @@ from shared.wire import (
 )
 
 if TYPE_CHECKING:
-    from client.runtime import ClientRuntime
+    from client.participant import Participant
     from shared.link import Downlink
 
-RuntimeOf = Callable[[Context], "ClientRuntime"]
+RuntimeOf = Callable[[Context], "Participant"]
 
 logger = logging.getLogger("fedslm.client")
 

@@ -76,6 +76,7 @@ def enroll(
     path: Path,
     data: Path | None,
     base: str,
+    step: str | None = None,
     call: Call,
     now: datetime | None = None,
 ) -> Enrolment:
@@ -88,6 +89,7 @@ def enroll(
         path: the device's folder; made if it does not exist.
         data: the file with the device's records; people need none.
         base: folder of the base model, or "demo".
+        step: digest of the exported step that ``base`` holds instead, for ONNX Runtime.
         call: redeems the token.
         now: the time; default the clock.
 
@@ -116,7 +118,7 @@ def enroll(
         key = _key_for(home, token)
         answer = call(token, certificate_request(key, token.name))
         _require_ours(answer, token, key, now=now)
-        return _write(home, answer, data=data, base=base)
+        return _write(home, answer, data=data, base=base, step=step)
 
 
 def renewal_due(home: DeviceHome, *, now: datetime | None = None) -> bool:
@@ -228,6 +230,7 @@ def _write(
     *,
     data: Path | None,
     base: str,
+    step: str | None,
 ) -> Enrolment:
     """Write what the server gave; ``node.toml`` last, which makes the device enrolled."""
     if answer.role == "node" and data is None:
@@ -242,6 +245,8 @@ def _write(
             "control": answer.control_address,
             "data": None if data is None else str(data.absolute()),
             "base": base,
+            "runtime": "torch" if step is None else "onnx",
+            "step": step,
             "ledger_key": answer.ledger_key,
             "adapter_key": answer.adapter_key,
         }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from client.labelled import make_labelled_examples
 from client.tokenization import make_examples
 from shared.errors import NoUsableText
 
@@ -40,6 +39,8 @@ def _tokenised(
     """Turn records into examples."""
     data, task = config.data, config.task
     if task.classifies:
+        from client.labelled import make_labelled_examples  # torch comes with it
+
         return make_labelled_examples(
             records, tokenizer, max_length=data.max_length, labels=task.labels
         )

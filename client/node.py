@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from shared.errors import SchemaMismatch
 from shared.privacy.plan import PrivacyPlan
 
 if TYPE_CHECKING:
-    from client.guard import GuardedRuntime
+    from client.participant import Participant
 
 SCENARIO = "scenario"
 PLAN = "plan"
@@ -33,6 +34,9 @@ DATA = "data-path"
 BASE = "base-path"
 POLICY = "policy-path"
 STATE = "state-path"
+RUNTIME = "runtime"
+STEP = "step-digest"
+TORCH = "torch"
 _HINT = f"Run: {SCENARIO}, {PLAN}. Node: {DATA}, {BASE}, {POLICY}, {STATE}."
 
 
@@ -68,12 +72,13 @@ class LocalSource:
         return ClientData(name=name, train=train, holdout=held)
 
 
-def runtime_of_node(run: Mapping[str, object], node: Mapping[str, object]) -> GuardedRuntime:
+def runtime_of_node(run: Mapping[str, object], node: Mapping[str, object]) -> Participant:
     """Return the process's runtime for a node, built once for a run and a policy.
 
     Args:
         run: Flower's run configuration, from the server.
-        node: the node's own configuration: paths of data, base model, policy and state folder.
+        node: the node's own configuration: paths of data, base model, policy and state folder;
+            with ``runtime`` "onnx" the base is an exported step, pinned by ``step-digest``.
 
     Raises:
         SchemaMismatch: if the run or the node is not configured, or plan and scenario disagree.
@@ -84,7 +89,10 @@ def runtime_of_node(run: Mapping[str, object], node: Mapping[str, object]) -> Gu
         scenario, plan = (_field(run, name) for name in (SCENARIO, PLAN))
         data, base, state = (_field(node, name) for name in (DATA, BASE, STATE))
         policy = ClientPolicy.load(Path(_field(node, POLICY)))
-        return _runtime(scenario, plan, data, base, state, policy)
+        step = None
+        if node.get(RUNTIME, TORCH) != TORCH:
+            step = _field(node, STEP)
+        return _runtime(scenario, plan, data, base, state, policy, step)
 
 
 def _field(config: Mapping[str, object], name: str) -> str:
@@ -97,27 +105,48 @@ def _field(config: Mapping[str, object], name: str) -> str:
 
 
 # The runtime of the process, under what it was built from; one at most.
-_BUILT: dict[tuple[str, str, str, str, str, ClientPolicy], GuardedRuntime] = {}
+_BUILT: dict[tuple[str, str, str, str, str, ClientPolicy, str | None], Participant] = {}
 
 
 def _runtime(
-    scenario: str, plan_json: str, data: str, base: str, state: str, policy: ClientPolicy
-) -> GuardedRuntime:
+    scenario: str,
+    plan_json: str,
+    data: str,
+    base: str,
+    state: str,
+    policy: ClientPolicy,
+    step: str | None,
+) -> Participant:
     """Return the runtime for a run and a policy; the one before goes first.
 
     Two bases at once would not fit on a small device.
     """
-    key = (scenario, plan_json, data, base, state, policy)
+    key = (scenario, plan_json, data, base, state, policy, step)
     if key not in _BUILT:
         _BUILT.clear()
         gc.collect()
-        _BUILT[key] = _build(scenario, plan_json, data, base, state, policy)
+        build = _build if step is None else partial(_build_edge, digest=step)
+        _BUILT[key] = build(scenario, plan_json, data, Path(base), Path(state), policy)
     return _BUILT[key]
 
 
+def _read(scenario: str, plan_json: str) -> tuple[RunConfig, PrivacyPlan]:
+    """Read a run's configuration."""
+    return parse_json(scenario), PrivacyPlan.from_json(plan_json)
+
+
+def _require_allowed(
+    config: RunConfig, plan: PrivacyPlan, policy: ClientPolicy, state: Path, base_digest: str
+) -> None:
+    """Refuse a run that the policy does not allow, or whose plan is not its scenario's."""
+    policy.check(plan, config, base_digest=base_digest)
+    require_agreement(config, plan)
+    remember_scenario(state, config)
+
+
 def _build(
-    scenario: str, plan_json: str, data: str, base: str, state: str, policy: ClientPolicy
-) -> GuardedRuntime:
+    scenario: str, plan_json: str, data: str, base: Path, state: Path, policy: ClientPolicy
+) -> Participant:
     """Check the policy, load the base and build the runtime."""
     import torch
 
@@ -126,15 +155,13 @@ def _build(
     from client.keyring import DeviceKeyring
     from client.taskmodel import load_adapted
 
-    config, plan = parse_json(scenario), PrivacyPlan.from_json(plan_json)
-    policy.check(plan, config, base_digest=base_digest(Path(base)))
-    require_agreement(config, plan)
-    remember_scenario(Path(state), config)
+    config, plan = _read(scenario, plan_json)
+    _require_allowed(config, plan, policy, state, base_digest(base))
     # After the comparisons: the section is the device's own, and in no digest.
-    thrift = thrift_for(config, read_model_config(Path(base)), cuda=torch.cuda.is_available())
+    thrift = thrift_for(config, read_model_config(base), cuda=torch.cuda.is_available())
     config = config.model_copy(update={"performance": thrift.performance})
     secure = policy.secure_aggregation
-    model = load_adapted(config, base)
+    model = load_adapted(config, str(base))
     if thrift.checkpointing:
         model.enable_checkpointing()
     return GuardedRuntime(
@@ -143,6 +170,37 @@ def _build(
         model=model,
         source=LocalSource(path=Path(data), config=config),
         policy=policy,
-        state=Path(state),
-        keyring=None if secure is None else DeviceKeyring(Path(state), secure),
+        state=state,
+        keyring=None if secure is None else DeviceKeyring(state, secure),
+    )
+
+
+def _build_edge(
+    scenario: str,
+    plan_json: str,
+    data: str,
+    base: Path,
+    state: Path,
+    policy: ClientPolicy,
+    *,
+    digest: str,
+) -> Participant:
+    """Check the step and the policy, and build the runtime of a device without torch."""
+    from client.edge.program import load_step
+    from client.edge.runtime import edge_runtime
+    from client.keyring import DeviceKeyring
+
+    config, plan = _read(scenario, plan_json)
+    step = load_step(base, digest=digest)
+    _require_allowed(config, plan, policy, state, step.base_digest)
+    secure = policy.secure_aggregation
+    return edge_runtime(
+        base,
+        step,
+        config=config,
+        plan=plan,
+        source=LocalSource(path=Path(data), config=config),
+        policy=policy,
+        state=state,
+        keyring=None if secure is None else DeviceKeyring(state, secure),
     )

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.data import Record
+from client.examples import Example
 from shared.errors import ConflictingSettings, InvalidValue, NoUsableText
 from shared.validate import positive_integer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from client.training import Example
 
 PLAIN = "plain"
 CHAT = "chat"
@@ -152,8 +151,6 @@ def _ended(answer: list[int], eos: list[int]) -> list[int]:
 
 def _example(ids: list[int], *, first_label: int) -> Example | None:
     """Return the arrays, or None if no label is left."""
-    from client.training import Example  # torch comes with it
-
     if first_label >= len(ids):
         return None
     array = np.asarray(ids, dtype=np.int64)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from client.evaluation import evaluate
 from shared.errors import NoUsableText, SchemaMismatch
 
 if TYPE_CHECKING:
@@ -60,6 +59,8 @@ def vote_on(
         1 if the mean held-out loss fell by more than ``stopping.min_improvement``; -1 if not; 0 if
         nothing is held out, or a loss is not finite.
     """
+    from client.evaluation import evaluate  # torch comes with it
+
     if not held_out:
         return 0
     losses = []

@@ -137,9 +137,12 @@ def _population(config: RunConfig, given: int | None) -> int:
 def _base_digest(model: str) -> str | None:
     """Return the digest of a base model that is here; None for one that is not."""
     from client.basedigest import base_digest
+    from client.edge.program import MANIFEST, load_step
     from simulations.assemble import base_path
 
     folder = Path(base_path(model, base_dir=Path.cwd()))
+    if (folder / MANIFEST).is_file():
+        return load_step(folder).base_digest
     return base_digest(folder) if folder.is_dir() else None
 
 

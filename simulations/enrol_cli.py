@@ -149,16 +149,24 @@ def client_enroll(
     data: Annotated[
         Path | None, typer.Option(help="File with this device's records; it stays here.")
     ] = None,
-    base: Annotated[str, typer.Option(help='Base model: "demo", or a transformers folder.')] = DEMO,
+    base: Annotated[
+        str,
+        typer.Option(
+            help='"demo", a transformers folder, or an exported step to run without torch.'
+        ),
+    ] = DEMO,
     home: DeviceFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Enroll this device: make its key here, get its certificate, write a policy to fill in."""
     from client.control import redeem
+    from client.edge.program import step_digest
     from client.enrolling import enroll
 
     text = sys.stdin.read(MAX_STDIN) if token == "-" else token  # noqa: S105 - not a secret
-    done = enroll(text, path=_device(home), data=data, base=_base(base), call=redeem)
+    folder = _base(base)
+    step = step_digest(Path(folder))
+    done = enroll(text, path=_device(home), data=data, base=folder, step=step, call=redeem)
     print_json(_enrolled(done)) if as_json else _print_enrolled(done)
 
 
@@ -292,9 +300,9 @@ def _base(base: str) -> str:
     from shared.errors import ModelNotFound
 
     folder = ASSETS / DEMO if base == DEMO else Path(base)
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in ("config.json", "step.json")):
         msg = f"base={folder.name!r} is not a folder with a model."
-        raise ModelNotFound(msg, hint='Give a transformers folder, or "demo".')
+        raise ModelNotFound(msg, hint='Give a transformers folder, an exported step, or "demo".')
     return str(folder.absolute())
 
 

@@ -191,6 +191,15 @@ def load_step(folder: Path, *, digest: str | None = None) -> StepManifest:
     return manifest
 
 
+def step_digest(folder: Path) -> str | None:
+    """Return the digest of the step that a folder holds; None if it holds none.
+
+    Raises:
+        BaseModelMismatch: if there is a manifest, and it or a file is not as it must be.
+    """
+    return load_step(folder).digest if (folder / MANIFEST).exists() else None
+
+
 def hash_file(path: Path) -> tuple[int, str]:
     """Return size and SHA-256 of a regular file; links are not followed.
 

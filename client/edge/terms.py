@@ -35,9 +35,16 @@ def terms_of(config: RunConfig) -> StepTerms:
     """
     if config.task.classifies:
         _refuse("task.kind='classification'", "Exported steps train language models.")
+    if config.mixture.adapters > 1:
+        _refuse("mixture.adapters", "A step has one adapter: leave [mixture] out.")
+    if config.devices.ranks:
+        _refuse("devices.ranks", "A step has one rank: leave devices.ranks out.")
     if config.lora.dropout > 0:
         _refuse(f"lora.dropout={config.lora.dropout:g}", "Set lora.dropout=0.")
-    kinds = {config.sent_kinds(number) for number in range(1, min(config.run.rounds, 2) + 1)}
+    policy = config.policy_facts
+    if policy.kept:
+        _refuse(f"aggregation.share={policy.kept!r}", "A step keeps no factors of its own.")
+    kinds = {policy.trained(number) for number in range(1, min(config.run.rounds, 2) + 1)}
     if len(kinds) != 1:
         name = config.aggregation.policy
         _refuse(f"aggregation.policy={name!r}", 'Its rounds train different factors: use "ffa".')

@@ -15,7 +15,7 @@ from shared.bundle import BUNDLE_DIGEST
 from shared.errors import FleetError
 
 if TYPE_CHECKING:
-    from client.home import DeviceHome
+    from client.home import DeviceHome, NodeConfig
 
 # As in client.node, which reads them; importing it would load the whole client.
 PARTITION: Final = "partition-id"
@@ -23,6 +23,8 @@ DATA: Final = "data-path"
 BASE: Final = "base-path"
 POLICY: Final = "policy-path"
 STATE: Final = "state-path"
+RUNTIME: Final = "runtime"
+STEP: Final = "step-digest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +94,7 @@ def settings_of(
             BASE: config.base if base is None else base,
             POLICY: str(home.policy),
             STATE: str(home.state),
+            **_edge(home.config),
         },
         poll_seconds=config.poll_seconds,
         heartbeat_seconds=config.heartbeat_seconds,
@@ -100,3 +103,17 @@ def settings_of(
         bundles=bundles,
         left=lambda: home.left,
     )
+
+
+def _edge(config: NodeConfig) -> dict[str, str | int]:
+    """Return what a device without torch is told besides.
+
+    Raises:
+        FleetError: if the step is not named by its digest.
+    """
+    if config.runtime == "torch":
+        return {}
+    if config.step is None:
+        msg = f'{config.name!r} has runtime = "{config.runtime}" and no step.'
+        raise FleetError(msg, hint="Name its digest in node.toml: step = ...")
+    return {RUNTIME: config.runtime, STEP: config.step}

@@ -1,0 +1,69 @@
+"""The tokenizer of an exported step, without transformers: text in, token ids out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shared.errors import MissingDependency, TokenizerMissing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from client.edge.program import StepManifest
+
+
+class StepTokenizer:
+    """What :mod:`client.tokenization` asks of a tokenizer, on the ``tokenizers`` package alone.
+
+    Args:
+        path: of ``tokenizer.json``.
+        manifest: says which ids begin and end a text.
+
+    Attributes:
+        bos_token_id: id that begins a text, or None.
+        eos_token_id: id that ends one, or None.
+        chat_template: None; a chat template needs transformers.
+
+    Raises:
+        MissingDependency: if the package is not installed.
+        TokenizerMissing: if the file is no tokenizer.
+    """
+
+    chat_template = None
+
+    def __init__(self, path: Path, manifest: StepManifest) -> None:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            msg = "An exported step needs the tokenizers package, which is not installed."
+            raise MissingDependency(msg, hint="pip install 'fedslm[edge]'") from error
+        try:
+            self._inner = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # noqa: BLE001 - the package raises nothing narrower
+            msg = f"{path.name} of the exported step is no tokenizer ({type(error).__name__})."
+            raise TokenizerMissing(msg, hint="Export the step again.") from None
+        self._inner.no_truncation()
+        self._inner.no_padding()
+        self.bos_token_id = manifest.bos
+        self.eos_token_id = manifest.eos
+
+    def __call__(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool,
+        split_special_tokens: bool,
+        verbose: bool = False,
+    ) -> dict[str, list[int]]:
+        """Return the ids of a text under ``"input_ids"``.
+
+        Args:
+            text: any.
+            add_special_tokens: whether the tokenizer adds its own markers.
+            split_special_tokens: whether markers inside the text stay text.
+            verbose: ignored; nothing is said.
+        """
+        del verbose
+        self._inner.encode_special_tokens = split_special_tokens
+        encoded = self._inner.encode(text, add_special_tokens=add_special_tokens)
+        return {"input_ids": list(encoded.ids)}
