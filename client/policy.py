@@ -93,6 +93,8 @@ class ClientPolicy:
         seeded_noise: whether noise that the server knows is accepted (a rehearsal).
         votes: whether a plan may ask for votes by held-out records.
         secure_aggregation: what mode ``client-distributed`` needs, else ``None``.
+        asynchronous: whether rounds are accepted in which the time of an answer decides where it is
+            counted.
     """
 
     modes: frozenset[str]
@@ -106,6 +108,7 @@ class ClientPolicy:
     seeded_noise: bool = False
     votes: bool = False
     secure_aggregation: SecureAggregationLimits | None = None
+    asynchronous: bool = False
 
     @classmethod
     def load(cls, path: Path) -> ClientPolicy:
@@ -128,6 +131,7 @@ class ClientPolicy:
             seeded_noise=file.seeded_noise,
             votes=file.votes,
             secure_aggregation=_secure_aggregation(file, path.parent),
+            asynchronous=file.asynchronous,
         )
 
     @property
@@ -198,6 +202,8 @@ class ClientPolicy:
         """Yield what is wrong with the run itself."""
         if config.attack.used:
             yield _refusal("attack", repr(config.attack.kind), "'none': attackers are simulated")
+        if config.buffer.used and not self.asynchronous:
+            yield _refusal("buffer.size", str(config.buffer.size), "only with asynchronous = true")
         if plan.mode not in self.modes:
             yield _refusal("mode", repr(plan.mode), _words(self.modes))
         if base_digest is not None and base_digest not in self.base_models:

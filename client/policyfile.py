@@ -63,6 +63,8 @@ max_repeats = 0   # further answers to one round, after a crash of the server; e
 # seeded_noise = true  # for rehearsals only: the server knows the noise, it protects nobody
 # votes = true         # let the server see, beside an update, whether the adapter got better on
 #                      # records that are held out; it is trusted with both (client-central)
+# asynchronous = true  # accept asynchronous rounds: when this device answers then has a part in
+#                      # the adapter, and no budget counts what that time says
 
 # What everything that ever leaves this device may reveal about one record.
 # [example]
@@ -175,6 +177,7 @@ class PolicyFile(Section):
     server_key: Digest | None = Field(default=None, description="public key of its ledger")
     seeded_noise: Switch = Field(default=False, description="accept noise that the server knows")
     votes: Switch = Field(default=False, description="vote on the adapter by held-out records")
+    asynchronous: Switch = Field(default=False, description="accept rounds that wait for nobody")
     example: ExampleSection | None = None
     client: BudgetSection | None = None
     secure_aggregation: SecureAggregationSection | None = None

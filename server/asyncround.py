@@ -8,6 +8,7 @@ from typing import Any
 from server.aggregation import Aggregate
 from server.buffered import BufferedSchedule, Task
 from server.collect import Traffic
+from server.liverounds import LiveRounds
 from server.setup import RunSetup
 from server.timing import BYTES_A_NUMBER, SECONDS, clock_of
 from server.updatebuffer import Holder, UpdateBuffer
@@ -50,7 +51,9 @@ class AsyncRounds:
         self._counted: list[Task] = []
         self._age = 0.0
 
-    def begin(self, server_round: int, taken: Mapping[int, int]) -> list[int]:
+    def begin(
+        self, server_round: int, taken: Mapping[int, int], there: Callable[[], Sequence[int]]
+    ) -> list[int]:
         """Let time pass until a step's buffer is full; return who began, to be charged.
 
         Args:
@@ -58,7 +61,9 @@ class AsyncRounds:
             taken: participations that each client was charged for. A step that is done again with
                 seeded noise was charged before, and is the same step; only with entropy of the
                 operating system does the ledger know of more than the checkpoint.
+            there: says who is connected; here the clock knows who is there.
         """
+        del there
         begun, self._counted = self._schedule.advance(
             server_round,
             down=self._down,
@@ -110,9 +115,9 @@ class AsyncRounds:
         self._up, self._down = traffic.up or self._up, traffic.down or self._down
 
 
-def async_rounds(setup: RunSetup, *, size: int) -> AsyncRounds | None:
-    """Return what an asynchronous run needs; None for a synchronous one."""
-    clock = clock_of(setup.config)
-    if not setup.config.buffer.used or clock is None:
+def async_rounds(setup: RunSetup, *, size: int) -> AsyncRounds | LiveRounds | None:
+    """Return what an asynchronous run needs: on the clock, or on devices; None without a buffer."""
+    if not setup.config.buffer.used:
         return None
-    return AsyncRounds(setup, clock, size=size)
+    clock = clock_of(setup.config)
+    return LiveRounds(setup, size=size) if clock is None else AsyncRounds(setup, clock, size=size)

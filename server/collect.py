@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from server.aggregation import LONGEST_UPDATE, STAGE_OF_MODE, Aggregator
+from server.aggregation import Aggregator
 from server.messenger import TRAIN, Messenger
 from server.rankedround import RankedRound
+from server.reading import UpdateReader
 from shared.errors import ConflictingSettings, ProtocolError
 from shared.link import Link
 from shared.privacy.plan import PrivacyPlan
@@ -32,16 +32,11 @@ from shared.wire import (
     PhaseCall,
     Records,
     decode_phase_reply,
-    decode_update,
-    encode_instruction,
     encode_phase_call,
     payload_bytes,
 )
 
 logger = logging.getLogger("fedslm.server")
-
-# A clip in 32 bits may be off by a few parts in ten million.
-_ROUNDING = 1.0 + 1e-4
 
 _READ: dict[Phase, Callable[[bytes], Upload]] = {
     "advertise": Advertisement.from_bytes,
@@ -162,38 +157,22 @@ def collect_updates(
     if enough is not None and plan.mode not in {"none", "example"}:
         msg = f"mode={plan.mode!r}: one client's answer must not decide whose is counted."
         raise ConflictingSettings(msg)
-    contents = _contents(nodes, instruction, ranked)
+    reader = UpdateReader(
+        instruction=instruction,
+        plan=plan,
+        size=instruction.vector.size if size is None else size,
+        link=link,
+        ranked=ranked,
+        on_refused=on_refused,
+        on_vote=on_vote,
+    )
+    contents = reader.contents(nodes)
     traffic = Traffic(down=max((payload_bytes(c) for c in contents.values()), default=0))
     answered = 0
     group = str(instruction.server_round)
-    expected = instruction.vector.size if size is None else size
     for node, reply in messenger.exchange(TRAIN, contents, group=group):
-        if reply is None:
+        if reply is None or not reader.take(nodes[node], reply, aggregator, on_next):
             continue
-        try:
-            update = decode_update(
-                reply,
-                server_round=instruction.server_round,
-                config_digest=instruction.config_digest,
-                stage=STAGE_OF_MODE[plan.mode],
-                size=expected if ranked is None else ranked.size(nodes[node]),
-                link=link,
-                votes=on_vote is not None,
-            )
-        except ProtocolError as error:
-            logger.warning("round %s, node %d: %s", group, node, error.message)
-            on_refused(nodes[node], error.code)
-            continue
-        on_next(nodes[node])
-        if on_vote is not None:
-            on_vote(update.vote or 0)
-        vector = update.vector
-        norm = aggregator.add(vector if ranked is None else ranked.widen(nodes[node], vector))
-        stretch = 1.0 if link is None else link.code.stretch
-        oddity = _oddity(norm / stretch, instruction.clipping_norm or plan.clipping_norm, plan)
-        if oddity is not None:
-            # Counted like any other, as zero or clipped; that it came is worth knowing.
-            on_refused(nodes[node], oddity)
         answered += 1
         up, down = payload_bytes(reply), payload_bytes(contents[node])
         by_rank = {} if ranked is None else {ranked.rank(nodes[node]): (up, down)}
@@ -202,27 +181,6 @@ def collect_updates(
         if enough is not None and answered >= enough:
             break
     return answered, traffic
-
-
-def _contents(
-    nodes: Mapping[int, int], instruction: Instruction, ranked: RankedRound | None
-) -> dict[int, Records]:
-    """Return the message of each node: one for all, or one for each rank."""
-    if ranked is None:
-        return dict.fromkeys(nodes, encode_instruction(instruction))
-    return ranked.contents(nodes)
-
-
-def _oddity(norm: float, clip: float | None, plan: PrivacyPlan) -> str | None:
-    """Return the code of a norm that no honest client's update has; None if there is nothing odd.
-
-    A norm is not finite where a coordinate is not, and only there.
-    """
-    if not math.isfinite(norm):
-        return "update-not-finite"
-    clipped = plan.mode == "client-central" and clip is not None
-    most = clip * _ROUNDING if clipped and clip is not None else LONGEST_UPDATE
-    return "update-too-long" if norm > most else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

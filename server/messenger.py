@@ -53,6 +53,39 @@ class Messenger:
             time.sleep(_LONGEST_PAUSE)
         return found
 
+    @property
+    def deadline_seconds(self) -> float:
+        """How long a reply is waited for."""
+        return self._deadline
+
+    def send(self, kind: str, contents: Mapping[int, RecordDict], *, group: str) -> dict[str, int]:
+        """Send each node its content, and wait for nothing.
+
+        Args:
+            kind: as :meth:`exchange`.
+            contents: as there.
+            group: as there.
+
+        Returns:
+            The node of each message that was taken, by the message's id.
+        """
+        # A list: Flower's own grid walks through the messages twice.
+        messages = [
+            Message(content, node, kind, ttl=self._deadline, group_id=group)
+            for node, content in contents.items()
+        ]
+        taken = set(self._grid.push_messages(messages))
+        # A grid names each message as it takes it.
+        return {
+            message.metadata.message_id: message.metadata.dst_node_id
+            for message in messages
+            if message.metadata.message_id in taken
+        }
+
+    def pulls(self) -> Pulls:
+        """Return what pulls replies, each alone."""
+        return Pulls(self._grid)
+
     def exchange(
         self, kind: str, contents: Mapping[int, RecordDict], *, group: str
     ) -> Iterator[tuple[int, RecordDict | None]]:
@@ -68,20 +101,9 @@ class Messenger:
             not answer before the deadline is not yielded, and none is yielded twice. Whose reply
             it is follows from the message it answers, not from what the reply says.
         """
-        # A list: Flower's own grid walks through the messages twice.
-        messages = [
-            Message(content, node, kind, ttl=self._deadline, group_id=group)
-            for node, content in contents.items()
-        ]
-        taken = set(self._grid.push_messages(messages))
-        # A grid names each message as it takes it.
-        waiting = {
-            message.metadata.message_id: message.metadata.dst_node_id
-            for message in messages
-            if message.metadata.message_id in taken
-        }
+        waiting = self.send(kind, contents, group=group)
         end = time.monotonic() + self._deadline
-        pulls = _Pulls(self._grid)
+        pulls = self.pulls()
         pause = _SHORTEST_PAUSE
         while waiting and time.monotonic() < end:
             began, some = time.monotonic(), False
@@ -95,7 +117,7 @@ class Messenger:
                 time.sleep(min(max(pause, asking), max(0.0, end - time.monotonic())))
 
 
-class _Pulls:
+class Pulls:
     """Pulls the replies of one exchange, each alone, and waits for none of them for long.
 
     Args:

@@ -82,6 +82,10 @@ class Presence:
         nodes = ((self.population.node(client), client) for client in clients)
         return {node: client for node, client in nodes if node is not None}
 
+    def clients(self) -> list[int]:
+        """Return the clients that somebody speaks for now."""
+        return sorted(self.by_node(range(self._size)).values())
+
     def await_share(self, share: float) -> None:
         """Wait, in a fleet, until a share of all clients is there, however long that takes.
 

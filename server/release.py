@@ -21,8 +21,10 @@ from server.collect import (
     tell_nobody,
 )
 from server.flexlora import ProductMean
+from server.liverounds import LiveRounds
 from server.messenger import Messenger
 from server.rankedround import RankedRound
+from server.reading import UpdateReader
 from server.robust import rule_of
 from server.setup import RoundObserver, RunSetup
 from server.timing import SECONDS, RoundTimer, clock_of, wanted_answers
@@ -40,6 +42,10 @@ from shared.seeding import data_rng
 from shared.wire import Instruction
 
 NodesOf = Callable[[Sequence[int]], Mapping[int, int]]
+
+
+def keep_nothing() -> None:
+    """Make nothing durable: what a killed run computed is computed again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +99,7 @@ class Releaser:
         observer: is told about each answer.
         nodes_of: returns client by node for some clients.
         on_refused: is told of a message that breaks the protocol.
+        keep: makes durable what has arrived of a step that is under way.
     """
 
     def __init__(
@@ -103,8 +110,10 @@ class Releaser:
         observer: RoundObserver,
         nodes_of: NodesOf,
         on_refused: OnRefused = tell_nobody,
+        keep: Callable[[], None] = keep_nothing,
     ) -> None:
         self._on_refused = on_refused
+        self._keep = keep
         self._setup = setup
         self._observer = observer
         self._nodes_of = nodes_of
@@ -113,7 +122,7 @@ class Releaser:
         self._downlinks = first_links(setup.config, start, self._ranks, r=setup.spec.r)
         self._rows: CorrelatedNoise | None = None
         moved = setup.spec.size(setup.config.trained_kinds)
-        self.asynchronous: AsyncRounds | None = async_rounds(setup, size=self._size(1))
+        self.asynchronous: AsyncRounds | LiveRounds | None = async_rounds(setup, size=self._size(1))
         clock = None if self.asynchronous is not None else clock_of(setup.config)
         self.timer = None
         if clock is not None:
@@ -150,6 +159,8 @@ class Releaser:
         """
         if self._setup.plan.distributed is not None:
             return self._secure_sum(messenger, instruction, cohort)
+        if isinstance(self.asynchronous, LiveRounds):
+            return self._live(messenger, instruction, cohort, self.asynchronous)
         if self.asynchronous is not None:
             return self._buffered(messenger, instruction, self.asynchronous)
         return self._updates(messenger, instruction, cohort)
@@ -229,6 +240,32 @@ class Releaser:
         aggregate, answered, traffic = rounds.step(server_round, collect)
         self._check_quorum(answered, rounds.size, server_round)
         return Release(aggregate=aggregate, traffic=traffic)
+
+    def _live(
+        self,
+        messenger: Messenger,
+        instruction: Instruction,
+        cohort: Sequence[int],
+        rounds: LiveRounds,
+    ) -> Release:
+        """Ask devices that begin, and release the buffer once enough of any step have answered."""
+        server_round = instruction.server_round
+        reader = UpdateReader(
+            instruction=instruction,
+            plan=self._setup.plan,
+            size=self._size(server_round),
+            link=self._link,
+            ranked=self._ranked(instruction),
+            on_refused=self._on_refused,
+        )
+        aggregate, failure, traffic = rounds.step(
+            messenger,
+            self._nodes_of(cohort),
+            reader,
+            keep=self._keep,
+            on_answer=self._teller(server_round, rounds.size),
+        )
+        return Release(aggregate=aggregate, traffic=traffic, failure=failure)
 
     def resume_time(self, record: Mapping[str, Any]) -> None:
         """Go on at the time of the last finished round's metrics line."""

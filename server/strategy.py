@@ -100,6 +100,7 @@ class FederatedRun:
             observer=observer,
             nodes_of=self.presence.by_node,
             on_refused=self.presence.flag,
+            keep=lambda: self._checkpoint(self.finished_rounds, self.last_record),
         )
         self._recorder = ReleaseRecorder(setup)
         self._config_digest, self._plan_digest = setup.config.digest(), setup.plan.digest()
@@ -265,7 +266,8 @@ class FederatedRun:
         config, plan = self._config, self._setup.plan
         size = self._setup.population
         if self._releaser.asynchronous is not None:
-            return self._releaser.asynchronous.begin(server_round, self._budget.participations())
+            taken, there = self._budget.participations(), self.presence.clients
+            return self._releaser.asynchronous.begin(server_round, taken, there)
         if plan.correlated is not None:
             groups = plan.correlated.min_separation
             return cyclic_cohort(size, groups, server_round, config.run.seed)

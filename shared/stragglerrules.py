@@ -109,12 +109,6 @@ def _buffer(config: RunConfig) -> Iterator[Problem]:
             "rounds are added up, and must be changes of the same factors.",
             hint='Set aggregation.policy to "ffa" or "fedavg".',
         )
-    if not config.clock.used:
-        yield conflict(
-            key="buffer.size",
-            message="needs a clock: nothing else says which answer comes first.",
-            hint="Set clock.shares, step_seconds, upload and download.",
-        )
     if buffer.concurrency is None or buffer.size is None or buffer.concurrency < buffer.size:
         yield conflict(
             key="buffer.concurrency",

@@ -188,6 +188,7 @@ def device_report(limits: ClientPolicy, folder: Path | None) -> dict[str, Any]:
         "max_repeats": limits.max_repeats,
         "server_key": limits.server_key,
         "seeded_noise": limits.seeded_noise,
+        "asynchronous": limits.asynchronous,
         "secure_aggregation": None
         if secure is None
         else {
@@ -256,6 +257,8 @@ def _print_report(report: dict[str, Any]) -> None:
     typer.echo(f"  ledger of the server: {signed}")
     if report["seeded_noise"]:
         typer.echo("  seeded noise is accepted: the server knows it, it PROTECTS NOBODY")
+    if report["asynchronous"]:
+        typer.echo("  asynchronous rounds are accepted: no budget counts what answer times say")
     secure = report["secure_aggregation"]
     if secure is not None:
         typer.echo(

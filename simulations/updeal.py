@@ -161,6 +161,8 @@ def policy_for(
     }
     if server_key is not None:
         tables["server_key"] = server_key
+    if config.buffer.used:
+        tables["asynchronous"] = True
     lines = [
         "# Written by fedslm up for its own scenario; docs/device-policy.md explains each key."
     ]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from client.adapterrules import AdapterPolicy
 from client.policy import ClientPolicy, SecureAggregationLimits
 from client.policyfile import TEMPLATE
+from shared.configclock import BufferSection
 from shared.errors import ConfigError, InvalidValue, PolicyRefused, UnknownKey
 from shared.privacy.accountant import epsilon_of
 from shared.privacy.events import GaussianEvent, NeighboringRelation, SkellamEvent
@@ -421,3 +422,12 @@ def test_a_device_charges_the_noise_of_the_round(mode: str, tmp_path: Path) -> N
     assert charge.event == event(0.8)
     assert charge.at(1).event == event(1.0)
     assert charge.at(3).event == event(0.9)
+
+
+def test_rounds_that_wait_for_nobody_are_the_owners_to_allow(tmp_path: Path) -> None:
+    late = scenario().model_copy(update={"buffer": BufferSection(size=3, concurrency=4)})
+    refused = load(tmp_path).refusals(plan(), late, base_digest=BASE)
+    assert [(reason.limit, reason.found) for reason in refused] == [("buffer.size", "3")]
+    assert "asynchronous = true" in refused[0].allowed
+    assert not load(tmp_path, asynchronous=True).refusals(plan(), late, base_digest=BASE)
+    assert not load(tmp_path, asynchronous=True).refusals(plan(), scenario(), base_digest=BASE)

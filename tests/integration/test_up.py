@@ -8,18 +8,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from client.adapterstore import AdapterStore
+from client.app import make_client_app
 from client.home import DeviceHome
+from server.budget import RunBudget
+from server.checkpoint import read_checkpoint
 from server.fleetdb import FleetDatabase
 from server.home import ServerHome
+from server.prepared import FolderObserver, read_setup
 from server.registry.opening import server_registry
+from server.strategy import FederatedRun
+from shared.privacy.ledger import Ledger
+from simulations.assemble import assemble_runtime
+from simulations.engine import InProcessGrid
+from simulations.updeal import RECORDS, DealtDataset
+from tests.encoders import LABELS, save_corpus, save_encoder
 from tests.server.fleetkit import ROOT, alive, family_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.fleet, pytest.mark.timeout(900)]
@@ -50,9 +62,9 @@ class Up:
         config = {"XDG_CONFIG_HOME": str(self.folder / "config")}
         return os.environ | config | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, small: Sequence[str] = SMALL) -> subprocess.Popen[str]:
         """Start it."""
-        settings = [word for change in SMALL for word in ("--set", change.replace("'", '"'))]
+        settings = [word for change in small for word in ("--set", change.replace("'", '"'))]
         command = [sys.executable, "-m", "simulations.cli", "up", "--dir", str(self.fleet)]
         with (self.folder / "stderr").open("a") as errors:
             self.process = subprocess.Popen(
@@ -166,8 +178,14 @@ def _check_devices(up: Up, digest: str) -> None:
         status = up.say("client", "status", "--home", str(home.path))
         assert status["work"]["answered"] == 2
         assert 0 < status["policy"]["budgets"][0]["spent"]["epsilon"] <= 12.0
-    found = up.say("client", "infer", "The patient", "--home", str(home.path), "--max-tokens", "4")
-    assert found["adapter"] == digest
+    asked = ("client", "infer", "The patient", "--home", str(home.path), "--max-tokens", "4")
+    found = up.say(*asked)
+    assert (found["adapter"], found["personal"]) == (digest, None)
+    own = up.say("client", "personalise", "--home", str(home.path), "--steps", "1", "--keep")
+    assert (own["adapter"], own["steps"], own["kept"]) == (digest, 1, True)
+    assert own["loss_before"] > 0
+    found = up.say(*asked, "--personal")
+    assert (found["adapter"], found["personal"]["adapter"]) == (digest, digest)
 
 
 def _check_modes(fleet: Path) -> None:
@@ -213,6 +231,105 @@ def test_a_killed_fleet_takes_all_of_its_processes_along(up: Up) -> None:
             break
     process.wait(10)
     _require_gone(family)
+
+
+LATE = (
+    "buffer.size=2",
+    "buffer.concurrency=3",
+    "link.up='int8'",
+    "link.down='delta'",
+    "clients.schedule='cosine'",
+    "privacy.noise_schedule='linear'",
+    "privacy.noise_final=0.8",
+    "audit.profile='none'",
+)
+
+
+def test_nobody_is_waited_for_charged_or_asked_twice_when_the_server_app_is_killed(up: Up) -> None:
+    """Asynchronous rounds with codes and schedules; the ServerApp is killed after the first."""
+    process = up.start("--exit-when-done", "--json", "--rounds", "4", small=(*SMALL, *LATE))
+    killed: list[int] = []
+    for event in events(process):
+        if event["event"] == "round" and not killed:
+            killed = [pid for pid in family_of(process.pid) if _is_server_app(pid)]
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+    assert killed
+    assert process.wait(60) == 0, up.errors()
+    run = up.fleet / "runs" / "fleet"
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["round"] for record in records] == [1, 2, 3, 4]
+    aborted = [record["round"] for record in records if record["aborted"]]
+    assert len(aborted) <= 1
+    released = [record for record in records if not record["aborted"]]
+    assert all(1 <= record["answered"] <= 2 for record in released)
+    sizes = {record["bytes_up_per_client"] for record in released}
+    size = read_setup(run).spec.size("B")
+    # A byte a number, two for each block of 64, and what goes with a message.
+    assert all(size < found < 1.2 * size + 1000 for found in sizes)
+    assert up.say("budget", "verify", str(run))["whole"] is True
+    with Ledger(run / "ledger.sqlite", read_only=True) as ledger:
+        charges = ledger.charges(read_setup(run).config.data.path)
+    charged = [(s, charge.server_round) for charge in charges for s in charge.subjects]
+    assert len(set(charged)) == len(charged)
+    for number in range(1, NODES + 1):
+        home = str(up.fleet / "nodes" / f"node-{number}")
+        work = up.say("client", "status", "--home", home)["work"]
+        assert work["refused"] == work["failed"] == 0
+
+
+def _is_server_app(pid: int) -> bool:
+    """Tell whether a process is Flower's ServerApp."""
+    with suppress(OSError):
+        return b"serverapp" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
+CLASSES = (
+    "link.up='int8'",
+    "link.down='fp16'",
+    "clients.schedule='cosine'",
+    "aggregation.policy='fedavg'",
+    "run.rounds=2",
+)
+
+
+def test_classifiers_on_real_nodes_come_to_the_adapter_of_a_simulation(up: Up) -> None:
+    """The same records, codes and rates, in one process: nothing random is secret in mode none."""
+    save_encoder(up.folder / "encoder")
+    save_corpus(up.folder / "intents.csv")
+    scenario = up.folder / "intents.toml"
+    scenario.write_text(
+        '[run]\nname = "intents"\nrounds = 2\nseed = 3\n[model]\nbase = "encoder"\n[task]\n'
+        f'kind = "classification"\nlabels = {json.dumps(list(LABELS))}\n[lora]\nr = 2\n'
+        '[data]\npath = "intents.csv"\ntext = "text"\nlabel = "category"\nmax_length = 16\n'
+        'partitioner = "iid"\nholdout = 0.25\n[clients]\nlocal_steps = 3\nbatch_size = 8\n'
+        'learning_rate = 0.03\noptimizer = "adamw"\n[server]\ndeadline_seconds = 300.0\n'
+        '[privacy]\nmode = "none"\n[audit]\n'
+        'profile = "none"\n[performance]\nthreads = 1\n'
+    )
+    process = up.start("--exit-when-done", "--json", "--scenario", str(scenario), small=CLASSES)
+    seen = list(events(process))
+    assert process.wait(60) == 0, up.errors()
+    assert [e["record"]["answered"] for e in seen if e["event"] == "round"] == [NODES] * 2
+    run = up.fleet / "runs" / "intents"
+    setup = read_setup(run)
+    found = read_checkpoint(run, config_digest=setup.config.digest())
+    assert found is not None
+    files = tuple(up.fleet / "nodes" / f"node-{n}" / RECORDS for n in range(1, NODES + 1))
+    dealt = DealtDataset(files=files, config=setup.config, facts={})
+    runtime = assemble_runtime(setup.config, setup.plan, base_dir=up.folder, dealt=dealt).runtime
+    again = replace(setup, folder=up.folder / "again")
+    again.folder.mkdir()
+    with Ledger(again.folder / "ledger.sqlite") as ledger:
+        budget = RunBudget(ledger, plan=setup.plan, run_id=setup.run_id, scope="again")
+        simulated = FederatedRun(again, budget=budget, observer=FolderObserver(again.folder))
+        app = make_client_app(lambda _: runtime, simulated=True)
+        simulated.train(simulated.connect(InProcessGrid(app, NODES)))
+    assert np.abs(simulated.vector).max() > 0.01
+    # Rounding to int8 may fall the other way where batches are cut otherwise.
+    assert found.vector == pytest.approx(simulated.vector, abs=2e-3)
 
 
 def _require_gone(family: list[int]) -> None:

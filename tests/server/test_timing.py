@@ -325,6 +325,10 @@ def test_where_time_is_simulated_and_where_not(tmp_path: Path) -> None:
     refuse_without_clock(plain)
     with pytest.raises(ConflictingSettings, match="needs a clock in a simulation"):
         refuse_without_clock(over)
+    late = config("privacy.mode=none", "buffer.size=2", "buffer.concurrency=2")
+    refuse_in_fleet(late)
+    with pytest.raises(ConflictingSettings, match=r"buffer\.size needs a clock in a simulation"):
+        refuse_without_clock(late)
     refuse_without_clock(config("privacy.mode=none", "server.over_selection=1.5", *CLOCK))
 
 

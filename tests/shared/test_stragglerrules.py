@@ -56,7 +56,6 @@ def test_the_matrix_of_features_and_guarantees(feature: str, mode: str) -> None:
         ((*CLOCK, "clock.dropout=0.1"), "would wait for ever"),
         ((*CLOCK, "clock.available_share=0.5"), "would wait for ever"),
         ((*CLOCK, "clock.step_seconds=[1.0, 0.0]"), "greater than 0"),
-        (("buffer.size=2", "buffer.concurrency=2"), "needs a clock"),
         ((*CLOCK, "buffer.size=2"), "at least buffer.size"),
         ((*CLOCK, "buffer.size=4", "buffer.concurrency=3"), "at least buffer.size"),
         ((*CLOCK, "buffer.size=4", "buffer.concurrency=13"), "at most population"),

@@ -164,6 +164,7 @@ def test_prompts_and_responses_keep_their_columns(tmp_path: Path) -> None:
         ("quickstart", []),
         ("quickstart", ["privacy.mode='none'"]),
         ("quickstart", ["privacy.neighboring_relation='replace-one'"]),
+        ("fleet", ["buffer.size=2", "buffer.concurrency=3"]),
     ],
 )
 def test_a_policy_allows_its_own_plan_and_not_one_round_or_bit_of_noise_less(
