@@ -13,6 +13,7 @@ from typing import Any
 
 from server.adapters import write_adapter
 from server.budget import RunBudget
+from server.prepared import run_name
 from server.timing import SECONDS
 from server.warmstart import describe
 from shared.configlink import link_facts
@@ -289,8 +290,11 @@ def _warm_start(outcome: Outcome) -> dict[str, Any] | None:
     if outcome.start is None:
         return None
     earlier = outcome.start.get("plan_digest")
-    plans = {known.digest() for _, known in outcome.ledger.plans(outcome.scope)}
-    together = earlier in plans - {outcome.plan.digest()}
+    mine = run_name(outcome.assembly.runtime.config)
+    together = any(
+        run != mine and known.digest() == earlier
+        for run, known in outcome.ledger.plans(outcome.scope)
+    )
     meaning = describe(
         outcome.start, charged_together=together, private=outcome.plan.mode != "none"
     )

@@ -74,3 +74,35 @@ def test_on_flowers_engine_rate_and_noise_are_the_same(tmp_path: Path) -> None:
     assert same(here, there, 1e-4)
     rates = [json.loads(line) for line in (here.folder / "metrics.jsonl").read_text().splitlines()]
     assert len(rates) == 3
+
+
+@pytest.mark.parametrize("mode", [(), ("privacy.mechanism=correlated",)], ids=["gauss", "banded"])
+def test_noise_inside_clients_has_a_schedule_of_its_own(
+    mode: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Beside a client mode: each client pays the noise of its round, whatever the server adds."""
+    said = (
+        *SMALL,
+        *mode,
+        "example.neighboring_relation=add-or-remove-one",
+        "example.noise_multiplier=2.0",
+        "example.delta=1e-3",
+        "example.max_grad_norm=0.5",
+        "example.sampling_probability=0.5",
+        "example.noise_schedule=linear",
+        "example.noise_final=0.5",
+    )
+    whole = run_small(tmp_path / "whole", said)
+    inner = whole.summary["privacy"]["example"]
+    assert inner["noise_schedule"] == {"form": "linear", "final": 0.5}
+    with Ledger(whole.folder / "ledger.sqlite", read_only=True) as ledger:
+        ledger.verify()
+        charged = {
+            charge.server_round: charge.event.noise_multiplier
+            for charge in ledger.charges("builtin:clinics")
+            if isinstance(charge.event, GaussianEvent) and "population" not in charge.subjects
+        }
+        clients = [s for s, _ in ledger.subjects() if s.startswith("client-")]
+        worst = max(ledger.spent(s, "builtin:clinics").epsilon for s in clients)
+    assert charged == pytest.approx({1: 2.0, 2: 1.5, 3: 1.0})
+    assert inner["epsilon"] == pytest.approx(worst)
