@@ -58,7 +58,7 @@ def write_adapter(
     tensors = {f.name: factors[f.name] for f in spec.factors} | _identities(spec)
     weights = save(tensors, metadata={"format": "pt"})
     digest = hashlib.sha256(weights).hexdigest()
-    whole = [spec.head, *(name for name, _ in spec.identities)] if spec.head else []
+    whole = whole_modules(spec)
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if spec.head else "CAUSAL_LM",
@@ -83,6 +83,11 @@ def write_adapter(
     mixed = {} if spec.mixture is None else {"mixture": spec.mixture.to_json()}
     write_json(folder / MANIFEST, {**manifest, **mixed, "weights_sha256": digest})
     return digest
+
+
+def whole_modules(spec: AdapterSpec) -> list[str]:
+    """Return the modules that PEFT saves whole: a classifier's head and what the base lacks."""
+    return [spec.head, *(name for name, _ in spec.identities)] if spec.head else []
 
 
 def _identities(spec: AdapterSpec) -> dict[str, NDArray[np.float32]]:

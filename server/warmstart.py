@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from server.adapters import MANIFEST, PEFT_CONFIG, WEIGHTS, read_adapter
+from server.adapters import MANIFEST, PEFT_CONFIG, WEIGHTS, read_adapter, whole_modules
 from shared.config import RunConfig
 from shared.errors import AdapterCorrupt, AdapterIncompatible, NotResumable
 from shared.files import write_bytes
@@ -79,6 +79,9 @@ def open_warm_start(
         msg += f"the scenario has {base_digest[:12]!r}."
         raise AdapterIncompatible(msg)
     _require_same_form(folder, spec)
+    if manifest.get("labels", []) != list(config.task.labels):
+        msg = "The earlier adapter's head has other labels, or another order of them."
+        raise AdapterIncompatible(msg, hint="Say task.labels as the earlier run did.")
     factors = read_adapter(folder, spec)
     if not all(np.isfinite(value).all() for value in factors.values()):
         msg = "The earlier adapter holds values that are not finite."
@@ -178,7 +181,7 @@ def describe(note: Mapping[str, Any], *, charged_together: bool, private: bool) 
 
 def _require_same_form(folder: Path, spec: AdapterSpec) -> None:
     """Refuse another rank, scale, or choice of layers."""
-    terms = read_lora_config(_bytes(folder / PEFT_CONFIG))
+    terms = read_lora_config(_bytes(folder / PEFT_CONFIG), whole=whole_modules(spec))
     compared: dict[str, tuple[object, object]] = {
         "r": (terms.r, spec.r),
         "alpha": (terms.lora_alpha, float(spec.lora_alpha)),

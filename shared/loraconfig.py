@@ -62,8 +62,12 @@ class LoraTerms:
     mixture: Mixture | None = None
 
 
-def read_lora_config(data: bytes) -> LoraTerms:
+def read_lora_config(data: bytes, *, whole: Sequence[str] = ()) -> LoraTerms:
     """Read the configuration of a plain LoRA.
+
+    Args:
+        data: the file.
+        whole: modules that a classifier trains whole; it must name exactly those.
 
     Raises:
         AdapterCorrupt: if it is no JSON object of a reasonable size.
@@ -82,6 +86,10 @@ def read_lora_config(data: bytes) -> LoraTerms:
     if config.get("peft_type") == PEFT_TYPE:
         mixture = Mixture.from_json(config.pop("mixture", None))
         config["peft_type"] = "LORA"
+    if whole:
+        task, saved = config.pop("task_type", None), config.pop("modules_to_save", None)
+        if (task, saved) != ("SEQ_CLS", list(whole)):
+            _incompatible("it is no classifier with the layers that are trained whole")
     for key, allowed in _FIXED.items():
         # Compared as written: 1 is not True here.
         if json.dumps(config.get(key, allowed[0])) not in map(json.dumps, allowed):
