@@ -42,7 +42,7 @@ class RankedRound:
         self._whole = instruction
         self._kinds = config.trained_kinds
         self._sent = config.sent_kinds(instruction.server_round)
-        self._nested = config.policy_facts.linear
+        self._config = config
         self._told: dict[int, Instruction] = {}
         self._contents: dict[int, Records] = {}
 
@@ -79,10 +79,7 @@ class RankedRound:
     def _instruction(self, r: int) -> Instruction:
         """Return what clients of a rank are told."""
         if r not in self._told:
-            whole = self._whole.vector
-            cut = self._ranks.narrow(whole, r, self._kinds)
-            if not self._nested and r < self._ranks.spec.r:
-                cut = truncated(self._ranks.spec, self._ranks.spec_at(r), whole)
+            cut = held_of(self._config, self._ranks, self._whole.vector, r)
             vector, coded = self._links[r].seen(cut)
             best = self._whole.reference
             if best is not None:
@@ -95,3 +92,17 @@ class RankedRound:
         if r not in self._contents:
             self._contents[r] = encode_instruction(self._instruction(r))
         return self._contents[r]
+
+
+def held_of(config: RunConfig, ranks: MixedRanks, vector: Vector, r: int) -> Vector:
+    """Return what a client of a rank holds of an adapter, by the scenario's policy.
+
+    Args:
+        config: the scenario.
+        ranks: of the clients.
+        vector: the factors that move, of the largest rank.
+        r: rank.
+    """
+    if config.policy_facts.linear or r == ranks.spec.r:
+        return ranks.narrow(vector, r, config.trained_kinds)
+    return truncated(ranks.spec, ranks.spec_at(r), vector)

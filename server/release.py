@@ -27,7 +27,7 @@ from server.rankedround import RankedRound
 from server.reading import UpdateReader
 from server.robust import rule_of
 from server.setup import RoundObserver, RunSetup
-from server.timing import SECONDS, RoundTimer, clock_of, wanted_answers
+from server.timing import SECONDS, RankParts, RoundTimer, clock_of, wanted_answers
 from server.updatebuffer import Holder
 from shared.errors import QuorumNotReached, SecureAggregationError
 from shared.link import Coded, uplink
@@ -128,7 +128,8 @@ class Releaser:
         if clock is not None:
             steady = setup.plan.mode not in {"none", "example"}
             coded = None if self._link is None else self._link.code.length
-            self.timer = RoundTimer(clock, size=moved, steady=steady, coded=coded)
+            parts = None if self._ranks is None else RankParts(self._ranks, "B")
+            self.timer = RoundTimer(clock, size=moved, steady=steady, coded=coded, parts=parts)
         self._rule = rule_of(setup.config.aggregation)
         quantile = setup.plan.quantile
         self.clip: float | None = None if quantile is None else quantile.initial

@@ -11,6 +11,7 @@ from server.collect import Traffic
 from shared.clock import SimulatedClock
 from shared.config import RunConfig
 from shared.errors import ConflictingSettings
+from shared.mixedranks import MixedRanks
 
 Ask = Callable[[Sequence[int], int], tuple[int, Traffic]]
 """Asks some clients, with how many updates were counted before; returns what came of it."""
@@ -94,6 +95,27 @@ class Schedule:
         return sorted(self.arrivals, key=lambda client: (self.arrivals[client], client))
 
 
+class RankParts:
+    """What part of the largest adapter's numbers a client holds: public, by its rank.
+
+    Args:
+        ranks: of the clients.
+        kinds: of the factors that clients send.
+    """
+
+    def __init__(self, ranks: MixedRanks, kinds: str) -> None:
+        self._ranks = ranks
+        self._kinds = kinds
+
+    def of(self, client: int) -> float:
+        """Return a client's part."""
+        return self.at(self._ranks.of(client))
+
+    def at(self, r: int) -> float:
+        """Return the part of a rank."""
+        return self._ranks.size(r, self._kinds) / self._ranks.spec.size(self._kinds)
+
+
 class RoundTimer:
     """Keeps the time of a run of synchronous rounds.
 
@@ -108,6 +130,7 @@ class RoundTimer:
         size: number of parameters that are sent to a client.
         steady: whether who takes part may move no other client's time.
         coded: bytes of an update of so many numbers, for a steady timer; default four each.
+        parts: what part of the numbers each client holds, where ranks differ.
     """
 
     def __init__(
@@ -117,7 +140,9 @@ class RoundTimer:
         size: int,
         steady: bool = False,
         coded: Callable[[int], int] | None = None,
+        parts: RankParts | None = None,
     ) -> None:
+        self._parts = parts
         self._clock = clock
         self._steady = steady
         self._coded = coded
@@ -134,7 +159,11 @@ class RoundTimer:
         """Go on after the round of a metrics line, in which ``size`` numbers came from a client."""
         self.now = float(record.get(SECONDS, 0.0))
         up, down = (int(record.get(f"bytes_{way}_per_client", 0)) for way in ("up", "down"))
-        self._measured(Traffic(up=up, down=down), size=size)
+        by_rank = {
+            int(r): (int(sizes["up"]), int(sizes["down"]))
+            for r, sizes in record.get("bytes_by_rank", {}).items()
+        }
+        self._measured(Traffic(up=up, down=down, by_rank=by_rank), size=size)
 
     def present(self, cohort: Sequence[int]) -> list[int]:
         """Return those of a cohort whose device is there once the first of them is."""
@@ -152,13 +181,11 @@ class RoundTimer:
             cohort: who is asked.
             size: numbers that a client sends.
         """
-        down, up = round(self._down * self._size), round(self._up * size)
-        if self._steady and self._coded is not None:
-            up = self._coded(size)
         begin = self._begin(cohort)
         close = begin + self._clock.deadline
         arrivals = {}
         for client in self.present(cohort):
+            down, up = self._bytes(client, size)
             at = self._clock.arrival(client, server_round, at=begin, down=down, up=up)
             if at is not None and at <= close:
                 arrivals[client] = at
@@ -206,9 +233,23 @@ class RoundTimer:
             (self._clock.there_from(client, self.now) for client in cohort), default=self.now
         )
 
+    def _bytes(self, client: int, size: int) -> tuple[int, int]:
+        """Return the bytes that go down to a client and come up from it."""
+        part = 1.0 if self._parts is None else self._parts.of(client)
+        down, up = round(self._down * self._size * part), round(self._up * size * part)
+        if self._steady and self._coded is not None:
+            up = self._coded(round(size * part))
+        return down, up
+
     def _measured(self, traffic: Traffic, *, size: int) -> None:
         """Take the bytes of a number in the next round from this one."""
         if self._steady:
             return
-        self._up = traffic.up / size if traffic.up else float(BYTES_A_NUMBER)
-        self._down = traffic.down / self._size if traffic.down else float(BYTES_A_NUMBER)
+        up, down = float(traffic.up), float(traffic.down)
+        if self._parts is not None and traffic.by_rank:
+            # As if somebody of the largest rank had answered.
+            parts = {r: self._parts.at(r) for r in traffic.by_rank}
+            up = max(sizes[0] / parts[r] for r, sizes in traffic.by_rank.items())
+            down = max(sizes[1] / parts[r] for r, sizes in traffic.by_rank.items())
+        self._up = up / size if up else float(BYTES_A_NUMBER)
+        self._down = down / self._size if down else float(BYTES_A_NUMBER)

@@ -25,6 +25,7 @@ from shared.privacy.statement import privacy_statement
 from simulations.assemble import Assembly
 from simulations.attacks.summary import attack_summary, defence_summary
 from simulations.personal import gain, spread
+from simulations.rankfigures import rank_rows
 from simulations.report import write_report
 from simulations.routing import routing_summary
 from simulations.runfolder import SUMMARY, RunFolder
@@ -201,6 +202,7 @@ def _summary(
         "client_losses": {key: spread(outcome.losses[key]) for key in ("before", "after")},
         "personal": _personal(outcome),
         "routing": routing_summary(outcome.losses),
+        **_ranks(outcome, metrics),
         **privacy,
         "bytes_up_per_client_round": _largest(metrics, "bytes_up_per_client"),
         "bytes_down_per_client_round": _largest(metrics, "bytes_down_per_client"),
@@ -283,6 +285,12 @@ def _personal(outcome: Outcome) -> dict[str, Any] | None:
     if found is None:
         return None
     return {"steps": said.steps, "learning_rate": said.learning_rate, **found}
+
+
+def _ranks(outcome: Outcome, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Say what the run came to for each rank; nothing where all clients have one."""
+    rows = rank_rows(outcome.assembly.runtime, outcome.released, outcome.losses, metrics)
+    return {"ranks": rows} if rows else {}
 
 
 def _warm_start(outcome: Outcome) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from client.evaluation import evaluate
 from client.personal import personal_settings, personal_vector
+from server.rankedround import held_of
 from shared.errors import NoUsableText
 from shared.seeding import data_rng
 
@@ -29,7 +30,8 @@ def measure_personal(
 ) -> dict[str, dict[str, float]]:
     """Return held-out losses with the shared adapter and with each client's own.
 
-    Clients without training text, or with nothing held out, are left out.
+    Clients without training text, or with nothing held out, are left out. Where ranks differ, a
+    client begins with what its rank holds of the adapter, and its own is as narrow.
 
     Args:
         runtime: of this process; its model's adapter is changed.
@@ -39,17 +41,21 @@ def measure_personal(
     Returns:
         Losses by client under ``"shared"`` and ``"own"``.
     """
-    config, model = runtime.config, runtime.model
+    config, model, ranks = runtime.config, runtime.model, runtime.ranks
     settings, size = personal_settings(config), config.evaluation.batch_size
     model.set_trainable(config.trained_kinds)
     found: dict[str, dict[str, float]] = {"shared": {}, "own": {}}
     for index in clients:
-        with suppress(NoUsableText):
+        spec, start = model.spec, released
+        if ranks is not None:
+            r = ranks.of(index)
+            spec, start = ranks.spec_at(r), held_of(config, ranks, released, r)
+        with suppress(NoUsableText), model.narrowed(spec):
             train, held_out = runtime.examples(index)
-            model.load_vector(released, config.trained_kinds)
+            model.load_vector(start, config.trained_kinds)
             before = evaluate(model, held_out, batch_size=size).loss
             rng = data_rng(config.run.seed, "personal", index)
-            personal_vector(model, released, train, settings, rng=rng)
+            personal_vector(model, start, train, settings, rng=rng)
             after = evaluate(model, held_out, batch_size=size).loss
             if math.isfinite(before) and math.isfinite(after):
                 found["shared"][f"client-{index}"] = before

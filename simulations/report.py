@@ -89,7 +89,7 @@ def _page(
         aborted=[int(record["round"]) for record in metrics if record.get("aborted")],
         last_clip=_number(metrics[-1].get("clipping_norm")) if metrics else None,
         byte_plot=_byte_plot(metrics),
-        traffic=reporttext.traffic(metrics),
+        traffic=reporttext.traffic(metrics, summary.get("ranks", ())),
         codes=link_words(summary.get("link", {})),
         clients=reporttext.client_spread(evaluation),
         client_plot=_client_plot(evaluation),

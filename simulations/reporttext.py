@@ -100,23 +100,35 @@ def client_spread(evaluation: Table) -> Spread | None:
     )
 
 
-def traffic(metrics: Sequence[Table]) -> Traffic | None:
-    """Add up what the cohorts sent and received; None without rounds."""
+def traffic(metrics: Sequence[Table], ranks: Sequence[Table] = ()) -> Traffic | None:
+    """Add up what the cohorts sent and received; None without rounds.
+
+    Where ranks differ, a cohort is taken to have as many clients of each as the population has.
+    """
     if not metrics:
         return None
     rounds = []
     for record in metrics:
         cohort = number(record.get("cohort")) or 0.0
-        up, down = (
-            cohort * (number(record.get(key)) or 0.0)
-            for key in ("bytes_up_per_client", "bytes_down_per_client")
-        )
+        up, down = (cohort * _per_client(record, ranks, way) for way in ("up", "down"))
         rounds.append((up, down))
     return Traffic(
         rounds=tuple(rounds),
         up=sum(row[0] for row in rounds),
         down=sum(row[1] for row in rounds),
     )
+
+
+def _per_client(record: Table, ranks: Sequence[Table], way: str) -> float:
+    """Return the bytes of a client in a round, on average over the ranks of the population."""
+    largest = number(record.get(f"bytes_{way}_per_client")) or 0.0
+    known = record.get("bytes_by_rank")
+    if not (ranks and isinstance(known, Mapping)):
+        return largest
+    sizes = [(row["clients"], known.get(str(row["rank"]), {}).get(way)) for row in ranks]
+    # A round in which nobody of a rank answered says nothing of its bytes.
+    told = [(count, largest if size is None else size) for count, size in sizes]
+    return float(sum(count * size for count, size in told) / sum(count for count, _ in told))
 
 
 def clauses(statement: object) -> list[Clause]:

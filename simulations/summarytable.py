@@ -11,6 +11,7 @@ from rich.table import Table
 
 from shared.configlink import link_words
 from simulations.attacks.texts import attack_text, defence_text
+from simulations.rankfigures import rank_text
 from simulations.runfolder import REPORT
 from simulations.taskfigures import task_rows
 
@@ -38,6 +39,7 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("privacy", privacy_text(summary["privacy"])),
         *_more_promises(summary["privacy"]),
         ("bytes a round", _bytes(summary)),
+        *((f"  rank {row['rank']}", rank_text(row)) for row in summary.get("ranks", ())),
         ("audit", str(summary["audit"]["verdict"])),
         (
             "cost",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from server.checkpoint import Checkpoint, write_checkpoint
 from simulations.simulate import Result
 from tests.integration.scenario import run_small
 
@@ -100,3 +101,64 @@ def test_ray_gives_the_same_adapter_with_a_coded_link(tmp_path: Path) -> None:
     there = run_small(tmp_path / "there", [*said, "run.engine=flower"])
     assert_close(here, there, 1e-4)
     assert lines(here)[0]["bytes_by_rank"] == lines(there)[0]["bytes_by_rank"]
+
+
+class Killed(Exception):
+    """Stands for a process that dies."""
+
+
+@pytest.mark.parametrize("settings", [(), PLAIN], ids=["ffa", "flexlora"])
+def test_a_killed_run_goes_on_to_the_same_adapter(
+    settings: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [*RANKS, *settings, "clients.cohort=6.0"]
+    whole = run_small(tmp_path / "whole", said)
+    written: list[int] = []
+
+    def dies(folder: Path, checkpoint: Checkpoint) -> None:
+        if written:
+            raise Killed
+        written.append(checkpoint.server_round)
+        write_checkpoint(folder, checkpoint)
+
+    monkeypatch.setattr("server.strategy.write_checkpoint", dies)
+    with pytest.raises(Killed):
+        run_small(tmp_path / "run", said)
+    monkeypatch.undo()
+    resumed = run_small(tmp_path / "run", said, resume=True)
+    for name, factor in adapter(whole).items():
+        np.testing.assert_array_equal(factor, adapter(resumed)[name])
+    assert resumed.summary["ranks"] == whole.summary["ranks"]
+
+
+def test_summary_report_audits_and_clock_know_ranks(tmp_path: Path) -> None:
+    said = [
+        *RANKS,
+        "privacy.mode=none",
+        "evaluation.final_clients=6",
+        "data.holdout=0.5",
+        "personal.steps=2",
+        "personal.learning_rate=0.3",
+        "personal.clients=6",
+        "audit.profile=smoke",
+        "clients.learning_rate=1.0",
+        "clock.shares=[1.0]",
+        "clock.step_seconds=[1.0]",
+        "clock.upload=[1e3]",
+        "clock.download=[1e9]",
+    ]
+    result = run_small(tmp_path / "run", said)
+    thin, wide = result.summary["ranks"]
+    assert (thin["rank"], thin["devices"], thin["clients"]) == (2, ["pi5"], 3)
+    assert (wide["rank"], wide["devices"], wide["clients"]) == (4, ["laptop"], 3)
+    assert thin["bytes_up"] < 0.6 * wide["bytes_up"]
+    assert wide["loss_held"] == pytest.approx(wide["loss_after"], rel=1e-5)
+    assert thin["loss_held"] != pytest.approx(thin["loss_after"], rel=1e-7)
+    assert thin["loss_held"] < thin["loss_before"]
+    assert result.summary["personal"]["clients"] == 6
+    assert result.summary["audit"]["verdict"] != "violation"
+    report = (result.folder / "report.html").read_text(encoding="utf-8")
+    assert "Clients by the rank that they train" in report
+    # A round lasts as long as the upload of the largest rank.
+    last = lines(result)[-1]["simulated_seconds"]
+    assert last == pytest.approx(2 * (1.0 + wide["bytes_up"] / 1e3), rel=0.02)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from server.collect import Traffic, collect_updates
 from server.timing import (
+    RankParts,
     RoundTimer,
     clock_of,
     refuse_in_fleet,
@@ -25,12 +27,14 @@ from shared.clock import SimulatedClock
 from shared.config import RunConfig
 from shared.configfile import resolve
 from shared.errors import ConflictingSettings, QuorumNotReached
+from shared.mixedranks import MixedRanks
 from shared.privacy.ledger import Ledger
 from shared.scenarioplan import plan_of
 from shared.seeding import data_rng
 from shared.wire import Instruction, encode_failure
 from simulations.engine import InProcessGrid
 from simulations.fleetprepare import start_run
+from tests.adapterkit import small_spec
 from tests.integration.scenario import TABLES
 from tests.server.fleetkit import make_home
 from tests.server.test_strategy import POPULATION, SIZE, run, update
@@ -398,3 +402,30 @@ def test_without_a_clock_a_fleet_stops_at_the_count(tmp_path: Path) -> None:
     assert asked == [0, 1, 2, 3, 4, 5] * 2
     assert federated.vector == pytest.approx(np.full(SIZE, 5.0))
     assert [record["answered"] for record in observer.records] == [6, 6]
+
+
+def test_a_thin_adapter_arrives_earlier_and_its_bytes_do_not_shorten_the_others() -> None:
+    """Bytes in proportion to the numbers; the largest rank's are told by any rank's."""
+    one = ("shares=[1.0]", "step_seconds=[1.0]", "upload=[100.0]", "download=[400.0]", "jitter=0.0")
+    clock = clock_of(config("privacy.mode=none", *(f"clock.{value}" for value in one)))
+    assert clock is not None
+    spec = small_spec(r=4)
+    parts = RankParts(MixedRanks(spec, np.array([1, 4, 4])), "B")
+    size = spec.size("B")
+    mixed = RoundTimer(clock, size=size, parts=parts)
+    plain = RoundTimer(clock, size=size)
+    thin, wide = (mixed.schedule(1, [0, 1], size=size).arrivals[c] for c in (0, 1))
+    assert wide == plain.schedule(1, [0, 1], size=size).arrivals[1]
+    # Three quarters of four bytes a number, at 100 bytes a second up and 400 down.
+    assert wide - thin == pytest.approx(3 * size * (1 / 100 + 1 / 400))
+    of_thin = Traffic(up=size, down=size, by_rank={1: (size, size)})
+    for known in (mixed, plain):
+        known.restore({"simulated_seconds": 0.0, **_line(of_thin)}, size=size)
+    assert mixed.schedule(2, [1], size=size).arrivals[1] == pytest.approx(wide)
+    assert plain.schedule(2, [1], size=size).arrivals[1] < wide
+
+
+def _line(traffic: Traffic) -> dict[str, Any]:
+    """Return what a metrics line says of traffic."""
+    said = {"bytes_up_per_client": traffic.up, "bytes_down_per_client": traffic.down}
+    return {**said, **traffic.notes()}

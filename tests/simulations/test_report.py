@@ -258,6 +258,12 @@ def test_traffic_is_the_cohorts_and_not_one_clients() -> None:
     assert total is not None
     assert (total.up, total.down) == (60, 120)
     assert reporttext.traffic([]) is None
+    # Two clients of rank 2 for each of rank 4; a round tells nothing of who did not answer.
+    ranks = [{"rank": 2, "clients": 4}, {"rank": 4, "clients": 2}]
+    known = {**record, "bytes_by_rank": {"2": {"up": 4, "down": 5}, "4": {"up": 10, "down": 20}}}
+    mixed = reporttext.traffic([known, record], ranks)
+    assert mixed is not None
+    assert (mixed.up, mixed.down) == (3 * 6 + 30, 3 * 10 + 60)
 
 
 @pytest.mark.parametrize(
