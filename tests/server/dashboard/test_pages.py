@@ -129,6 +129,29 @@ def test_a_run_says_what_is_promised(board: Board) -> None:
     assert "There is no epsilon." in open_
 
 
+def test_noise_that_changes_and_votes_are_said_and_drawn(board: Board) -> None:
+    """A run from z to z / 2 whose second round had a vote."""
+    folder = add_run(board.home, "changing", rounds=2, planned=4)
+    identity = json.loads((folder / "run.json").read_text())
+    identity["plan"] |= {
+        "schedule": {"form": "linear", "final": 0.5},
+        "vote": {"every": 1, "noise_multiplier": 3.0},
+    }
+    (folder / "run.json").write_text(json.dumps(identity))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows[0] |= {"noise_multiplier": 0.62, "public_loss": 3.25}
+    rows[1] |= {"noise_multiplier": 0.51, "vote": -0.25}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with visiting(board, VIEWER) as visitor:
+        text = shown(visitor.get("/runs/changing").text)
+        fixed = shown(visitor.get("/runs/clinics-night").text)
+    assert "Noise multiplier 0.62 in the first rounds to 0.31 in the last" in text
+    assert "after every 1 rounds, noised with 3 and charged" in text
+    for title in ("Noise of a round", "Public loss", "Votes"):
+        assert title in text
+        assert title not in fixed
+
+
 def test_seeded_noise_is_warned_of(board: Board) -> None:
     add_run(board.home, "seeded", rounds=2, planned=4, noise_source="seeded-simulation")
     with visiting(board, VIEWER) as visitor:
