@@ -159,7 +159,8 @@ def policy_for(
         "aggregation": [config.policy],
         "max_rounds": plan.rounds,
     }
-    if server_key is not None:
+    # Nothing is charged in mode none, so that no round comes with a signed head of the ledger.
+    if server_key is not None and plan.mode != "none":
         tables["server_key"] = server_key
     if config.buffer.used:
         tables["asynchronous"] = True

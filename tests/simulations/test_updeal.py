@@ -177,6 +177,7 @@ def test_a_policy_allows_its_own_plan_and_not_one_round_or_bit_of_noise_less(
     path.write_text(policy_for(plan, config, base_digest=BASE, server_key="cd" * 32))
     policy = ClientPolicy.load(path)
     policy.check(plan, config, base_digest=BASE)
+    assert policy.server_key == (None if plan.mode == "none" else "cd" * 32)
     assert policy.refusals(_longer(plan), config, base_digest=BASE)
     if plan.noise_multiplier is not None:
         quieter = replace(plan, noise_multiplier=plan.noise_multiplier * 0.99)
