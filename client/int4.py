@@ -29,10 +29,13 @@ class Int4Linear(torch.nn.Linear):
         weight: uint8, shape ``(d_out, groups, 16)``: byte j of a group holds weight j in its low
             half and weight j + 16 in its high half, each as ``q + 8``.
         scales: float16, shape ``(d_out, groups)``.
+        zeros: uint8, shape ``(d_out, groups)``: what stands for 0 in place of 8; or None. Only
+            checkpoints that were quantised elsewhere have them (:mod:`client.int4store`).
         bias: float32, shape ``(d_out,)``, or None.
     """
 
     scales: torch.Tensor
+    zeros: torch.Tensor | None
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         """Quantise a weight of shape ``(d_out, d_in)``."""
@@ -48,6 +51,7 @@ class Int4Linear(torch.nn.Linear):
         scales: torch.Tensor,
         columns: int,
         bias: torch.Tensor | None,
+        zeros: torch.Tensor | None = None,
     ) -> Int4Linear:
         """Return a layer of codes that were chosen elsewhere, as :func:`pack_int4` packs them.
 
@@ -56,22 +60,30 @@ class Int4Linear(torch.nn.Linear):
             scales: float16, ``(d_out, groups)``.
             columns: d_in.
             bias: ``(d_out,)``, or None.
+            zeros: uint8, ``(d_out, groups)``, or None for 8.
         """
         layer = cls.__new__(cls)
         torch.nn.Module.__init__(layer)
         layer.out_features, layer.in_features = packed.shape[0], columns
-        layer._hold(packed, scales, bias)
+        layer._hold(packed, scales, bias, zeros)
         return layer
 
-    def _hold(self, packed: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def _hold(
+        self,
+        packed: torch.Tensor,
+        scales: torch.Tensor,
+        bias: torch.Tensor | None,
+        zeros: torch.Tensor | None = None,
+    ) -> None:
         """Take the tensors in, frozen."""
         self.weight = torch.nn.Parameter(packed, requires_grad=False)
         self.register_buffer("scales", scales)
+        self.register_buffer("zeros", zeros)
         self.bias = None if bias is None else torch.nn.Parameter(bias.detach(), requires_grad=False)  # type: ignore[assignment]
 
     def dequantized(self) -> torch.Tensor:
         """Return the float32 weight ``(d_out, d_in)`` that the codes stand for."""
-        return dequantize_int4(self.weight.data, self.scales, self.in_features)
+        return dequantize_int4(self.weight.data, self.scales, self.in_features, self.zeros)
 
 
 def quantize_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,9 +142,15 @@ def pack_int4(codes: torch.Tensor) -> torch.Tensor:
     return (halves[..., :_HALF] | (halves[..., _HALF:] << 4)).contiguous()
 
 
-def dequantize_int4(packed: torch.Tensor, scales: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return the float32 matrix ``(d_out, columns)`` that codes and scales stand for."""
-    codes = torch.cat([packed & 15, packed >> 4], dim=2).float().sub_(8.0)
+def dequantize_int4(
+    packed: torch.Tensor,
+    scales: torch.Tensor,
+    columns: int,
+    zeros: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the float32 matrix ``(d_out, columns)`` that codes, scales and zeros stand for."""
+    codes = torch.cat([packed & 15, packed >> 4], dim=2).float()
+    codes.sub_(8.0 if zeros is None else zeros.float().unsqueeze(2))
     blocks = codes.mul_(scales.float().unsqueeze(2))
     return blocks.view(blocks.shape[0], -1)[:, :columns].contiguous()
 

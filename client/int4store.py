@@ -30,21 +30,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 METHOD = "fedslm-int4"
-_SETTINGS = {"quant_method": METHOD, "bits": 4, "group_size": GROUP}
+SETTINGS = {"quant_method": METHOD, "bits": 4, "group_size": GROUP}
+"""``quantization_config`` of such a folder; with ``zero_points`` if each group has a zero."""
 _HALF = GROUP // 2
 
 
 class _Settings(QuantizationConfigMixin):
     """What ``config.json`` says of the storage."""
 
-    def __init__(self, *, bits: int = 4, group_size: int = GROUP, **_: object) -> None:
+    def __init__(
+        self, *, bits: int = 4, group_size: int = GROUP, zero_points: bool = False, **_: object
+    ) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
         if (bits, group_size) != (4, GROUP):
             msg = (
                 f"Stored with bits={bits!r} and group_size={group_size!r}, expected 4 and {GROUP}."
             )
             raise UnsupportedModel(msg, hint="Compress the model again with this version.")
-        self.bits, self.group_size = bits, group_size
+        self.bits, self.group_size, self.zero_points = bits, group_size, zero_points is True
 
 
 class _Reader(HfQuantizer):
@@ -54,7 +57,8 @@ class _Reader(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **_: object) -> Any:  # noqa: ANN401
         """Replace every linear layer by an empty one of the stored kind."""
-        make_skeleton(model)
+        settings: Any = self.quantization_config
+        make_skeleton(model, zero_points=settings.zero_points)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: object) -> Any:  # noqa: ANN401
@@ -83,7 +87,7 @@ def register() -> None:
         register_quantizer(METHOD)(_Reader)
 
 
-def make_skeleton(model: torch.nn.Module) -> None:
+def make_skeleton(model: torch.nn.Module, *, zero_points: bool) -> None:
     """Replace every linear layer by an empty 4-bit one on the meta device, in place."""
     from client.quantization import linear_modules
 
@@ -97,6 +101,7 @@ def make_skeleton(model: torch.nn.Module) -> None:
                 torch.empty((rows, groups), dtype=torch.float16),
                 columns,
                 None if module.bias is None else torch.empty(rows),
+                torch.empty((rows, groups), dtype=torch.uint8) if zero_points else None,
             )
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, empty)
@@ -128,4 +133,4 @@ def save_int4(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder
         tokenizer.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, {**config, "quantization_config": _SETTINGS})
+    write_json(path, {**config, "quantization_config": SETTINGS})

@@ -236,7 +236,10 @@ def _stored_quantization(config: dict[str, Any], name: str) -> str:
     if method == "fedslm-int4":
         return "int4"
     msg = f"Model {name!r} is stored with quant_method={method!r}, expected int8, int4 or nf4."
-    raise UnsupportedModel(msg, hint="Use the unquantised checkpoint and set model.quantization.")
+    hint = "Use the unquantised checkpoint and set model.quantization."
+    if method in {"gptq", "awq"}:
+        hint = "Convert it once: fedslm base convert FOLDER --out DIR."
+    raise UnsupportedModel(msg, hint=hint)
 
 
 def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:

@@ -1,4 +1,4 @@
-"""``fedslm base compress|methods|verify``: smaller bases, from public text alone."""
+"""``fedslm base compress|methods|convert|verify``: smaller bases, from public text alone."""
 
 from __future__ import annotations
 
@@ -110,6 +110,23 @@ def compress(
             f'model.base = "{folders[said["method"]]}"  model.quantization = "{stored}"  '
             f"digest {said['result']['digest'][:12]}"
         )
+
+
+@base_app.command("convert")
+def convert(
+    folder: Annotated[Path, typer.Argument(help="A GPTQ or AWQ checkpoint of 4 bits.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder that is made.")],
+    as_json: AsJson = False,
+) -> None:
+    """Turn a GPTQ or AWQ checkpoint into a base that fedslm loads; no weight is rounded."""
+    from simulations.compress.foreign import convert as run
+
+    manifest = run(folder, out)
+    if as_json:
+        _print_json({"manifest": manifest, "folder": str(out)})
+    else:
+        digest = manifest["result"]["digest"][:12]
+        typer.echo(f'model.base = "{out}"  model.quantization = "int4"  digest {digest}')
 
 
 @base_app.command("verify")

@@ -29,7 +29,7 @@ class Measured:
         storage: ``model.quantization`` that it is loaded with.
         perplexity: on public text that no method saw.
         disk_bytes: of its safetensors files.
-        load_peak_bytes: how far memory rises while it is loaded.
+        load_peak_bytes: how far memory rises until it is loaded and every weight was read.
         tokens_per_second: read in one forward pass, per second of one core.
     """
 
