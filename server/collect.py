@@ -174,8 +174,8 @@ def collect_updates(
         if reply is None or not reader.take(nodes[node], reply, aggregator, on_next):
             continue
         answered += 1
-        up, down = payload_bytes(reply), payload_bytes(contents[node])
-        by_rank = {} if ranked is None else {ranked.rank(nodes[node]): (up, down)}
+        up = payload_bytes(reply)
+        by_rank = {} if ranked is None else ranked.bytes_with(nodes[node], up)
         traffic = traffic.most(Traffic(up=up, by_rank=by_rank))
         on_answer(answered)
         if enough is not None and answered >= enough:

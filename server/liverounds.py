@@ -122,7 +122,9 @@ class LiveRounds:
             if reply is None or not self._take(place, reply):
                 failed += 1
                 continue
-            traffic = traffic.most(Traffic(up=payload_bytes(reply)))
+            up, ranked = payload_bytes(reply), reader.ranked
+            by_rank = {} if ranked is None else ranked.bytes_with(place[0], up)
+            traffic = traffic.most(Traffic(up=up, by_rank=by_rank))
             self._arrived.append(place)
             on_answer(len(self._arrived))
             if len(self._arrived) + failed < self.size:

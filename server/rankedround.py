@@ -10,7 +10,7 @@ from server.truncation import truncated
 from shared.link import Downlink
 from shared.lora import Vector
 from shared.mixedranks import MixedRanks
-from shared.wire import Instruction, Records, encode_instruction
+from shared.wire import Instruction, Records, encode_instruction, payload_bytes
 
 if TYPE_CHECKING:
     from shared.config import RunConfig
@@ -62,6 +62,11 @@ class RankedRound:
         """
         by_rank = sorted(nodes, key=lambda node: self.rank(nodes[node]))
         return {node: self._content(self.rank(nodes[node])) for node in by_rank}
+
+    def bytes_with(self, client: int, up: int) -> dict[int, tuple[int, int]]:
+        """Return by a client's rank what came up from it and what went down to it, in bytes."""
+        r = self.rank(client)
+        return {r: (up, payload_bytes(self._content(r)))}
 
     def size(self, client: int) -> int:
         """Return the number of parameters that a client sends."""
