@@ -113,6 +113,13 @@ def test_a_policy_that_is_there_stays(tmp_path: Path, data: Path) -> None:
     assert done.home.policy.read_text(encoding="utf-8") == "# mine\n"
 
 
+def test_an_exported_step_is_pinned_when_the_device_is_enrolled(tmp_path: Path, data: Path) -> None:
+    path, step = tmp_path / "home", "c" * 64
+    enroll(token_text(), path=path, data=data, base="/step", step=step, call=Answers())
+    config = DeviceHome.open(path).config
+    assert (config.runtime, config.base, config.step) == ("onnx", "/step", step)
+
+
 def test_people_need_no_data_and_get_no_policy(tmp_path: Path) -> None:
     done = enroll(
         token_text(), path=tmp_path / "home", data=None, base="b", call=Answers(role="operator")

@@ -52,6 +52,14 @@ def test_the_clients_settings_are_the_devices(tmp_path: Path) -> None:
     assert found.left()
 
 
+def test_a_device_without_torch_names_its_step(tmp_path: Path) -> None:
+    found = settings_of(make_home(tmp_path, runtime="onnx", step="a" * 64)).node_config
+    assert (found["runtime"], found["step-digest"]) == ("onnx", "a" * 64)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(FleetError, match="no step"):
+        settings_of(make_home(tmp_path / "other", runtime="onnx"))
+
+
 @pytest.mark.parametrize("change", [{"client_index": None}, {"data": None}], ids=str)
 def test_a_device_that_is_no_node_is_refused(tmp_path: Path, change: dict[str, None]) -> None:
     with pytest.raises(FleetError):
