@@ -12,7 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from shared.errors import InvalidValue
-from shared.privacy.events import ComposedEvent, GaussianEvent, PrivacyEvent
+from shared.privacy.events import (
+    ComposedEvent,
+    GaussianEvent,
+    NonPrivateEvent,
+    PrivacyEvent,
+    SkellamEvent,
+)
 from shared.privacy.stored import stored_fields
 
 LEVELS = 8
@@ -92,3 +98,28 @@ def releases_of(noises: Iterable[float], *, probability: float, each: int) -> Pr
         for noise, rounds in sorted(Counter(noises).items())
     ]
     return events[0] if len(events) == 1 else ComposedEvent(events=tuple(events))
+
+
+def equal_releases(
+    noise_multiplier: float | None, count: int, *, probability: float, grid: int | None
+) -> PrivacyEvent:
+    """Return releases of one noise.
+
+    Args:
+        noise_multiplier: of each; None is no noise at all.
+        count: how many.
+        probability: of Poisson sampling.
+        grid: steps of the clip, for Skellam noise; None is Gaussian noise.
+    """
+    if noise_multiplier is None:
+        return NonPrivateEvent()
+    if grid is not None:
+        return SkellamEvent(
+            noise_multiplier=noise_multiplier,
+            grid=grid,
+            sampling_probability=probability,
+            count=count,
+        )
+    return GaussianEvent(
+        noise_multiplier=noise_multiplier, sampling_probability=probability, count=count
+    )

@@ -25,17 +25,15 @@ from shared.privacy.advice import NO_PRIVACY, numbers_to_question
 from shared.privacy.correlated import CorrelatedTerms
 from shared.privacy.distributed import DistributedSkellam
 from shared.privacy.events import (
-    GaussianEvent,
     NeighboringRelation,
     NonPrivateEvent,
     NoOpEvent,
     PrivacyEvent,
     PrivacyUnit,
-    SkellamEvent,
 )
 from shared.privacy.mechanism import GaussianMechanism
 from shared.privacy.noise import SEEDED, NoiseKind
-from shared.privacy.noiseschedule import NoiseSchedule, releases_of
+from shared.privacy.noiseschedule import NoiseSchedule, equal_releases, releases_of
 from shared.privacy.planform import (
     CLIENT_MODES,
     Mode,
@@ -244,7 +242,7 @@ class PrivacyPlan:
     def event_for_participation(self, server_round: int | None = None) -> PrivacyEvent:
         """Return what one round costs its subject at most; without a number, the dearest round."""
         if not self.uneven:
-            return self._event(self.releases_per_round)
+            return self._equal(self.releases_per_round)
         if server_round is None:
             return self._composed(self._quietest(1))
         return self._composed([self.charged_noise_of(server_round)])
@@ -264,7 +262,7 @@ class PrivacyPlan:
         """Return what the first rounds, at least one, cost one subject at worst."""
         if self.uneven:
             return self._composed(self._quietest(self._charged(rounds), among=rounds))
-        return self._event(self.releases_after(rounds))
+        return self._equal(self.releases_after(rounds))
 
     def dearest_events(self, rounds: int) -> PrivacyEvent:
         """Return what some rounds, at least one, cost one subject, whichever they were."""
@@ -364,21 +362,11 @@ class PrivacyPlan:
         inner = known.get("example")
         return cls(**{**known, "example": None if inner is None else cls.from_json(inner)})
 
-    def _event(self, count: int) -> PrivacyEvent:
-        """Return ``count`` releases of this plan."""
-        if self.noise_multiplier is None:
-            return NonPrivateEvent()
-        if self.distributed is not None:
-            return SkellamEvent(
-                noise_multiplier=self.noise_multiplier,
-                grid=self.distributed.grid,
-                sampling_probability=self.sampling_probability,
-                count=count,
-            )
-        return GaussianEvent(
-            noise_multiplier=self.noise_multiplier,
-            sampling_probability=self.sampling_probability,
-            count=count,
+    def _equal(self, count: int) -> PrivacyEvent:
+        """Return ``count`` releases of this plan, where rounds cost alike."""
+        grid = None if self.distributed is None else self.distributed.grid
+        return equal_releases(
+            self.noise_multiplier, count, probability=self.sampling_probability, grid=grid
         )
 
     def _quietest(self, count: int | None = None, *, among: int | None = None) -> list[float]:
@@ -402,14 +390,9 @@ class PrivacyPlan:
         """Return every participation in full, with a given noise."""
         if self.uneven:
             return self._composed(self._quietest(self.participations), amplified=False)
-        if self.distributed is not None:
-            return SkellamEvent(
-                noise_multiplier=noise_multiplier,
-                grid=self.distributed.grid,
-                count=self.participations,
-            )
         count = self._charged(1) if self.correlated is not None else self.participations
-        return GaussianEvent(noise_multiplier=noise_multiplier, count=count)
+        grid = None if self.distributed is None else self.distributed.grid
+        return equal_releases(noise_multiplier, count, probability=1.0, grid=grid)
 
     def _charged(self, rounds: int) -> int:
         """Return how many of the first ``rounds`` rounds one subject is charged for."""
