@@ -27,6 +27,7 @@ from shared.errors import UnsupportedModel
 
 if TYPE_CHECKING:
     from client.adapter import AdaptedModel
+    from client.mixture import Router
 
 
 class GroupedAdapter:
@@ -50,8 +51,11 @@ class GroupedAdapter:
             msg = f"dropout={model.dropout!r}, expected 0 where clients train together."
             raise UnsupportedModel(msg, hint="Set performance.cohort_batch to 1.")
         self._model = model
-        self._layers = [_GroupedLayer(layer.module) for layer in model.layers]
-        require_covered(model, [f for layer in self._layers for f in (layer.a, layer.b)])
+        self._router = model.router
+        self._routers = torch.zeros(0)
+        self._layers = [_GroupedLayer(layer.module, model.router) for layer in model.layers]
+        routed = [] if model.router is None else [model.router.module.weight]
+        require_covered(model, [*routed, *(f for g in self._layers for f in (g.a, g.b))])
         start = torch.cat([p.detach().reshape(-1) for _, p in model.trainable]).to(torch.float32)
         self.flat = start.repeat(clients, 1)
         self.moved = False
@@ -69,6 +73,8 @@ class GroupedAdapter:
                 plain.attach()
             for layer in self._layers:
                 layer.record(0)
+            if self._router is not None:
+                self._router.record(0)
 
     def add_sums(self, batch: Batch, clients: torch.Tensor, total: torch.Tensor) -> None:
         """Add every example's gradient to the row of its client.
@@ -114,6 +120,10 @@ class GroupedAdapter:
         for layer in self._layers:
             layer.record(len(clients))
             layer.clients = clients if self.moved else None
+        if self._router is not None:
+            self._router.record(len(clients))
+            own = self.moved and self._routers.numel() > 0
+            self._router.weights = self._routers[clients] if own else None
         loss = per_sequence_losses(self._model.peft_model, batch).sum()
         if not loss.requires_grad:
             raise no_gradient()
@@ -126,16 +136,22 @@ class GroupedAdapter:
             samples.append(sample)
         return samples
 
-    def _share(self) -> list[tuple[_GroupedLayer, str]]:
+    def _share(self) -> list[tuple[_GroupedLayer | Router, str]]:
         """Give every layer its columns of the flat buffer; return the factors in their order."""
         by_factor = {id(layer.a): (layer, "A") for layer in self._layers}
         by_factor |= {id(layer.b): (layer, "B") for layer in self._layers}
-        factors, start = [], 0
+        factors: list[tuple[_GroupedLayer | Router, str]] = []
+        start = 0
         for _, parameter in self._model.trainable:
-            layer, kind = by_factor[id(parameter)]
             columns = self.flat[:, start : start + parameter.numel()]
-            layer.stacks[kind] = columns.view(len(self.flat), *parameter.shape)
             start += parameter.numel()
+            stack = columns.view(len(self.flat), *parameter.shape)
+            if self._router is not None and parameter is self._router.module.weight:
+                self._routers = stack
+                factors.append((self._router, "weight"))
+                continue
+            layer, kind = by_factor[id(parameter)]
+            layer.stacks[kind] = stack
             factors.append((layer, kind))
         return factors
 
@@ -153,8 +169,8 @@ class _GroupedLayer(LowRankLayer):
 
     __slots__ = ("clients", "stacks")
 
-    def __init__(self, module: Any) -> None:  # noqa: ANN401  (PEFT has no types)
-        super().__init__(module)
+    def __init__(self, module: Any, router: Router | None) -> None:  # noqa: ANN401  (PEFT has no types)
+        super().__init__(module, router)
         self.clients: torch.Tensor | None = None
         self.stacks: dict[str, torch.Tensor] = {}
 

@@ -21,5 +21,5 @@ class MixtureSection(Section):
         description='"trained" with the adapters, or "frozen" as the public seed draws it',
     )
     sharpness: Annotated[float, Strict(), Field(gt=0, le=LARGEST_SHARPNESS)] = Field(
-        default=4.0, description="factor of the router's logits; larger chooses more decidedly"
+        default=1.0, description="factor of the router's logits; larger chooses more decidedly"
     )

@@ -17,6 +17,7 @@ from client.clipping import make_clipper
 from client.evaluation import sequence_losses
 from client.examples import Example
 from client.generation import Generator
+from client.grouped import GroupedAdapter
 from client.losses import Batch, collate, per_sequence_losses
 from client.mixture import keep_rows
 from client.model import frozen_digest, load_base, quiet
@@ -307,3 +308,31 @@ def test_a_step_for_devices_without_torch_is_refused(mixed: Make) -> None:
 
     with pytest.raises(UnsupportedModel, match="mixture"):
         trace_step(mixed(), length=16, max_grad_norm=1.0)
+
+
+@pytest.mark.parametrize("kinds", ["B", "AB"])
+@pytest.mark.parametrize("bound", [None, 0.5])
+def test_clients_side_by_side_have_routers_of_their_own(
+    mixed: Make, kinds: str, bound: float | None
+) -> None:
+    """Against one client's factors at a time, by the engine that other tests hold to the truth."""
+    model, owners = mixed(kinds=kinds), (1, 0, 1, 3, 1)
+    examples, adapter = make_examples(len(owners)), GroupedAdapter(model, 4)
+    generator = torch.Generator().manual_seed(5)
+    adapter.flat += 0.3 * torch.randn(adapter.flat.shape, generator=generator)
+    adapter.moved = True
+    total = torch.zeros(adapter.flat.shape, dtype=torch.float32 if bound is None else torch.float64)
+    with model.training(), adapter.attached():
+        batch = collate(examples, 0)
+        if bound is None:
+            adapter.add_sums(batch, torch.tensor(owners), total)
+        else:
+            adapter.add_clipped_sums(batch, torch.tensor(owners), bound, total)
+    expected = torch.zeros(adapter.flat.shape, dtype=torch.float64)
+    for owner, example in zip(owners, examples, strict=True):
+        model.load_vector(adapter.flat[owner].numpy(), kinds)
+        limit = float("inf") if bound is None else bound
+        expected[owner] += flat_sum(model, "microbatch", collate([example], 0), limit)
+    assert relative_error(total.double(), expected) <= 1e-5
+    assert model.router is not None
+    assert model.router.weights is None

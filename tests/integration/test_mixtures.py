@@ -34,7 +34,7 @@ def test_a_stopped_run_ends_at_the_same_bits_and_all_of_it_is_released(
     factors = adapter(whole)
     trained = sum(v.size for n, v in factors.items() if "lora_B" in n) + factors[NAME].size
     assert whole.summary["lora"]["trainable_parameters"] == trained
-    assert whole.summary["lora"]["mixture"] == {"adapters": 2, "sharpness": 4.0}
+    assert whole.summary["lora"]["mixture"] == {"adapters": 2, "sharpness": 1.0}
     frozen = run_small(tmp_path / "frozen", [*settings, "mixture.router=frozen"])
     assert (adapter(frozen)[NAME] != factors[NAME]).all()
     assert frozen.summary["lora"]["trainable_parameters"] == trained - factors[NAME].size
@@ -60,6 +60,16 @@ def test_fedavg_trains_both_factors_and_the_router(tmp_path: Path) -> None:
     other = adapter(run_small(tmp_path / "two", [*MIXED, *plain, "run.rounds=1"]))
     moved = {name for name in one if not np.array_equal(one[name], other[name])}
     assert moved == one.keys()
+
+
+def test_clients_in_groups_end_at_the_adapter_of_clients_alone(tmp_path: Path) -> None:
+    settings = (*MIXED, "clients.local_steps=2", "privacy.clipping_norm=0.5")
+    alone = run_small(tmp_path / "alone", [*settings, "performance.cohort_batch=1"])
+    together = run_small(tmp_path / "together", [*settings, "performance.cohort_batch=4"])
+    one, other = adapter(alone), adapter(together)
+    length = np.sqrt(sum(np.square(v).sum() for n, v in one.items() if "lora_B" in n))
+    apart = np.sqrt(sum(np.square(one[name] - other[name]).sum() for name in one))
+    assert 0 < apart <= 1e-4 * length
 
 
 def test_on_flowers_engine_the_mixture_is_the_same(tmp_path: Path) -> None:
