@@ -12,6 +12,7 @@ stopping there would tell.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +32,8 @@ _TOKENS = 8
 def require_gradient(model: AdaptedModel) -> None:
     """Require a gradient, not zero, of each trainable factor whose partner is not zero.
 
-    The gradient of B is zero where A is, and that of A where B is: such factors are passed over.
+    The gradient of B is zero where A is, and that of A where B is: such factors are passed over, as
+    is a router where every B is zero.
     A classifier is not looked at: it is never quantised.
 
     Args:
@@ -54,7 +56,7 @@ def require_gradient(model: AdaptedModel) -> None:
     ]
     factors = model.factors() if still else {}
     for name in still:
-        if bool((factors[_partner(name)] != 0).any()):
+        if any(bool((factors[partner] != 0).any()) for partner in _partners(name, factors)):
             msg = f"{name} gets a gradient of zeros: training would not reach it."
             raise UnsupportedModel(msg, hint="Use model.quantization = 'none' for this model.")
 
@@ -66,8 +68,10 @@ def _public_row(model: AdaptedModel) -> Example:
     return Example(ids=ids, labels=ids.copy())
 
 
-def _partner(name: str) -> str:
-    """Return the name of the other factor of a layer."""
+def _partners(name: str, names: Iterable[str]) -> list[str]:
+    """Return the other factor of a layer, or every B for a router: without it, nothing is left."""
     if ".lora_A." in name:
-        return name.replace(".lora_A.", ".lora_B.")
-    return name.replace(".lora_B.", ".lora_A.")
+        return [name.replace(".lora_A.", ".lora_B.")]
+    if ".lora_B." in name:
+        return [name.replace(".lora_B.", ".lora_A.")]
+    return [other for other in names if ".lora_B." in other]

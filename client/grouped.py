@@ -129,8 +129,8 @@ class GroupedAdapter:
             raise no_gradient()
         loss.backward()  # type: ignore[no-untyped-call]
         samples = []
-        for layer, kind in self._factors:
-            sample = layer.samples.pop(kind, None)
+        for held, kind in self._factors:
+            sample = held.samples.pop(kind, None)
             if sample is None:
                 raise no_gradient()
             samples.append(sample)

@@ -17,6 +17,7 @@ from client.clipping import make_clipper
 from client.evaluation import sequence_losses
 from client.examples import Example
 from client.generation import Generator
+from client.gradientcheck import require_gradient
 from client.grouped import GroupedAdapter
 from client.losses import Batch, collate, per_sequence_losses
 from client.mixture import keep_rows
@@ -336,3 +337,25 @@ def test_clients_side_by_side_have_routers_of_their_own(
     assert relative_error(total.double(), expected) <= 1e-5
     assert model.router is not None
     assert model.router.weights is None
+
+
+def test_a_router_is_expected_to_get_a_gradient_once_a_b_is_not_zero(mixed: Make) -> None:
+    model = mixed(kinds="B")
+    moved = model.factors()
+    model.load(initial_factors(model.spec, 5))
+    require_gradient(model)
+    model.load(moved)
+    require_gradient(model)
+    # Adapters that are all alike leave a router nothing to choose.
+    alike = {
+        name: np.zeros_like(value) if ROUTER in name else value for name, value in moved.items()
+    }
+    for name, value in moved.items():
+        if ".lora_A." in name:
+            alike[name] = np.tile(value[:RANK], (K, 1))
+        elif ".lora_B." in name:
+            alike[name] = np.tile(value[:, :RANK], (1, K))
+    model.load(alike)
+    gradient = flat_sum(model, "fused", collate(make_examples(2), 0), 1.0)
+    (router,) = (v for n, v in model.spec.unflatten(gradient.numpy(), "B").items() if ROUTER in n)
+    assert np.abs(router).max() <= 1e-6

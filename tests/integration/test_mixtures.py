@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shared.errors import AdapterIncompatible
 from shared.mixture import ROUTER
 from tests.integration.scenario import run_small
 from tests.integration.test_modes import DISTRIBUTED, _stop_after_first_round
@@ -70,6 +71,17 @@ def test_clients_in_groups_end_at_the_adapter_of_clients_alone(tmp_path: Path) -
     length = np.sqrt(sum(np.square(v).sum() for n, v in one.items() if "lora_B" in n))
     apart = np.sqrt(sum(np.square(one[name] - other[name]).sum() for name in one))
     assert 0 < apart <= 1e-4 * length
+
+
+def test_a_run_goes_on_from_a_mixture_and_from_no_other(tmp_path: Path) -> None:
+    """A plain adapter of the same total rank is another model: the router would be missing."""
+    settings = (*MIXED, "privacy.mode=none", "run.rounds=1")
+    first = run_small(tmp_path / "first", settings)
+    second = run_small(tmp_path / "second", [*settings, f"run.warm_start={first.folder}"])
+    assert second.summary["loss_before"] == pytest.approx(first.summary["loss_after"], rel=1e-5)
+    plain = [*settings, "mixture.adapters=1", "lora.r=4", "lora.alpha=16.0"]
+    with pytest.raises(AdapterIncompatible):
+        run_small(tmp_path / "third", [*plain, f"run.warm_start={first.folder}"])
 
 
 def test_on_flowers_engine_the_mixture_is_the_same(tmp_path: Path) -> None:
