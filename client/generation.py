@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from client.latency import Latency
 from shared import validate
 from shared.errors import AdapterCorrupt, InvalidValue
 
@@ -34,12 +36,14 @@ class Answer:
         tokens: how many were written.
         ended: "end" (the model ended it), "length" (``max_tokens``) or "window" (the model's
             window is full).
+        latency: how long it took; two answers that differ in nothing else are equal.
     """
 
     text: str
     prompt_tokens: int
     tokens: int
     ended: str
+    latency: Latency | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,26 +69,31 @@ class Generator:
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
         """Write an answer; arguments and errors as ``client.inference.LocalModel.generate``."""
+        marks = [perf_counter()]
         draws = _draws(temperature, top_k, seed)
         ids, room = self._encode(prompt, max_tokens)
         limit = min(max_tokens, room)
         tokens: list[int] = []
         pieces: list[str] = []
-        for piece in self._write(ids, tokens, limit, draws):
+        for piece in self._write(ids, tokens, limit, draws, marks):
             pieces.append(piece)
             if on_text is not None:
                 on_text(piece)
         full = "window" if room < max_tokens else "length"
         ended = full if len(tokens) == limit else "end"
         text = "".join(pieces)
-        return Answer(text=text, prompt_tokens=len(ids), tokens=len(tokens), ended=ended)
+        latency = Latency.of(marks, perf_counter())
+        return Answer(
+            text=text, prompt_tokens=len(ids), tokens=len(tokens), ended=ended, latency=latency
+        )
 
     def pieces(
         self, prompt: str, *, max_tokens: int, temperature: float, top_k: int, seed: int | None
     ) -> Iterator[str]:
         """Yield the pieces of an answer as they are written."""
         ids, room = self._encode(prompt, max_tokens)
-        return self._write(ids, [], min(max_tokens, room), _draws(temperature, top_k, seed))
+        draws = _draws(temperature, top_k, seed)
+        return self._write(ids, [], min(max_tokens, room), draws, [])
 
     def _encode(self, prompt: str, max_tokens: int) -> tuple[list[int], int]:
         """Return the tokens of a prompt and how many fit behind them."""
@@ -109,8 +118,10 @@ class Generator:
         return ids, room
 
     @torch.inference_mode()
-    def _write(self, ids: list[int], tokens: list[int], limit: int, draws: _Draws) -> Iterator[str]:
-        """Yield pieces of text, and add what was written to ``tokens``."""
+    def _write(
+        self, ids: list[int], tokens: list[int], limit: int, draws: _Draws, marks: list[float]
+    ) -> Iterator[str]:
+        """Yield pieces of text; add what was written to ``tokens``, and when to ``marks``."""
         ends, said = self._end_tokens(), ""
         device = next(self.model.parameters()).device
         step, cache = torch.tensor([ids], device=device), None
@@ -120,6 +131,7 @@ class Generator:
             )
             cache = output.past_key_values
             token = draws.choose(output.logits[0, -1].float())
+            marks.append(perf_counter())
             if token in ends:
                 break
             tokens.append(token)

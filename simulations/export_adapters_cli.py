@@ -1,4 +1,4 @@
-"""``fedslm export gguf|merged|verify``: released adapters, in the formats of other runtimes."""
+"""``fedslm export gguf|onnx|merged|verify``: released adapters, for other runtimes."""
 
 from __future__ import annotations
 
@@ -66,6 +66,27 @@ def export_gguf(
     _show(done, as_json=as_json)
 
 
+def export_onnx(
+    adapter: Adapter,
+    to: To,
+    base: Base = None,
+    version: Version = None,
+    graph: Annotated[
+        bool,
+        typer.Option("--graph", help="Write the base's graph too; needed once, not every round."),
+    ] = False,
+    key: Key = None,
+    public_key: PublicKey = None,
+    sealing_keys: SealingKeys = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write an adapter for ONNX Runtime, and if asked for the graph of its base."""
+    from simulations.exportrun import onnx_export
+
+    found = _find(adapter, version, key, public_key, sealing_keys)
+    _show(onnx_export(found, to, base=base, graph=graph), as_json=as_json)
+
+
 def export_merged(
     adapter: Adapter,
     to: To,
@@ -98,6 +119,7 @@ def export_verify(
 def add_commands(export_app: typer.Typer) -> None:
     """Add these commands to the app of ``fedslm export``."""
     export_app.command("gguf")(export_gguf)
+    export_app.command("onnx")(export_onnx)
     export_app.command("merged")(export_merged)
     export_app.command("verify")(export_verify)
 

@@ -71,6 +71,37 @@ def gguf_export(
     return write_export(found, to, kind="gguf", write=write)
 
 
+def onnx_export(source: Source, to: Path, *, base: str | None, graph: bool) -> Export:
+    """Write an adapter for ONNX Runtime.
+
+    Args:
+        source: the verified adapter.
+        to: a new folder.
+        base: as :func:`gguf_export`.
+        graph: write the base's graph too; it serves every adapter of the same rank and layers.
+
+    Raises:
+        BaseModelMismatch: as :func:`gguf_export`.
+        AdapterIncompatible: as :func:`gguf_export`.
+        UnsupportedModel: if the base cannot be exported.
+        MissingDependency: if the exporter's packages are not installed.
+    """
+    from client.exports.fit import spec_of
+    from client.exports.onnxgraph import ADAPTER, write_adapter_onnx, write_graph
+
+    folder, found = _open_base(source, base)
+    model = load_base(str(folder))
+    spec = spec_of(model, source.factors, source.terms)
+
+    def write(into: Path) -> Mapping[str, Any]:
+        write_adapter_onnx(into / ADAPTER, found.factors, spec)
+        if graph:
+            write_graph(into, model, spec, {"fedslm.base": model.digest})
+        return {"graph": graph, "r": spec.r, "target_modules": list(spec.target_modules)}
+
+    return write_export(found, to, kind="onnx", write=write)
+
+
 def merged_export(source: Source, to: Path, *, base: str | None, dtype: str) -> Export:
     """Write the base with the adapter folded in.
 

@@ -49,6 +49,12 @@ def infer(
             "--redact", help="Take personal data out of the question, and put it back afterwards."
         ),
     ] = False,
+    stats: Annotated[
+        bool,
+        typer.Option(
+            "--stats", help="Say on stderr how long it took; with --json it is always there."
+        ),
+    ] = False,
     as_json: registry_cli.AsJson = False,
 ) -> None:
     """Answer a question on this device, with its newest verified adapter; nothing leaves it."""
@@ -70,10 +76,13 @@ def infer(
         answer, restored = _redacted(model, text, asking)
         _show(model, answer, restored, as_json=as_json)
     elif as_json:
-        _show(model, model.generate(text, **asking), None, as_json=True)
+        answer = model.generate(text, **asking)
+        _show(model, answer, None, as_json=True)
     else:
-        model.generate(text, **asking, on_text=lambda piece: typer.echo(piece, nl=False))
+        answer = model.generate(text, **asking, on_text=_say)
         typer.echo()
+    if stats and answer.latency is not None:
+        typer.echo(answer.latency.line(), err=True)
 
 
 def add_commands(adapter_app: typer.Typer, client_app: typer.Typer) -> None:
@@ -88,6 +97,12 @@ def add_commands(adapter_app: typer.Typer, client_app: typer.Typer) -> None:
     adapter_app.command("export")(registry_cli.adapter_export)
     adapter_app.command("clean")(registry_cli.adapter_clean)
     adapter_app.command("reseal")(registry_cli.adapter_reseal)
+
+
+def _say(piece: str) -> None:
+    """Print a piece of an answer as soon as it is written."""
+    typer.echo(piece, nl=False)
+    sys.stdout.flush()
 
 
 def _prompt(prompt: str) -> str:
@@ -129,6 +144,7 @@ def _show(model: LocalModel, answer: Answer, restored: Restored | None, *, as_js
         "ended": answer.ended,
         "prompt_tokens": answer.prompt_tokens,
         "tokens": answer.tokens,
+        "latency": None if answer.latency is None else answer.latency.to_dict(),
         "base_digest": model.base.digest,
         "adapter": None if manifest is None else manifest.digest,
         "personal": None if model.personal is None else asdict(model.personal),

@@ -160,7 +160,7 @@ def test_a_violation_never_leaves(server: Path, tmp_path: Path, demo: Demo) -> N
     run = tmp_path / "run"
     weights = demo.write(run / "adapter", 4)
     (run / REPORT).write_text(json.dumps(report_about(weights, "violation")))
-    for command in ("gguf", "merged"):
+    for command in ("gguf", "onnx", "merged"):
         with pytest.raises(ReleaseRefused, match="verdict=violation"):
             export(command, server, "--version", digest, "--to", tmp_path / "out")
         with pytest.raises(ReleaseRefused, match="verdict=violation"):
@@ -280,6 +280,13 @@ def test_an_export_appears_whole_or_not_at_all(tmp_path: Path, demo: Demo) -> No
     assert "holds" in export("verify", tmp_path / "out")
     with pytest.raises(RunFolderExists):
         export("merged", tmp_path / "a", "--to", tmp_path / "out")
+
+
+def test_the_version_in_use_goes_out_for_onnx_runtime(server: Path, tmp_path: Path) -> None:
+    small = as_json("onnx", server, "--to", tmp_path / "one")
+    assert [f["name"] for f in small["files"]] == ["adapter.onnx_adapter"]
+    assert (small["graph"], small["r"], small["signed_by"] is None) == (False, 2, False)
+    assert "holds" in export("verify", tmp_path / "one", "--public-key", small["signed_by"])
 
 
 def test_a_key_file_signs_the_export_of_a_bare_registry(tmp_path: Path, demo: Demo) -> None:

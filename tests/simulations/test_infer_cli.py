@@ -185,12 +185,18 @@ def test_a_question_is_answered_on_the_device(device: Path) -> None:
         infer("-", "--home", device, "--base-only", "--max-tokens", 8, "--json", stdin="The cat")
     )
     assert answer == found["text"] + "\n"
+    said = found["latency"]
+    assert 0 < said["first_token_seconds"] < said["seconds"]
+    assert said["tokens_per_second"] > 7 / said["seconds"]  # seven tokens after the first
+    assert said["peak_rss_bytes"] > 1 << 26  # torch alone is more
     assert (found["tokens"], found["ended"], found["adapter"]) == (8, "length", None)
     assert set(found) == {
         "adapter",
         "audit_verdict",
         "base_digest",
         "ended",
+        "latency",
+        "personal",
         "privacy",
         "prompt_tokens",
         "text",
