@@ -38,7 +38,13 @@ from server.settings import ServerConfig
 from server.supervisor import read_status
 from shared.config import RunConfig
 from shared.configfile import ResolvedConfig
-from shared.errors import FleetError, ReleaseRefused, RunFolderExists, ServerUnreachable
+from shared.errors import (
+    AdapterIncompatible,
+    FleetError,
+    ReleaseRefused,
+    RunFolderExists,
+    ServerUnreachable,
+)
 from shared.files import disk_errors
 from shared.privatefiles import make_private_folder, replace_private
 from shared.scenarioplan import plan_of
@@ -328,7 +334,7 @@ class Fleet:
             return
         try:
             version = put_in_use(self.home, folder, name=name)
-        except ReleaseRefused as error:
+        except (ReleaseRefused, AdapterIncompatible) as error:
             self._view.event("adapter-not-in-use", code=error.code, reason=str(error))
             return
         self._view.event("adapter-in-use", digest=version.digest)
