@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 
 from client.edge.program import BASE as BASE_FILE
+from client.fleet.child import Child
+from client.fleet.limits import DEFAULT_LIMITS
 from shared.wire import Instruction
 from tests.client.device import EXAMPLE, write_policy
 from tests.integration.device import ask, code, demo_digest, make_device, make_round, vector_of
 from tests.integration.edgestep import edge_scenario, exported, on_the_edge
+from tests.integration.test_fleet_worker import ask as ask_worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -130,4 +133,16 @@ def test_the_client_app_trains_where_torch_cannot_be_imported(tmp_path: Path) ->
     )
     assert told.returncode == 0, told.stderr
     assert told.stdout.split() == ["answered", str(asked.instruction.vector.size), "[]"]
+    assert device.releases() == 2.0
+
+
+def test_the_nodes_worker_answers_over_its_pipe(tmp_path: Path) -> None:
+    device = on_the_edge(make_device(tmp_path))
+    child = Child(limits=DEFAULT_LIMITS)
+    try:
+        reply = ask_worker(child, device, make_round(config=edge_scenario("example")))
+    finally:
+        child.end()
+    assert code(reply) == ""
+    assert vector_of(reply).any()
     assert device.releases() == 2.0
