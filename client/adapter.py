@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from client.adapterspec import adapter_spec
+from client.beneath import Beneath
 from client.encoders import head_of
 from client.injection import (
     MARK,
@@ -94,6 +95,7 @@ class AdaptedModel:
         spec: names, shapes and order of the factors.
         dropout: probability on the adapter's input while training.
         layers: the adapted layers, as :mod:`client.lowrank` computes them.
+        beneath: a residual that lies in the base's weights, under policy ``fedex``.
         head: the dense layer that trains whole, if there is one.
         router: what chooses among the adapters of a mixture; None for one adapter.
         checkpointing: whether activations are recomputed in the backward pass.
@@ -120,6 +122,9 @@ class AdaptedModel:
         self._views = self._share_storage()
         self._adapter_modules = adapter_modules(peft_model)
         self.layers = low_rank_layers(peft_model, self.router)
+        by_a = {id(layer.a): layer for layer in self.layers}
+        ordered = [by_a[id(self._parameters[a.name])] for a, _ in spec.pairs()]
+        self.beneath = Beneath(ordered, spec)
         self.head = head_of(base.model, spec.head)
         self.set_trainable("AB")
         self._set_training(False)
@@ -223,7 +228,7 @@ class AdaptedModel:
     def disabled(self) -> Iterator[None]:
         """Let the model be the base alone inside the ``with`` block."""
         try:
-            with self.peft_model.disable_adapter():
+            with self.beneath.removed(), self.peft_model.disable_adapter():
                 yield
         finally:
             # PEFT marks every factor as trainable when it switches the adapter on again.

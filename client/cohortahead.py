@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from shared.residual import same
 from shared.wire import Instruction
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def _same_work(one: Instruction, other: Instruction) -> bool:
         (one.server_round, one.config_digest, one.plan_digest, one.empty)
         == (other.server_round, other.config_digest, other.plan_digest, other.empty)
         and np.array_equal(one.vector, other.vector)
+        and same(one.residual, other.residual)
     )
 
 

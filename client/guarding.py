@@ -154,5 +154,9 @@ class Guarded(Participant):
 def _request(instruction: Instruction, cohort: int | None) -> str:
     """Return the digest of everything that an answer depends on."""
     said = canonical_json([instruction.clipping_norm, instruction.empty, cohort])
-    compared = b"" if instruction.reference is None else b"|" + instruction.reference.tobytes()
-    return sha256_hex(said.encode() + b"|" + instruction.vector.tobytes() + compared)
+    parts = [said.encode(), instruction.vector.tobytes()]
+    if instruction.reference is not None:
+        parts.append(instruction.reference.tobytes())
+    if instruction.residual is not None:
+        parts += [b"beneath", instruction.residual.vector.tobytes()]
+    return sha256_hex(b"|".join(parts))

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from client.examples import Example
     from shared.privacy.plan import PrivacyPlan
     from shared.privacy.secagg.keys import Identity, Roster
+    from shared.residual import Residual
 
 
 class ClientSource(Protocol):
@@ -258,6 +259,13 @@ class Participant(ABC):
             msg = f"Found an adapter of {instruction.vector.size} values, expected {expected}."
             raise SchemaMismatch(msg, hint="All values must be finite.")
         require_reference(self.plan, instruction)
+        self._put_beneath(instruction.residual)
+
+    def _put_beneath(self, residual: Residual | None) -> None:
+        """Refuse what lies beneath an adapter: a subclass that can change its base puts it in."""
+        if residual is not None:
+            msg = "The instruction has a residual, and this client cannot change its base."
+            raise SchemaMismatch(msg)
 
     def _reply(
         self,

@@ -54,7 +54,7 @@ TEMPLATE = """\
 schema = 1
 modes = []        # "example", or "client-central" and "client-distributed", or "none" alone
 base_models = []  # digests of base models that may be trained on; fedslm client policy base FOLDER
-aggregation = []  # "ffa", "fedavg", "rolora", "flexlora"
+aggregation = []  # "ffa", "fedavg", "rolora", "flexlora", "fedex"
 max_rounds = 1    # of one run
 max_repeats = 0   # further answers to one round, after a crash of the server; each is charged
 

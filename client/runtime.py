@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from client.adapter import AdaptedModel
     from client.examples import Example
     from shared.privacy.plan import PrivacyPlan
+    from shared.residual import Residual
 
 __all__ = ["ClientRuntime", "ClientSource", "DirectedSource", "Keyring"]
 
@@ -227,3 +228,7 @@ class ClientRuntime(Participant):
         if self.ranks is not None:
             size = self.ranks.size(self._rank(index), kinds)
         return self._source.direction(index, size)
+
+    def _put_beneath(self, residual: Residual | None) -> None:
+        """Put a residual into the base's weights."""
+        self.model.beneath.put_told(residual, self.config.policy_facts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from shared.errors import SchemaMismatch, SecureAggregationError
+from shared.nodestate import keep_state, take_state
 from shared.privacy.distributed import wire_words
 from shared.privacy.secagg.downloads import Confirmations, KeyList, SharesForYou, SurvivorList
 from shared.privacy.secagg.session import ClientSession
@@ -18,8 +19,6 @@ from shared.wire import (
     PhaseReply,
     Records,
     decode_instruction,
-    keep_state,
-    take_state,
 )
 
 if TYPE_CHECKING:

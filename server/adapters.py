@@ -8,6 +8,7 @@ into adapters that PEFT loads one by one).
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -24,11 +25,13 @@ from shared.files import write_bytes, write_json
 from shared.lora import AdapterSpec, Factors
 from shared.mixture import PEFT_TYPE
 from shared.regularfile import open_regular
+from shared.residual import Residual, unstacked, widened
 from shared.tensorfile import read_tensor_header
 
 WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 MANIFEST = "fedslm.json"
+_MOST_RANK = 65_536
 
 
 def write_adapter(
@@ -97,6 +100,29 @@ def _identities(spec: AdapterSpec) -> dict[str, NDArray[np.float32]]:
         found[f"base_model.model.{name}.weight"] = np.eye(width, dtype=np.float32)
         found[f"base_model.model.{name}.bias"] = np.zeros(width, dtype=np.float32)
     return found
+
+
+def read_released(folder: Path, spec: AdapterSpec) -> tuple[Factors, Residual | None]:
+    """Read the adapter of a run, and what lies beneath it where both were released as one.
+
+    Args:
+        folder: of the adapter.
+        spec: the adapter that clients trained.
+
+    Raises:
+        AdapterCorrupt: as :func:`read_adapter`.
+        AdapterIncompatible: also if its rank is smaller.
+    """
+    try:
+        said = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))["r"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        msg = f"{PEFT_CONFIG} is missing or damaged."
+        raise AdapterCorrupt(msg) from error
+    if type(said) is not int or not spec.r <= said <= _MOST_RANK:
+        msg = f"Found an adapter of another rank than expected, {spec.r} or more."
+        raise AdapterIncompatible(msg)
+    wide = spec if said == spec.r else widened(spec, said)
+    return unstacked(spec, wide, read_adapter(folder, wide))
 
 
 def read_adapter(folder: Path, spec: AdapterSpec) -> Factors:

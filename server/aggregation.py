@@ -39,6 +39,7 @@ from shared.privacy.noiserows import NoiseRows
 from shared.privacy.norms import add_scaled, norm_of
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.quantile import QuantileGaussian, QuantileSum
+from shared.residual import Residual
 from shared.wire import Stage
 
 STAGE_OF_MODE: dict[str, Stage] = {
@@ -62,12 +63,14 @@ class Aggregate:
         next_clip: the clip of the next round, released with the mean; None where it is fixed.
         shortened: updates that were longer than the bound on their norm; None where a clip bounds
             them, and how many there were is not released.
+        residual: what lies beneath the next adapter, under policy ``fedex``.
     """
 
     vector: NDArray[np.float64]
     count: int
     next_clip: float | None = None
     shortened: int | None = None
+    residual: Residual | None = None
 
 
 class Aggregator(Protocol):

@@ -20,11 +20,13 @@ from safetensors.numpy import save
 from shared.errors import NotResumable
 from shared.files import write_bytes
 from shared.lora import Vector
+from shared.residual import Residual
 
 NAME = "checkpoint.safetensors"
 _FORMAT = 1
 _WAITING = "waiting."
 _REFERENCE = "reference"
+_BENEATH = "beneath."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,7 @@ class Checkpoint:
         asynchronous: who is at work, in an asynchronous run; empty in a synchronous one.
         waiting: updates of an asynchronous run that no step has counted yet.
         reference: the adapter that the next vote compares with, where clients vote, else None.
+        residual: what lies beneath the adapter, under policy ``fedex``.
     """
 
     server_round: int
@@ -59,6 +62,7 @@ class Checkpoint:
     asynchronous: Mapping[str, Any] = field(default_factory=dict)
     waiting: Mapping[str, Vector] = field(default_factory=dict)
     reference: Vector | None = None
+    residual: Residual | None = None
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -87,6 +91,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         header["asynchronous"] = dict(checkpoint.asynchronous)
     tensors |= {f"optimizer.{name}": value for name, value in checkpoint.optimizer.items()}
     tensors |= {_WAITING + name: value for name, value in checkpoint.waiting.items()}
+    if checkpoint.residual is not None:
+        tensors |= {_BENEATH + k: v for k, v in checkpoint.residual.tensors().items()}
     write_bytes(folder / NAME, save(tensors, metadata={"fedslm": json.dumps(header)}))
 
 
@@ -111,6 +117,7 @@ def read_checkpoint(folder: Path, *, config_digest: str) -> Checkpoint | None:
             header = json.loads(stream.metadata()["fedslm"])
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
         waiting = {k: tensors.pop(k) for k in list(tensors) if k.startswith(_WAITING)}
+        beneath = {k: tensors.pop(k) for k in list(tensors) if k.startswith(_BENEATH)}
         found = Checkpoint(
             server_round=int(header["server_round"]),
             config_digest=str(header["config_digest"]),
@@ -124,6 +131,7 @@ def read_checkpoint(folder: Path, *, config_digest: str) -> Checkpoint | None:
             clip=None if header.get("clip") is None else float(header["clip"]),
             asynchronous=dict(header.get("asynchronous", {})),
             waiting={k.removeprefix(_WAITING): v for k, v in waiting.items()},
+            residual=Residual.of_tensors({k.removeprefix(_BENEATH): v for k, v in beneath.items()}),
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         msg = f"{NAME} cannot be read."

@@ -20,6 +20,7 @@ from server.strategy import FederatedRun
 from server.superlink import pull_without_delay
 from shared.errors import FedSLMError, FleetError, PrivacyBudgetExhausted
 from shared.lora import initial_factors
+from shared.residual import stacked
 
 logger = logging.getLogger("fedslm.server")
 
@@ -108,10 +109,11 @@ def _write_adapter(run: FederatedRun, folder: Path) -> None:
     order = read_order(folder / ORDER)
     factors = initial_factors(setup.spec, setup.config.adapter_seed)
     factors |= setup.spec.unflatten(run.released, setup.config.trained_kinds)
+    spec, whole = stacked(setup.spec, factors, run.residual)
     write_adapter(
         folder / ADAPTER,
-        spec=setup.spec,
-        factors=factors,
+        spec=spec,
+        factors=whole,
         base_model=order.base_model,
         dropout=setup.config.lora.dropout,
         manifest={

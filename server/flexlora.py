@@ -89,14 +89,12 @@ class ProductMean:
         if vector.shape != (self._size,):
             msg = f"Found an update of shape {vector.shape}, expected ({self._size},)."
             raise SchemaMismatch(msg)
-        norm = norm_of(vector)
-        finite = math.isfinite(norm)
-        factor = np.float32(min(1.0, LONGEST_UPDATE / max(norm, 1.0))) if finite else np.float32(0)
-        change = self._spec.unflatten(vector if finite else np.zeros_like(vector))
+        norm, bounded = bounded_change(vector)
+        change = self._spec.unflatten(bounded)
         for layer, total in self._sums.items():
-            a = self._start[layer.a] + factor * change[layer.a]
-            b = self._start[layer.b] + factor * change[layer.b]
-            total.add(b, a)
+            total.add(
+                self._start[layer.b] + change[layer.b], self._start[layer.a] + change[layer.a]
+            )
         self._count += 1
         return norm
 
@@ -112,6 +110,14 @@ class ProductMean:
             moved[layer.b] = b - self._before[layer.b]
         parts = [moved[factor.name].reshape(-1) for factor in self._spec.factors]
         return Aggregate(vector=np.concatenate(parts), count=self._count)
+
+
+def bounded_change(vector: Vector) -> tuple[float, Vector]:
+    """Return a change's norm as it came, and the change within the bound; zero if not finite."""
+    norm = norm_of(vector)
+    if not math.isfinite(norm):
+        return norm, np.zeros_like(vector)
+    return norm, np.float32(min(1.0, LONGEST_UPDATE / max(norm, 1.0))) * vector
 
 
 def _layers(spec: AdapterSpec) -> list[_Layer]:

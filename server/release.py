@@ -20,6 +20,7 @@ from server.collect import (
     collect_updates,
     tell_nobody,
 )
+from server.fedex import ExactMean
 from server.flexlora import ProductMean
 from server.liverounds import LiveRounds
 from server.messenger import Messenger
@@ -38,6 +39,7 @@ from shared.privacy.noise import SEEDED, NoiseSource
 from shared.privacy.noiserows import forget_rows
 from shared.privacy.vote import VoteSum
 from shared.ranklinks import first_links
+from shared.residual import Residual
 from shared.seeding import data_rng
 from shared.wire import Instruction
 
@@ -133,6 +135,7 @@ class Releaser:
         self._rule = rule_of(setup.config.aggregation)
         quantile = setup.plan.quantile
         self.clip: float | None = None if quantile is None else quantile.initial
+        self.residual: Residual | None = None
 
     def begin(self, finished_rounds: int) -> None:
         """Make ready for the round after ``finished_rounds``; before anything is charged."""
@@ -209,7 +212,7 @@ class Releaser:
             # A robust rule with too few updates: what it made of them could be an attacker's.
             return Release(aggregate=None, traffic=traffic, failure=error.message)
         if aggregate is not None:
-            self.clip = aggregate.next_clip
+            self.clip, self.residual = aggregate.next_clip, aggregate.residual
         vote = None
         if votes is not None:
             source = self._noise(server_round, "vote-noise")
@@ -297,6 +300,10 @@ class Releaser:
     def _aggregator(self, instruction: Instruction, ranked: RankedRound | None) -> Aggregator:
         """Return what takes the round's updates: the mechanism's, or the policy's own."""
         setup, server_round = self._setup, instruction.server_round
+        if setup.config.policy_facts.residual:
+            return ExactMean(
+                setup.spec, instruction.vector, plan=setup.plan, residual=instruction.residual
+            )
         if not setup.config.policy_facts.linear:
             start_of = None if ranked is None else ranked.start
             return ProductMean(setup.spec, instruction.vector, plan=setup.plan, start_of=start_of)

@@ -18,12 +18,7 @@ from flwr.serverapp import Grid
 
 from server.budget import RunBudget
 from server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from server.cohort import (
-    cohort_source,
-    cyclic_cohort,
-    sample_cohort,
-    within_quota,
-)
+from server.cohort import cohort_source, cyclic_cohort, sample_cohort, within_quota
 from server.collect import Traffic
 from server.factoroptimizer import make_optimizer
 from server.lostrounds import LOST, Begun, begin_round, begun_round
@@ -38,12 +33,9 @@ from server.timing import refuse_in_fleet
 from shared.classtally import figures
 from shared.errors import ProtocolError
 from shared.lora import Vector, initial_factors
+from shared.residual import Residual
 from shared.seeding import data_rng
-from shared.wire import (
-    Instruction,
-    decode_measurement,
-    encode_instruction,
-)
+from shared.wire import Instruction, decode_measurement, encode_instruction
 
 logger = logging.getLogger("fedslm.server")
 
@@ -122,6 +114,11 @@ class FederatedRun:
             return self.vector
         return (self._average / self._averaged).astype(np.float32)
 
+    @property
+    def residual(self) -> Residual | None:
+        """What lies beneath the adapter to release; None but under policy ``fedex``."""
+        return self._releaser.residual
+
     def restore(self) -> bool:
         """Take up the folder's checkpoint; return whether there was one.
 
@@ -141,6 +138,7 @@ class FederatedRun:
         if self._releaser.asynchronous is not None:
             self._releaser.asynchronous.restore(found.asynchronous, found.waiting)
         self._watch.restore(found.reference)
+        self._releaser.residual = found.residual
         if found.clip is not None:
             self._releaser.clip = found.clip
         return True
@@ -360,6 +358,7 @@ class FederatedRun:
                 record=record,
                 clip=self._releaser.clip,
                 reference=self._watch.state,
+                residual=self.residual,
                 asynchronous={} if rounds is None else rounds.state(),
                 waiting={} if rounds is None else rounds.tensors(),
             ),
@@ -378,4 +377,5 @@ class FederatedRun:
             anchor=self._budget.signed_head(),
             coded=coded,
             reference=self._watch.reference(server_round),
+            residual=self.residual,
         )

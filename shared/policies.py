@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 from shared.errors import InvalidValue
 
-PolicyName = Literal["ffa", "fedavg", "rolora", "flexlora"]
+PolicyName = Literal["ffa", "fedavg", "rolora", "flexlora", "fedex"]
 Share = Literal["AB", "A"]
 
 
@@ -30,6 +30,7 @@ class Policy:
         exact: whether the new product is the mean of the clients' products (of its best rank r).
         linear: whether the server's mean is linear in what clients send.
         kept: kinds that clients train beside those, and keep to themselves.
+        residual: whether what the means of factors leave over is put into the base.
     """
 
     name: PolicyName
@@ -38,6 +39,7 @@ class Policy:
     exact: bool
     linear: bool
     kept: str = ""
+    residual: bool = False
 
     def sent(self, server_round: int) -> str:
         """Return the kinds that are trained and sent in a round, counted from 1."""
@@ -72,6 +74,7 @@ _ALL = (
     # B first: while B is zero, A has no gradient.
     Policy(name="rolora", moved="AB", cycle=("B", "A"), exact=True, linear=True),
     Policy(name="flexlora", moved="AB", cycle=("AB",), exact=True, linear=False),
+    Policy(name="fedex", moved="AB", cycle=("AB",), exact=True, linear=False, residual=True),
 )
 POLICIES: Final[Mapping[str, Policy]] = MappingProxyType({p.name: p for p in _ALL})
 

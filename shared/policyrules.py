@@ -15,6 +15,8 @@ def policy_conflicts(config: RunConfig) -> Iterator[Problem]:
     policy = config.policy_facts
     if not policy.linear:
         yield from _not_linear(config)
+    if policy.residual:
+        yield from _residual(config)
     if policy.alternates:
         yield from _alternating(config)
     if config.aggregation.refactor_every > 0:
@@ -59,14 +61,47 @@ def _not_linear(config: RunConfig) -> Iterator[Problem]:
     if server.averaging > 0:
         yield conflict(
             key="server.averaging",
-            message=f"cannot be used together with {policy}: each round chooses its own basis, "
-            "and factors in different bases have no mean.",
+            message=f"cannot be used together with {policy}: the mean of factors of several "
+            "rounds, each with a basis or a residual of its own, is no mean of their products.",
         )
     if config.audit.client_canaries > 0:
         yield conflict(
             key="audit.client_canaries",
             message=f"cannot be used together with {policy}: what is released is no sum of "
             "updates that could lean towards a direction.",
+        )
+
+
+def _residual(config: RunConfig) -> Iterator[Problem]:
+    """Check a policy that puts what the means leave over into the base."""
+    policy, stored = config.policy, config.model.quantization
+    if stored != "none":
+        yield conflict(
+            key="model.quantization",
+            message=f'"{stored}" cannot be used together with {policy}: what the means of factors '
+            "leave over is added to the base's weights, and would be rounded away.",
+            hint='Set it to "none", or use policy "flexlora", which leaves the base alone.',
+        )
+    if config.link.down != "fp32":
+        yield conflict(
+            key="link.down",
+            message=f'"{config.link.down}" cannot be used together with {policy}: clients would '
+            "train from rounded factors above a residual of other ones.",
+            hint="Leave link.down out; link.up may be coded.",
+        )
+    if config.stopping.on != "loss":
+        yield conflict(
+            key="stopping.on",
+            message=f'"{config.stopping.on}" cannot be used together with {policy}: it compares '
+            "adapters on one base, and here the base differs from round to round.",
+            hint='Set it to "loss".',
+        )
+    if config.devices.ranks:
+        yield conflict(
+            key="devices.ranks",
+            message=f"cannot be used together with {policy}: factors of different ranks have no "
+            "mean of which anything could be left over.",
+            hint='Use policy "flexlora".',
         )
 
 
@@ -152,11 +187,11 @@ def _refactoring(config: RunConfig) -> Iterator[Problem]:
 def policy_warnings(config: RunConfig) -> tuple[str, ...]:
     """Return what is allowed about a policy and still worth knowing."""
     found: list[str] = []
-    if config.policy == "flexlora" and config.privacy.mode == "example":
+    if not config.policy_facts.linear and config.privacy.mode == "example":
         found.append(
-            "flexlora multiplies each client's noised factors before the mean: the product of the "
-            "noise in A and in B falls with the number of clients, where under fedavg it falls "
-            "with its square, and under ffa there is none."
+            f"{config.policy} multiplies each client's noised factors before the mean: the product "
+            "of the noise in A and in B falls with the number of clients, where under fedavg it "
+            "falls with its square, and under ffa there is none."
         )
     if config.policy_facts.kept:
         found.append(SHARE_WARNING)

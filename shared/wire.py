@@ -21,11 +21,13 @@ from shared.lora import Vector
 from shared.privacy.ledger_signing import SignedHead
 from shared.privacy.vote import LARGEST_VOTE
 from shared.redact import known_codes
+from shared.residual import Residual
 from shared.wirefields import ADAPTER as ADAPTER
 from shared.wirefields import HEADER as HEADER
 from shared.wirefields import PROTOCOL as PROTOCOL
 from shared.wirefields import REFERENCE, array_of, expect, field_of, header_of, shown, vector_of
 from shared.wirefields import VECTOR as VECTOR
+from shared.wireresidual import RESIDUAL, put_residual, take_residual
 
 CODEC: Final = "codec"
 Records: TypeAlias = RecordDict
@@ -51,6 +53,7 @@ class Instruction:
         anchor: the signed end of the server's ledger, which a device remembers.
         coded: the vector as it travels where the scenario codes it; None once it was read.
         reference: the adapter that a vote compares the vector with, in a round with a vote.
+        residual: what lies beneath the adapter, under ``fedex``; None is nothing.
     """
 
     run_id: str
@@ -63,6 +66,7 @@ class Instruction:
     anchor: SignedHead | None = None
     coded: Coded | None = None
     reference: Vector | None = None
+    residual: Residual | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +147,7 @@ def encode_instruction(instruction: Instruction) -> RecordDict:
     records = _records(_told(instruction), instruction.vector, instruction.coded)
     if instruction.reference is not None:
         records[REFERENCE] = _whole(instruction.reference)
+    put_residual(records, instruction.residual)
     return records
 
 
@@ -156,7 +161,7 @@ def decode_instruction(records: RecordDict, downlink: Downlink | None = None) ->
     Raises:
         SchemaMismatch: if a field is missing, has another type, or the version differs.
     """
-    header = header_of(records, also=(REFERENCE,))
+    header = header_of(records, also=(REFERENCE, RESIDUAL))
     moving = "clipping-norm" in header
     compared = REFERENCE in records
     return Instruction(
@@ -166,6 +171,7 @@ def decode_instruction(records: RecordDict, downlink: Downlink | None = None) ->
         empty=field_of(header, "empty", bool),
         anchor=_anchor(header),
         reference=np.array(vector_of(records, REFERENCE)) if compared else None,
+        residual=take_residual(records, header),
     )
 
 
@@ -183,7 +189,7 @@ def decode_phase_call(records: RecordDict) -> PhaseCall | None:
     Raises:
         SchemaMismatch: if a field is missing or has another type, or the phase is unknown.
     """
-    header = header_of(records, also=(REFERENCE,))
+    header = header_of(records, also=(REFERENCE, RESIDUAL))
     if "phase" not in header:
         return None
     header_of(records)
@@ -330,18 +336,6 @@ def failure_code(records: RecordDict) -> str | None:
     header = records.get(HEADER)
     code = header.get("failure") if isinstance(header, ConfigRecord) else None
     return code if isinstance(code, str) and code in known_codes() else None
-
-
-def keep_state(state: Records, name: str, data: bytes) -> None:
-    """Keep some bytes in a node's own state until its next message."""
-    state[name] = ConfigRecord({name: data})
-
-
-def take_state(state: Records, name: str) -> bytes | None:
-    """Take bytes out of a node's own state; None if there are none."""
-    known = state.pop(name, None)
-    data = known.get(name) if isinstance(known, ConfigRecord) else None
-    return data if isinstance(data, bytes) else None
 
 
 def payload_bytes(records: RecordDict) -> int:

@@ -22,6 +22,7 @@ from shared.policyrules import policy_warnings
 from shared.privacy.ledger import Ledger
 from shared.privacy.plan import PrivacyPlan
 from shared.privacy.statement import privacy_statement
+from shared.residual import Residual, stacked, stacked_rank
 from simulations.assemble import Assembly
 from simulations.attacks.summary import attack_summary, defence_summary
 from simulations.personal import gain, spread
@@ -57,6 +58,7 @@ class Outcome:
         folder: the run folder.
         budget: the run's ledger view.
         released: trained factors of the released adapter.
+        residual: what lies beneath it, under policy ``fedex``.
         rounds: finished rounds.
         losses: held-out losses per client, ``before`` and ``after``.
         status: ``"completed"`` or ``"budget-exhausted"``.
@@ -78,6 +80,7 @@ class Outcome:
     scope: str
     note: Callable[[str], None]
     start: Mapping[str, Any] | None = None
+    residual: Residual | None = None
 
 
 def finish_run(outcome: Outcome, *, began: float) -> dict[str, Any]:
@@ -105,10 +108,11 @@ def _write_adapter(outcome: Outcome) -> None:
     factors = initial_factors(model.spec, config.adapter_seed)
     factors |= model.spec.unflatten(outcome.released, config.trained_kinds)
     model.load(factors)
+    spec, whole = stacked(model.spec, factors, outcome.residual)
     write_adapter(
         outcome.folder.adapter,
-        spec=model.spec,
-        factors=factors,
+        spec=spec,
+        factors=whole,
         base_model=config.model.base,
         dropout=config.lora.dropout,
         manifest={
@@ -167,6 +171,7 @@ def _summary(
 ) -> dict[str, Any]:
     """Collect the keys that others rely on."""
     config, model = outcome.assembly.runtime.config, outcome.assembly.model
+    beneath = outcome.residual
     before, after = (_mean(outcome.losses[key]) for key in ("before", "after"))
     metrics = outcome.folder.metrics()
     earlier = sum(float(record["seconds"]) for record in metrics)
@@ -191,6 +196,7 @@ def _summary(
         },
         "aggregation": config.policy,
         **({"share": config.aggregation.share} if config.policy_facts.kept else {}),
+        **({"released_r": stacked_rank(model.spec, beneath)} if beneath else {}),
         "link": link_facts(config.link),
         "defence": defence_summary(config, metrics),
         "attack": _attack(outcome),

@@ -52,13 +52,7 @@ from simulations.engine import run_in_process
 from simulations.finish import Outcome, finish_run
 from simulations.progress import RunProgress
 from simulations.publicjudge import public_judge
-from simulations.runfolder import (
-    CONFIG,
-    EVALUATION,
-    SUMMARY,
-    RunFolder,
-    open_folder,
-)
+from simulations.runfolder import CONFIG, EVALUATION, SUMMARY, RunFolder, open_folder
 from simulations.scope import shared_scope
 from simulations.taskfigures import AFTER, BEFORE
 from simulations.workers import working_together
@@ -201,7 +195,9 @@ class _Session:
         self._assembly.runtime.remember_in(None)
         if self._failure is not None:
             raise self._failure
-        if frozen_digest(self._assembly.model.peft_model) != before:
+        with self._assembly.model.beneath.removed():
+            after = frozen_digest(self._assembly.model.peft_model)
+        if after != before:
             msg = "The frozen base model changed during training."
             raise BaseModelMismatch(msg, hint="The adapter is not trustworthy; please report this.")
         return Outcome(
@@ -217,6 +213,7 @@ class _Session:
             scope=self._scope,
             note=self._progress.note,
             start=None if self._start is None else self._start.note,
+            residual=self._run.residual,
         )
 
     def started(self, server_round: int, cohort: int) -> None:
@@ -296,6 +293,7 @@ class _Session:
         except PrivacyBudgetExhausted as error:
             self._status = "budget-exhausted"
             self._progress.note(str(error))
+        self._assembly.model.beneath.rest_on(run.residual)
         self._progress.note(f"measuring the adapter on {len(clients)} clients")
         released: Vector = run.released
         self._losses["after"] = _named(run.measure(messenger, clients, released, group="a"))

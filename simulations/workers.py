@@ -62,7 +62,7 @@ def workers_of(runtime: ClientRuntime) -> int:
     config = runtime.config
     if config.run.engine != "inprocess" or config.performance.cohort_batch == 1:
         return 1
-    if config.task.classifies or config.policy_facts.kept:
+    if config.task.classifies or config.policy_facts.kept or config.policy_facts.residual:
         return 1
     return processes_for(runtime)
 

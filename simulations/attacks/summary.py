@@ -73,7 +73,8 @@ def _backdoor(
     """Try the backdoor on the adapter that every client started from and on the released one."""
     examples = backdoor_examples(config, dataset, model)
     model.load(initial_factors(model.spec, config.run.seed))
-    base = backdoor_rate(model, examples)
+    with model.beneath.removed():
+        base = backdoor_rate(model, examples)
     model.load_vector(released, config.trained_kinds)
     rate = backdoor_rate(model, examples)
     empty = rate.prompts == 0

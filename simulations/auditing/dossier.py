@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.adapters import read_adapter
+from server.adapters import read_released
 from server.prepared import IDENTITY
 from shared.configfile import parse_json
 from shared.errors import RunFolderError
@@ -92,8 +92,9 @@ def open_dossier(run_dir: Path, *, base_dir: Path, ledger: str | None = None) ->
     assembly = assemble_runtime(config, plan, base_dir=base_dir)
     _require_base(assembly, summary)
     spec = assembly.model.spec
-    factors = read_adapter(folder.adapter, spec)
+    factors, residual = read_released(folder.adapter, spec)
     assembly.model.load(factors)
+    assembly.model.beneath.rest_on(residual)
     scope = config.data.path if ledger is None else shared_scope(config.data.path, base_dir)
     with open_ledger(ledger or str(run_dir)) as opened:
         yield Dossier(

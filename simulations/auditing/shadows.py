@@ -86,8 +86,9 @@ class TrainedShadows(Shadows):
         try:
             model.load(initial_factors(model.spec, seed))
             model.set_trainable(self._config.policy_facts.local)
-            train_plain(model, examples, self._settings, rng=data_rng(seed, "shadow", number))
-            return self._reader.read(passages, adapter=True)
+            with model.beneath.removed():
+                train_plain(model, examples, self._settings, rng=data_rng(seed, "shadow", number))
+                return self._reader.read(passages, adapter=True)
         finally:
             model.load(before)
             model.set_trainable(kinds)

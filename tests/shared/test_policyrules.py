@@ -21,6 +21,7 @@ DISTRIBUTED = (
     "privacy.survivor_fraction=0.7",
     "privacy.min_cohort=4",
 )
+PRODUCTS = ["fedex", "flexlora"]
 MEAN = "server.optimizer=mean"
 
 
@@ -45,19 +46,20 @@ def test_a_client_mode_takes_linear_policies_alone(policy: str, mode: str, base:
     settings = [f"privacy.mode={mode}", f"model.quantization={base}"]
     if mode == "client-distributed":
         settings += DISTRIBUTED
-    wanted = ["aggregation.policy"] if policy == "flexlora" and mode.startswith("client") else []
+    wanted = ["aggregation.policy"] if policy in PRODUCTS and mode.startswith("client") else []
+    wanted += ["model.quantization"] * (policy == "fedex" and base != "none")
     assert refused(policy, *settings) == wanted
 
 
 @pytest.mark.parametrize(
     ("settings", "key", "policies"),
     [
-        (["server.optimizer=adam"], "server.optimizer", ["flexlora"]),
-        (["server.learning_rate=0.5"], "server.optimizer", ["flexlora"]),
-        (["server.schedule=linear"], "server.optimizer", ["flexlora"]),
-        (["server.averaging=0.5"], "server.averaging", ["flexlora"]),
-        (["aggregation.norm_bound=1.0"], "aggregation.norm_bound", ["flexlora"]),
-        (["audit.client_canaries=2"], "audit.client_canaries", ["flexlora", "rolora"]),
+        (["server.optimizer=adam"], "server.optimizer", PRODUCTS),
+        (["server.learning_rate=0.5"], "server.optimizer", PRODUCTS),
+        (["server.schedule=linear"], "server.optimizer", PRODUCTS),
+        (["server.averaging=0.5"], "server.averaging", PRODUCTS),
+        (["aggregation.norm_bound=1.0"], "aggregation.norm_bound", PRODUCTS),
+        (["audit.client_canaries=2"], "audit.client_canaries", [*PRODUCTS, "rolora"]),
     ],
 )
 def test_what_a_policy_gives_no_meaning_to_is_refused(
@@ -89,7 +91,7 @@ def test_noise_that_is_multiplied_is_warned_about() -> None:
 
 def test_the_table_says_what_is_sent() -> None:
     """Linear and exact as the algebra of the products has it; all that is sent also moves."""
-    assert {p for p, facts in POLICIES.items() if not facts.linear} == {"flexlora"}
+    assert {p for p, facts in POLICIES.items() if not facts.linear} == {*PRODUCTS}
     assert {p for p, facts in POLICIES.items() if not facts.exact} == {"fedavg"}
     for name, policy in POLICIES.items():
         assert policy.name == name
