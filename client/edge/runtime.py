@@ -22,7 +22,7 @@ from client.edge.training import (
 from client.guarding import Guarded
 from client.participant import ClientSource, Keyring, Participant
 from client.steprules import StepRules, check_steps, clip_and_noise
-from shared.errors import ConflictingSettings, PolicyRefused
+from shared.errors import ConflictingSettings, PolicyRefused, UnsupportedModel
 from shared.lora import Vector
 
 if TYPE_CHECKING:
@@ -68,6 +68,9 @@ class EdgeSteps(StepRules):
             NoUsableText: if there are no examples and steps are plain.
             SchemaMismatch: if other steps were noised than the plan charges.
         """
+        if self.config.policy_facts.kept:
+            msg = "An exported step keeps no factors of its own, and the scenario shares A alone."
+            raise UnsupportedModel(msg, hint="Use a node with torch.")
         adapter = EdgeAdapter(self._engine, self.config.sent_kinds(server_round))
         adapter.load(factors, "AB")
         adapter.load(start, self.kinds)
