@@ -44,7 +44,7 @@ def require_gradient(model: AdaptedModel) -> None:
     """
     if model.base.head:
         return
-    batch = collate([_public_row(model)], 0).to(model.device)
+    batch = collate([public_row(model)], 0).to(model.device)
     with torch.no_grad():
         per_sequence_losses(model.peft_model, batch)
     gradients = gradients_of(model, per_sequence_losses(model.peft_model, batch).sum())
@@ -61,8 +61,8 @@ def require_gradient(model: AdaptedModel) -> None:
             raise UnsupportedModel(msg, hint="Use model.quantization = 'none' for this model.")
 
 
-def _public_row(model: AdaptedModel) -> Example:
-    """Return a few different tokens, the same for everybody."""
+def public_row(model: AdaptedModel) -> Example:
+    """Return the row that is looked at: a few different tokens, the same for everybody."""
     count = len(model.base.tokenizer)
     ids = np.linspace(0, count - 1, _TOKENS).astype(np.int64)
     return Example(ids=ids, labels=ids.copy())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 import ssl
@@ -28,7 +27,7 @@ def _home(tmp_path: Path) -> ServerHome:
 
 @pytest.fixture(name="port")
 def _port(home: ServerHome) -> Iterator[int]:
-    """A server in an event loop of its own, as uvicorn's is."""
+    """A server that echoes five bytes and outlives a handshake that fails."""
 
     def default() -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -36,39 +35,52 @@ def _port(home: ServerHome) -> Iterator[int]:
         return context
 
     context = context_factory(home)(cast(Config, None), default)
-    ports: list[int] = []
-    loop, ready, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
-    answering: set[asyncio.Task[None]] = set()
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        answering.add(cast(asyncio.Task[None], asyncio.current_task()))
-        writer.write(await reader.read(5))
-        await writer.drain()
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-    async def main() -> None:
-        server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
-        ports.append(int(server.sockets[0].getsockname()[1]))
-        ready.set()
-        await stop.wait()
-        server.close()
-        # A connection that is closed while its loop ends would warn in whichever test comes next.
-        await asyncio.gather(*answering)
+    stop = threading.Event()
 
     def run() -> None:
-        asyncio.set_event_loop(loop)
-        loop.run_until_complete(main())
+        while not stop.is_set():
+            with contextlib.suppress(OSError):
+                plain, _ = listener.accept()
+                plain.settimeout(10)
+                with plain, context.wrap_socket(plain, server_side=True) as secure:
+                    secure.sendall(secure.recv(5))
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    assert ready.wait(10)
-    yield ports[0]
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(10)
-    assert not thread.is_alive()
-    loop.close()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.1)
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        yield int(listener.getsockname()[1])
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["name", "no name"])
+def test_an_event_loops_connections_get_the_new_certificate(home: ServerHome, named: bool) -> None:
+    """Uvicorn hands the context to asyncio, which wraps no socket."""
+
+    def default() -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(home.server_certificate, home.server_key)
+        return context
+
+    context = context_factory(home)(cast(Config, None), default)
+    first = home.server_certificate.read_bytes()
+    home.issue_server_certificate()
+    trusted = ssl.create_default_context(cafile=str(home.ca_certificate))
+    trusted.check_hostname = named
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = context.wrap_bio(to_server, to_client, server_side=True)
+    client = trusted.wrap_bio(to_client, to_server, server_hostname="localhost" if named else None)
+    for _ in range(4):
+        for side in (client, server):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    shown = client.getpeercert(binary_form=True)
+    assert shown is not None
+    found = read_certificate(ssl.DER_cert_to_PEM_cert(shown).encode())
+    assert found == read_certificate(home.server_certificate.read_bytes())
+    assert found != read_certificate(first)
 
 
 def served(home: ServerHome, port: int, *, named: bool = True) -> bytes:
