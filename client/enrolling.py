@@ -77,6 +77,7 @@ def enroll(
     data: Path | None,
     base: str,
     step: str | None = None,
+    runtime: str = "onnx",
     call: Call,
     now: datetime | None = None,
 ) -> Enrolment:
@@ -89,7 +90,8 @@ def enroll(
         path: the device's folder; made if it does not exist.
         data: the file with the device's records; people need none.
         base: folder of the base model, or "demo".
-        step: digest of the exported step that ``base`` holds instead, for ONNX Runtime.
+        step: digest of the exported step that ``base`` holds instead.
+        runtime: what runs that step.
         call: redeems the token.
         now: the time; default the clock.
 
@@ -118,7 +120,7 @@ def enroll(
         key = _key_for(home, token)
         answer = call(token, certificate_request(key, token.name))
         _require_ours(answer, token, key, now=now)
-        return _write(home, answer, data=data, base=base, step=step)
+        return _write(home, answer, data=data, base=base, step=step, runtime=runtime)
 
 
 def renewal_due(home: DeviceHome, *, now: datetime | None = None) -> bool:
@@ -231,6 +233,7 @@ def _write(
     data: Path | None,
     base: str,
     step: str | None,
+    runtime: str,
 ) -> Enrolment:
     """Write what the server gave; ``node.toml`` last, which makes the device enrolled."""
     if answer.role == "node" and data is None:
@@ -245,7 +248,7 @@ def _write(
             "control": answer.control_address,
             "data": None if data is None else str(data.absolute()),
             "base": base,
-            "runtime": "torch" if step is None else "onnx",
+            "runtime": "torch" if step is None else runtime,
             "step": step,
             "ledger_key": answer.ledger_key,
             "adapter_key": answer.adapter_key,

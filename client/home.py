@@ -54,10 +54,10 @@ class NodeConfig(Section):
     control: Address = Field(description="host:port of its control service")
     data: FileText | None = Field(default=None, description="the records, a file; absolute path")
     base: FileText = Field(default="demo", description='"demo", or the folder of the base model')
-    runtime: Literal["torch", "onnx"] = Field(
-        default="torch", description='what trains; "onnx" takes base for an exported step'
+    runtime: Literal["torch", "onnx", "executorch"] = Field(
+        default="torch", description='what trains; all but "torch" take base for an exported step'
     )
-    step: HexDigest | None = Field(default=None, description="digest of that step, with onnx")
+    step: HexDigest | None = Field(default=None, description="digest of that step")
     ledger_key: HexDigest | None = Field(default=None, description="signs the server's ledger")
     adapter_key: HexDigest | None = Field(default=None, description="signs the server's adapters")
     poll_seconds: PositiveReal = Field(default=3.0, description="between two questions for work")

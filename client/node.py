@@ -78,7 +78,8 @@ def runtime_of_node(run: Mapping[str, object], node: Mapping[str, object]) -> Pa
     Args:
         run: Flower's run configuration, from the server.
         node: the node's own configuration: paths of data, base model, policy and state folder;
-            with ``runtime`` "onnx" the base is an exported step, pinned by ``step-digest``.
+            with another ``runtime`` than "torch" the base is an exported step, pinned by
+            ``step-digest``; its manifest says what runs it.
 
     Raises:
         SchemaMismatch: if the run or the node is not configured, or plan and scenario disagree.

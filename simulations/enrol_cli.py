@@ -160,13 +160,21 @@ def client_enroll(
 ) -> None:
     """Enroll this device: make its key here, get its certificate, write a policy to fill in."""
     from client.control import redeem
-    from client.edge.program import step_digest
+    from client.edge.program import step_of
     from client.enrolling import enroll
 
     text = sys.stdin.read(MAX_STDIN) if token == "-" else token  # noqa: S105 - not a secret
     folder = _base(base)
-    step = step_digest(Path(folder))
-    done = enroll(text, path=_device(home), data=data, base=folder, step=step, call=redeem)
+    step = step_of(Path(folder))
+    done = enroll(
+        text,
+        path=_device(home),
+        data=data,
+        base=folder,
+        step=None if step is None else step.digest,
+        runtime="torch" if step is None else step.runtime,
+        call=redeem,
+    )
     print_json(_enrolled(done)) if as_json else _print_enrolled(done)
 
 

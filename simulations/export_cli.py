@@ -37,7 +37,9 @@ def export_one_step(
             help='Of the adapter: r, alpha, variant, target_modules ("q_proj+v_proj").',
         ),
     ] = None,
-    runtime: Annotated[str, typer.Option(help="onnx.")] = "onnx",
+    runtime: Annotated[
+        str, typer.Option(help="onnx, for speed, or executorch, for memory.")
+    ] = "onnx",
     quantization: Annotated[
         str, typer.Option(help="Of the frozen base: none (float32), int8 or int4.")
     ] = "none",
@@ -67,7 +69,7 @@ def export_one_step(
     said += [] if base is None else [f"model.base={base}"]
     said += [] if lora is None else _lora_settings(lora)
     config = open_scenario(scenario, said).config
-    found = _export(config, out, quantization=quantization, clip=clip)
+    found = _export(config, out, runtime=runtime, quantization=quantization, clip=clip)
     manifest, far = found.manifest, found.comparison
     if as_json:
         facts = {"digest": manifest.digest, "folder": str(out), **manifest.to_json()}
@@ -79,7 +81,9 @@ def export_one_step(
     typer.echo(f"digest {manifest.digest}")
 
 
-def _export(config: RunConfig, out: Path, *, quantization: str, clip: bool) -> Exported:
+def _export(
+    config: RunConfig, out: Path, *, runtime: str, quantization: str, clip: bool
+) -> Exported:
     """Load the scenario's base in float32 and export its step."""
     from client.edge.terms import terms_of
 
@@ -87,7 +91,7 @@ def _export(config: RunConfig, out: Path, *, quantization: str, clip: bool) -> E
     from client.edge.export import export_step, require_exporter
     from simulations.assemble import load_model
 
-    require_exporter()
+    require_exporter(runtime)
     changes = {
         "model": config.model.model_copy(update={"quantization": "none"}),
         "performance": config.performance.model_copy(update={"device": "cpu"}),
@@ -100,6 +104,7 @@ def _export(config: RunConfig, out: Path, *, quantization: str, clip: bool) -> E
         length=terms.length,
         max_grad_norm=terms.max_grad_norm if clip else None,
         quantization=quantization,
+        runtime=runtime,
     )
 
 

@@ -71,27 +71,39 @@ class OnnxStep:
             InvalidValue: if the example is too long or has an id that the model does not embed.
             BaseModelMismatch: if the program fails.
         """
-        ids, labels = self._padded(example)
+        ids, labels = padded(self.manifest, example)
         said = [ids, labels, *(factors[name] for name in self._names)]
         with _runtime_errors():
             found = self._session.run(None, dict(zip(self._inputs, said, strict=True)))
         return np.concatenate([np.asarray(g, dtype=np.float32).reshape(-1) for g in found[2:]])
 
-    def _padded(self, example: Example) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return ids and labels, ``(1, T)``, padded on the right where no label is."""
-        length, size = self.manifest.length, example.ids.size
-        if not size <= length or example.labels.shape != example.ids.shape:
-            msg = f"An example has {size} tokens, the exported step takes {length}."
-            raise InvalidValue(msg, hint="Export it with the scenario's data.max_length.")
-        known = (example.ids >= 0) & (example.ids < self.manifest.vocabulary)
-        targets = (example.labels == IGNORED) | (example.labels == example.ids)
-        if not bool((known & targets).all()):
-            msg = "An example has ids or labels that the model does not know."
-            raise InvalidValue(msg, hint="The tokenizer must be the one of the exported step.")
-        ids = np.zeros((1, length), dtype=np.int64)
-        labels = np.full((1, length), IGNORED, dtype=np.int64)
-        ids[0, :size], labels[0, :size] = example.ids, example.labels
-        return ids, labels
+
+def padded(manifest: StepManifest, example: Example) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return an example as a step takes it.
+
+    Args:
+        manifest: of the step.
+        example: of at most ``manifest.length`` tokens.
+
+    Returns:
+        Ids and labels, ``(1, T)``, padded on the right with id 0, where no label is.
+
+    Raises:
+        InvalidValue: if the example is too long or has an id that the model does not embed.
+    """
+    length, size = manifest.length, example.ids.size
+    if not size <= length or example.labels.shape != example.ids.shape:
+        msg = f"An example has {size} tokens, the exported step takes {length}."
+        raise InvalidValue(msg, hint="Export it with the scenario's data.max_length.")
+    known = (example.ids >= 0) & (example.ids < manifest.vocabulary)
+    targets = (example.labels == IGNORED) | (example.labels == example.ids)
+    if not bool((known & targets).all()):
+        msg = "An example has ids or labels that the model does not know."
+        raise InvalidValue(msg, hint="The tokenizer must be the one of the exported step.")
+    ids = np.zeros((1, length), dtype=np.int64)
+    labels = np.full((1, length), IGNORED, dtype=np.int64)
+    ids[0, :size], labels[0, :size] = example.ids, example.labels
+    return ids, labels
 
 
 def input_names(manifest: StepManifest) -> list[str]:

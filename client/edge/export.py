@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from client.clipping import MicrobatchClipper
-from client.edge.engine import OnnxStep, output_names
+from client.edge.engine import StepEngine
+from client.edge.engines import open_engine
 from client.edge.program import (
-    BASE,
     MANIFEST,
-    PROGRAM,
     QUANTIZATIONS,
+    RUNTIMES,
     TOKENIZER,
     StepFile,
     StepManifest,
+    file_names,
     hash_file,
 )
-from client.edge.trace import TracedStep, trace_step
+from client.edge.trace import trace_step
 from client.examples import IGNORED, Example
 from client.losses import collate
 from shared.canonical import canonical_json
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from client.adapter import AdaptedModel
+    from client.edge.trace import TracedStep
     from shared.lora import Factors
 
 EXACT = 1e-4
@@ -50,7 +51,6 @@ EXACT = 1e-4
 ALIKE = 0.5
 """Smallest cosine of a quantised step's gradient with PyTorch's unquantised one, for each row."""
 
-_INLINE = 256  # bytes; smaller constants are part of the program, not of the base
 _SEED = 20_260
 _ROWS = 4
 
@@ -83,8 +83,9 @@ def export_step(
     length: int,
     max_grad_norm: float | None,
     quantization: str = "none",
+    runtime: str = "onnx",
 ) -> Exported:
-    """Write one example's gradient of the factors that train as a program for ONNX Runtime.
+    """Write one example's gradient of the factors that train as a program for devices.
 
     Args:
         model: unquantised, on the CPU, without dropout; ``set_trainable`` says what trains. Its
@@ -93,6 +94,7 @@ def export_step(
         length: tokens that every example is padded to.
         max_grad_norm: the clip inside the program; None for plain training.
         quantization: of the frozen weights: ``"none"``, ``"int8"`` or ``"int4"``.
+        runtime: ``"onnx"`` for speed, ``"executorch"`` for memory.
 
     Returns:
         The manifest, and how far the step is from PyTorch.
@@ -102,31 +104,32 @@ def export_step(
         MissingDependency: if the exporter's packages are not installed.
         UnsupportedModel: if the model cannot be traced, or the program does not compute what
             PyTorch does.
-        InvalidValue: for an unknown quantisation or a length that is out of range.
+        InvalidValue: for an unknown quantisation or runtime, or a length that is out of range.
     """
-    if quantization not in QUANTIZATIONS:
-        msg = f"quantization={quantization!r}, expected one of {', '.join(QUANTIZATIONS)}."
-        raise InvalidValue(msg, hint=suggestion(quantization, QUANTIZATIONS))
+    _require_one_of("quantization", quantization, QUANTIZATIONS)
+    _require_one_of("runtime", runtime, RUNTIMES)
     if folder.exists():
         msg = f"Folder {folder.name!r} exists, expected a new one."
         raise RunFolderExists(msg)
-    require_exporter()
+    require_exporter(runtime)
     _require_length(model, length)
     traced = trace_step(model, length=length, max_grad_norm=max_grad_norm)
-    program = _onnx(traced, [factor.name for factor in model.spec.factors])
-    if quantization != "none":
-        from client.edge.nbits import quantised
-
-        program = quantised(program, bits=8 if quantization == "int8" else 4)
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         inside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         with disk_errors(folder):
-            _save(program, inside)
+            _write(traced, model, inside, quantization, runtime)
             _save_tokenizer(model, inside)
-        manifest = _manifest(model, inside, length, max_grad_norm, quantization)
-        comparison = compare(model, OnnxStep(inside, manifest))
+        manifest = _manifest(
+            model,
+            inside,
+            length=length,
+            max_grad_norm=max_grad_norm,
+            quantization=quantization,
+            runtime=runtime,
+        )
+        comparison = compare(model, open_engine(inside, manifest))
         _require_same(comparison, quantization)
         manifest = replace(manifest, deviation=float(f"{comparison.relative_error:.3g}"))
         write_bytes(inside / MANIFEST, canonical_json(manifest.to_json()).encode())
@@ -137,7 +140,7 @@ def export_step(
     return Exported(manifest=manifest, comparison=comparison)
 
 
-def compare(model: AdaptedModel, step: OnnxStep) -> Comparison:
+def compare(model: AdaptedModel, step: StepEngine) -> Comparison:
     """Run an exported step and PyTorch on rows of random ids with a random adapter.
 
     The rows are public. The first fills the length; the others are shorter, padded, and carry
@@ -166,20 +169,27 @@ def compare(model: AdaptedModel, step: OnnxStep) -> Comparison:
     return Comparison(relative_error=_worst(errors), cosine=-_worst([-c for c in cosines]))
 
 
-def require_exporter() -> None:
+def require_exporter(runtime: str = "onnx") -> None:
     """Refuse to begin without the packages that write a program.
+
+    Args:
+        runtime: that the program is for.
 
     Raises:
         MissingDependency: with the line that installs them.
     """
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript
-    except ImportError as error:
-        msg = f"Exporting a step needs {error.name}, which is not installed."
-        raise MissingDependency(msg, hint="pip install 'fedslm[export]'") from error
-    del onnx, onnxruntime, onnxscript
+    packages = ("executorch",) if runtime == "executorch" else ("onnx", "onnxruntime", "onnxscript")
+    for name in packages:
+        if find_spec(name) is None:
+            msg = f"This export needs {name}, which is not installed."
+            raise MissingDependency(msg, hint="pip install 'fedslm[export]'")
+
+
+def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a word that is not known."""
+    if value not in known:
+        msg = f"{name}={value!r}, expected one of {', '.join(known)}."
+        raise InvalidValue(msg, hint=suggestion(value, known))
 
 
 def _require_length(model: AdaptedModel, length: int) -> None:
@@ -190,35 +200,19 @@ def _require_length(model: AdaptedModel, length: int) -> None:
         raise InvalidValue(msg, hint="Set data.max_length lower.")
 
 
-def _onnx(traced: TracedStep, factors: list[str]) -> Any:  # noqa: ANN401  (onnx_ir's model)
-    """Translate a traced step."""
-    with _quiet():
-        exported = torch.export.export(traced.graph, traced.example, strict=False)
-        program = torch.onnx.export(
-            exported,
-            traced.example,
-            dynamo=True,
-            verbose=False,
-            optimize=True,
-            input_names=["ids", "labels", *factors],
-            output_names=output_names(traced.outputs),
-        )
-    if program is None:
-        msg = "PyTorch made no program of the step."
-        raise UnsupportedModel(msg)
-    # Metadata of nodes hold the exporter's stack, with the paths of the machine that exported.
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+def _write(
+    traced: TracedStep, model: AdaptedModel, folder: Path, quantization: str, runtime: str
+) -> None:
+    """Write the program and its frozen weights."""
+    if runtime == "executorch":
+        from client.edge.etprogram import write_executorch
 
-    return ClearMetadataAndDocStringPass()(program.model).model
+        write_executorch(traced, folder, quantization=quantization)
+        return
+    from client.edge.onnxprogram import write_onnx
 
-
-def _save(program: Any, folder: Path) -> None:  # noqa: ANN401  (onnx_ir's model)
-    """Write the program, and its large constants into a file of their own."""
-    import onnx_ir
-
-    onnx_ir.save(program, folder / PROGRAM, external_data=BASE, size_threshold_bytes=_INLINE)
-    if not (folder / BASE).exists():
-        (folder / BASE).touch()
+    names = [factor.name for factor in model.spec.factors]
+    write_onnx(traced, folder, factors=names, quantization=quantization)
 
 
 def _save_tokenizer(model: AdaptedModel, folder: Path) -> None:
@@ -233,18 +227,20 @@ def _save_tokenizer(model: AdaptedModel, folder: Path) -> None:
 def _manifest(
     model: AdaptedModel,
     folder: Path,
+    *,
     length: int,
     max_grad_norm: float | None,
     quantization: str,
+    runtime: str,
 ) -> StepManifest:
     """Return the manifest of what a folder holds."""
     tokenizer = model.base.tokenizer
     files = []
-    for name in sorted((BASE, PROGRAM, TOKENIZER)):
+    for name in sorted(file_names(runtime)):
         size, digest = hash_file(folder / name)
         files.append(StepFile(name=name, size=size, sha256=digest))
     return StepManifest(
-        runtime="onnx",
+        runtime=runtime,
         quantization=quantization,
         length=length,
         max_grad_norm=max_grad_norm,
@@ -288,21 +284,3 @@ def _norm(vector: NDArray[np.float64]) -> float:
 def _worst(values: list[float]) -> float:
     """Return the largest value; NaN if any is."""
     return float(np.max(values))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' advice off stderr."""
-    import logging
-
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels: Mapping[logging.Logger, int] = {logger: logger.level for logger in loggers}
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)

@@ -1,8 +1,9 @@
 """What an exported step is: its files, its terms, and the digest that pins all of it.
 
-A folder holds ``step.onnx`` (the program), ``base.bin`` (the frozen weights), ``tokenizer.json``
-and ``step.json``, which names the others by size and SHA-256. The digest of ``step.json`` is what
-an owner writes down. Nothing here needs torch.
+A folder holds the program (``step.onnx``, or ``step.pte`` for ExecuTorch), the frozen weights
+(``base.bin``, or ``base.ptd``), ``tokenizer.json`` and ``step.json``, which names the others by
+size and SHA-256. The digest of ``step.json`` is what an owner writes down. Nothing here needs
+torch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from shared.documents import is_digest
 from shared.errors import AdapterIncompatible, BaseModelMismatch, ModelNotFound
 from shared.lora import AdapterSpec
 
-Runtime = Literal["onnx"]
+Runtime = Literal["onnx", "executorch"]
 Quantization = Literal["none", "int8", "int4"]
 RUNTIMES: Final[tuple[str, ...]] = get_args(Runtime)
 QUANTIZATIONS: Final[tuple[str, ...]] = get_args(Quantization)
@@ -31,7 +32,12 @@ QUANTIZATIONS: Final[tuple[str, ...]] = get_args(Quantization)
 MANIFEST: Final = "step.json"
 PROGRAM: Final = "step.onnx"
 BASE: Final = "base.bin"
+PTE: Final = "step.pte"
+PTD: Final = "base.ptd"
 TOKENIZER: Final = "tokenizer.json"
+
+PROGRAMS: Final[Mapping[str, str]] = {"onnx": PROGRAM, "executorch": PTE}
+WEIGHTS: Final[Mapping[str, str]] = {"onnx": BASE, "executorch": PTD}
 
 SCHEMA: Final = 1
 LARGEST_MANIFEST: Final = 1 << 22
@@ -43,7 +49,7 @@ _KEYS = frozenset(
     "adapter files deviation".split()
 )
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}\.(?:onnx|bin|json)")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}\.(?:onnx|pte|bin|ptd|json)")
 _AGAIN = "Export the step again, or copy its folder again."
 
 
@@ -107,7 +113,7 @@ class StepManifest:
             "bos": self.bos is None or _whole(self.bos, 0, self.vocabulary - 1),
             "eos": self.eos is None or _whole(self.eos, 0, self.vocabulary - 1),
             "base_digest": is_digest(self.base_digest),
-            "files": names == sorted(set(names)) and {PROGRAM, BASE, TOKENIZER} == set(names),
+            "files": self.runtime in RUNTIMES and names == sorted(file_names(self.runtime)),
             "deviation": self.deviation == 0 or _positive(self.deviation),
         }
         for file in self.files:
@@ -142,6 +148,11 @@ class StepManifest:
             "files": [[file.name, file.size, file.sha256] for file in self.files],
             "deviation": self.deviation,
         }
+
+
+def file_names(runtime: str) -> set[str]:
+    """Return the names of the files of a runtime's step besides its manifest."""
+    return {PROGRAMS[runtime], WEIGHTS[runtime], TOKENIZER}
 
 
 def parse_manifest(data: bytes) -> StepManifest:
@@ -191,13 +202,13 @@ def load_step(folder: Path, *, digest: str | None = None) -> StepManifest:
     return manifest
 
 
-def step_digest(folder: Path) -> str | None:
-    """Return the digest of the step that a folder holds; None if it holds none.
+def step_of(folder: Path) -> StepManifest | None:
+    """Return the manifest of the step that a folder holds; None if it holds none.
 
     Raises:
         BaseModelMismatch: if there is a manifest, and it or a file is not as it must be.
     """
-    return load_step(folder).digest if (folder / MANIFEST).exists() else None
+    return load_step(folder) if (folder / MANIFEST).exists() else None
 
 
 def hash_file(path: Path) -> tuple[int, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.edge.engine import OnnxStep
+from client.edge.engines import open_engine
 from client.edge.program import TOKENIZER, StepManifest
 from client.edge.terms import require_step_for
 from client.edge.tokens import StepTokenizer
@@ -185,14 +185,14 @@ def edge_runtime(
         keyring: identity and roster, for client-distributed.
 
     Raises:
-        MissingDependency: if ONNX Runtime or the tokenizers package is not installed.
+        MissingDependency: if the step's runtime or the tokenizers package is not installed.
         BaseModelMismatch: if the program cannot be used.
         ConflictingSettings: if the step was not exported for such a scenario.
     """
     runtime = GuardedEdgeRuntime(
         config=config,
         plan=plan,
-        engine=OnnxStep(folder, manifest),
+        engine=open_engine(folder, manifest),
         tokenizer=StepTokenizer(folder / TOKENIZER, manifest),
         source=source,
         keyring=keyring,

@@ -114,10 +114,19 @@ def test_a_policy_that_is_there_stays(tmp_path: Path, data: Path) -> None:
 
 
 def test_an_exported_step_is_pinned_when_the_device_is_enrolled(tmp_path: Path, data: Path) -> None:
-    path, step = tmp_path / "home", "c" * 64
-    enroll(token_text(), path=path, data=data, base="/step", step=step, call=Answers())
-    config = DeviceHome.open(path).config
-    assert (config.runtime, config.base, config.step) == ("onnx", "/step", step)
+    step = "c" * 64
+    for runtime in ("onnx", "executorch"):
+        enroll(
+            token_text(),
+            path=tmp_path / runtime,
+            data=data,
+            base="/step",
+            step=step,
+            runtime=runtime,
+            call=Answers(),
+        )
+        config = DeviceHome.open(tmp_path / runtime).config
+        assert (config.runtime, config.base, config.step) == (runtime, "/step", step)
 
 
 def test_people_need_no_data_and_get_no_policy(tmp_path: Path) -> None:

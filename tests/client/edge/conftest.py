@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from client.adapter import AdaptedModel, adapt
-from client.edge.engine import OnnxStep
+from client.edge.engine import StepEngine
+from client.edge.engines import open_engine
 from client.edge.export import Exported, export_step
 from client.model import load_base
 from shared.lora import Vector, initial_factors
@@ -33,8 +34,8 @@ class Step:
     exported: Exported
     kinds: str
 
-    def engine(self) -> OnnxStep:
-        return OnnxStep(self.folder, self.exported.manifest)
+    def engine(self) -> StepEngine:
+        return open_engine(self.folder, self.exported.manifest)
 
     def model(self) -> AdaptedModel:
         return adapted_model(self.family, self.base, self.kinds)
@@ -67,9 +68,14 @@ def make_step(model_folder: MakeFolder, tmp_path_factory: pytest.TempPathFactory
     made: dict[str, Step] = {}
 
     def make(
-        family: str, *, kinds: str = "AB", clip: float | None = CLIP, quantization: str = "none"
+        family: str,
+        *,
+        kinds: str = "AB",
+        clip: float | None = CLIP,
+        quantization: str = "none",
+        runtime: str = "onnx",
     ) -> Step:
-        key = f"{family}-{kinds}-{clip}-{quantization}"
+        key = f"{family}-{kinds}-{clip}-{quantization}-{runtime}"
         if key not in made:
             base = model_folder(family, **CHANGES.get(family, {"num_hidden_layers": 1}))
             model = adapted_model(family, base, kinds)
@@ -79,6 +85,7 @@ def make_step(model_folder: MakeFolder, tmp_path_factory: pytest.TempPathFactory
                 length=LENGTH,
                 max_grad_norm=clip,
                 quantization=quantization,
+                runtime=runtime,
             )
             made[key] = Step(family, root / key, base, exported, kinds)
         return made[key]

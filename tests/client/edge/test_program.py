@@ -59,6 +59,7 @@ def _changed(**changes: object) -> dict[str, Any]:
     "changes",
     [
         {"runtime": "executorch2"},
+        {"runtime": "executorch"},  # whose files have other names
         {"quantization": "int2"},
         {"length": 1},
         {"length": True},
