@@ -95,6 +95,10 @@ class Conditions:
             yield _networks(asked.networks, self._machine.networks())
         if asked.min_free_memory_mb is not None:
             yield _memory(asked.min_free_memory_mb, self._machine.free_memory())
+        if asked.min_battery_percent is not None:
+            yield _battery(asked.min_battery_percent, self._machine.battery())
+        if asked.max_temperature_celsius is not None:
+            yield _temperature(asked.max_temperature_celsius, self._machine.temperature())
         if asked.max_load is not None or asked.pause_when_busy:
             self._others.look()
         if asked.max_load is not None:
@@ -210,6 +214,20 @@ def _memory(wanted: int, found: int | None) -> Condition:
     met = found is not None and found >= wanted * _MIB
     words = "not known" if found is None else f"{found // _MIB} MiB free"
     return Condition("min_free_memory_mb", met, words, f"at least {wanted} MiB")
+
+
+def _battery(wanted: int, found: float | None) -> Condition:
+    """Judge the charge of the battery."""
+    met = found is not None and found >= wanted
+    words = "not known" if found is None else f"{found:.0f} %"
+    return Condition("min_battery_percent", met, words, f"at least {wanted} %")
+
+
+def _temperature(wanted: float, found: float | None) -> Condition:
+    """Judge how hot the device is."""
+    met = found is not None and found <= wanted
+    words = "not known" if found is None else f"{found:.0f} degrees"
+    return Condition("max_temperature_celsius", met, words, f"at most {wanted:g} degrees")
 
 
 def _load(wanted: float, found: float | None) -> Condition:

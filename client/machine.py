@@ -1,4 +1,4 @@
-"""What the operating system says about this device right now: power, network, load, memory.
+"""What the operating system says about this device right now: power, heat, network, load, memory.
 
 Read from Linux's own files, so that the process that waits for work stays small. Whatever is not
 there, or not in a form that is known, is ``None``: unknown, and never taken for good.
@@ -20,6 +20,7 @@ _IPV6_NOWHERE = "00000000000000000000000000000000"
 _PHONE_DRIVERS = frozenset({"cdc_mbim", "huawei_cdc_ncm", "ipheth", "qmi_wwan", "rndis_host"})
 _UNCLEAR_DRIVERS = frozenset({"cdc_eem", "cdc_ether", "cdc_ncm"})
 _ETHERNET = "1"
+_FULL = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,23 @@ class Machine:
         if batteries and all(status in {"Charging", "Full"} for status in batteries):
             return True
         return False if sources and all(online == "0" for online in sources) else None
+
+    def battery(self) -> float | None:
+        """Return the charge of the device's emptiest battery in percent; ``None`` for none."""
+        supplies = _folders(self.sys / "class" / "power_supply")
+        own = [supply for supply in supplies if _text(supply / "scope") != "Device"]
+        told = [_text(supply / "capacity") for supply in own if _text(supply / "type") == "Battery"]
+        charges = [_number(text or "") for text in told]
+        known = [charge for charge in charges if charge is not None and charge <= _FULL]
+        return min(known) if known and len(known) == len(charges) else None
+
+    def temperature(self) -> float | None:
+        """Return how hot the hottest thermal zone is, in degrees Celsius; ``None`` for none."""
+        zones = _folders(self.sys / "class" / "thermal")
+        told = [_number(_text(zone / "temp") or "") for zone in zones]
+        # A sensor that is off says 0 or less.
+        known = [thousandths / 1000.0 for thousandths in told if thousandths]
+        return max(known, default=None)
 
     def networks(self) -> frozenset[str] | None:
         """Return the kinds of network that packets leave by: wired, wifi, mobile; or ``None``.

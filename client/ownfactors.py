@@ -20,15 +20,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from client.residuals import Feedback, Known, MemoryResiduals, Residuals, StoredResiduals
 
 if TYPE_CHECKING:
-    from client.adapter import AdaptedModel
-    from shared.lora import Vector
+    from shared.lora import AdapterSpec, Vector
     from shared.policies import Policy
     from shared.wire import Instruction
 
@@ -38,22 +37,36 @@ _AFTER_ALL = 2**62
 logger = logging.getLogger("fedslm.client")
 
 
+class HoldsFactors(Protocol):
+    """A model, with torch or without, whose factors are read and changed."""
+
+    @property
+    def spec(self) -> AdapterSpec:
+        """Return names, shapes and order of the factors."""
+
+    def read_vector(self, kinds: str) -> Vector:
+        """Return the factors of some kinds, flat in canonical order."""
+
+    def load_vector(self, vector: Vector, kinds: str) -> None:
+        """Replace the factors of some kinds."""
+
+
 class OwnFactors:
     """Loads and keeps what clients do not share; does nothing where all is shared.
 
     Args:
         policy: the policy in force.
-        model: the adapted base, whose factors are read and changed.
+        model: what holds the adapter; its factors are read and changed.
         kept: where it is kept; in memory if not given.
     """
 
-    def __init__(self, policy: Policy, model: AdaptedModel, kept: Residuals | None = None) -> None:
+    def __init__(self, policy: Policy, model: HoldsFactors, kept: Residuals | None = None) -> None:
         self._kinds = policy.kept
         self._model = model
         self._kept = Feedback(MemoryResiduals() if kept is None else kept)
 
     @classmethod
-    def stored(cls, policy: Policy, model: AdaptedModel, folder: Path | None) -> OwnFactors:
+    def stored(cls, policy: Policy, model: HoldsFactors, folder: Path | None) -> OwnFactors:
         """Return those that are kept under a folder, of a run or of a device's state."""
         return cls(policy, model, None if folder is None else StoredResiduals(folder / FOLDER))
 

@@ -21,7 +21,7 @@ from client.steprules import StepRules
 from client.tokencache import TokenCache
 from client.update import clipped_update, noised_update, plain_update
 from client.uplink import Uplink
-from client.voting import require_reference
+from client.voting import require_reference, vote_on
 from shared.config import RunConfig
 from shared.errors import NoUsableText, SchemaMismatch, SensitivityError
 from shared.link import Downlink
@@ -122,8 +122,22 @@ class Participant(ABC):
         """Return the factors that the round sends after one participation's local steps."""
 
     @abstractmethod
+    def _held_out_loss(self, index: int, held_out: list[Example], vector: Vector) -> float:
+        """Return a client's mean held-out loss under the factors that move; NaN for no token."""
+
     def _vote(self, index: int, instruction: Instruction) -> int | None:
         """Return a client's vote in a round that has one; None in every other."""
+        if instruction.reference is None:
+            return None
+        held_out = self.examples(index)[1]
+        if not held_out:
+            return 0
+        return vote_on(
+            lambda vector: self._held_out_loss(index, held_out, vector),
+            instruction.vector,
+            instruction.reference,
+            min_improvement=self.config.stopping.min_improvement,
+        )
 
     def expect_training(
         self, index: int, instruction: Instruction, coming: Iterable[tuple[int, Instruction]]

@@ -32,6 +32,7 @@ Mode = Literal["none", "example", "client-central", "client-distributed"]
 Relation = Literal["add-or-remove-one", "replace-one"]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Cohort = Annotated[PositiveInt, Field(ge=MIN_COHORT)]
+Percent = Annotated[PositiveInt, Field(le=100)]
 Switch = Annotated[bool, Field(strict=True)]
 _CLOCK = r"([01]\d|2[0-3]):[0-5]\d"
 _WINDOW = re.compile(rf"{_CLOCK}-({_CLOCK}|24:00)")
@@ -95,6 +96,8 @@ max_repeats = 0   # further answers to one round, after a crash of the server; e
 # networks = ["wired", "wifi"]  # "wired", "wifi", "mobile"
 # max_load = 0.5                # of other programs, for each core, over the last minute
 # min_free_memory_mb = 2000     # what other programs leave free
+# min_battery_percent = 40      # charge of the emptiest battery
+# max_temperature_celsius = 70  # of the hottest part that says how hot it is
 # pause_when_busy = true        # stop as soon as other programs need the processor
 
 # What an adapter must be to be used here; the server's signature and the base are always checked.
@@ -145,6 +148,12 @@ class ConditionsSection(Section):
     )
     min_free_memory_mb: PositiveInt | None = Field(
         default=None, description="what other programs leave free, in MiB"
+    )
+    min_battery_percent: Percent | None = Field(
+        default=None, description="charge of the emptiest battery"
+    )
+    max_temperature_celsius: PositiveReal | None = Field(
+        default=None, description="of the hottest part that says how hot it is"
     )
     pause_when_busy: Switch = Field(
         default=False, description="stop as soon as other programs need the processor"

@@ -7,6 +7,7 @@ virtual client of the process; on a device it serves one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,6 @@ from client.labelled import class_counts
 from client.localsteps import LocalSteps
 from client.ownfactors import OwnFactors
 from client.participant import ClientSource, DirectedSource, Keyring, Participant
-from client.voting import vote_on
 from shared.config import RunConfig
 from shared.errors import NoUsableText
 from shared.lora import Vector
@@ -206,15 +206,21 @@ class ClientRuntime(Participant):
 
     def _vote(self, index: int, instruction: Instruction) -> int | None:
         """Return a client's vote in a round that has one; a canary client holds nothing out."""
-        if instruction.reference is None:
-            return None
-        if self._fixed_change(index, instruction.server_round) is not None:
+        voting = instruction.reference is not None
+        if voting and self._fixed_change(index, instruction.server_round) is not None:
             return 0
-        newest, best = instruction.vector, instruction.reference
+        return super()._vote(index, instruction)
+
+    def _held_out_loss(self, index: int, held_out: list[Example], vector: Vector) -> float:
+        """Return a client's mean held-out loss; the model holds the adapter afterwards."""
         if self.ranks is not None:
-            rank = self._rank(index)
-            newest, best = (self.ranks.widen(v, rank, self._kinds) for v in (newest, best))
-        return vote_on(self.model, self.examples(index)[1], newest, best, config=self.config)
+            vector = self.ranks.widen(vector, self._rank(index), self._kinds)
+        self.model.load_vector(vector, self._kinds)
+        try:
+            size = self.config.evaluation.batch_size
+            return evaluate(self.model, held_out, batch_size=size).loss
+        except NoUsableText:
+            return math.nan
 
     def _fixed_change(self, index: int, server_round: int) -> Vector | None:
         """Return what a canary client sends in place of training; None for every other client.

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from shared.errors import NoUsableText, SchemaMismatch
+from shared.errors import SchemaMismatch
 
 if TYPE_CHECKING:
-    from client.adapter import AdaptedModel
-    from client.training import Example
-    from shared.config import RunConfig
     from shared.lora import Vector
     from shared.privacy.plan import PrivacyPlan
     from shared.wire import Instruction
@@ -39,39 +36,20 @@ def require_reference(plan: PrivacyPlan, instruction: Instruction) -> None:
 
 
 def vote_on(
-    model: AdaptedModel,
-    held_out: Sequence[Example],
-    newest: Vector,
-    best: Vector,
-    *,
-    config: RunConfig,
+    loss_of: Callable[[Vector], float], newest: Vector, best: Vector, *, min_improvement: float
 ) -> int:
     """Return a client's vote, of magnitude at most 1 whatever its records are.
 
     Args:
-        model: changed: it holds one of the two adapters afterwards.
-        held_out: the client's held-out examples.
-        newest: the adapter that is judged, of the largest rank.
+        loss_of: gives the mean loss of the client's held-out examples under an adapter.
+        newest: the adapter that is judged.
         best: the one it is compared with.
-        config: how much lower a loss must be, and the size of a batch.
+        min_improvement: by how much more than this a loss must be lower.
 
     Returns:
-        1 if the mean held-out loss fell by more than ``stopping.min_improvement``; -1 if not; 0 if
-        nothing is held out, or a loss is not finite.
+        1 if the loss fell by more than ``min_improvement``; -1 if not; 0 if a loss is not finite.
     """
-    from client.evaluation import evaluate  # torch comes with it
-
-    if not held_out:
-        return 0
-    losses = []
-    for vector in (newest, best):
-        model.load_vector(vector, config.trained_kinds)
-        try:
-            result = evaluate(model, held_out, batch_size=config.evaluation.batch_size)
-        except NoUsableText:
-            return 0
-        losses.append(result.loss)
-    now, before = losses
+    now, before = loss_of(newest), loss_of(best)
     if not (math.isfinite(now) and math.isfinite(before)):
         return 0
-    return 1 if now < before - config.stopping.min_improvement else -1
+    return 1 if now < before - min_improvement else -1

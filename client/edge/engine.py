@@ -33,6 +33,9 @@ class StepEngine(Protocol):
     def gradient(self, example: Example, factors: Mapping[str, NDArray[np.float32]]) -> Vector:
         """Return one example's gradient of the factors that train, flat in canonical order."""
 
+    def loss(self, example: Example, factors: Mapping[str, NDArray[np.float32]]) -> float:
+        """Return one example's mean loss over its label tokens."""
+
 
 class OnnxStep:
     """The exported step on ONNX Runtime.
@@ -71,11 +74,34 @@ class OnnxStep:
             InvalidValue: if the example is too long or has an id that the model does not embed.
             BaseModelMismatch: if the program fails.
         """
+        found = self._run(None, example, factors)
+        return np.concatenate([np.asarray(g, dtype=np.float32).reshape(-1) for g in found[2:]])
+
+    def loss(self, example: Example, factors: Mapping[str, NDArray[np.float32]]) -> float:
+        """Return one example's mean loss over its label tokens, 0 without any, in nats.
+
+        Args:
+            example: of at most ``manifest.length`` tokens.
+            factors: every factor of the adapter by name.
+
+        Raises:
+            InvalidValue: if the example is too long or has an id that the model does not embed.
+            BaseModelMismatch: if the program fails.
+        """
+        return float(self._run(["loss"], example, factors)[0])
+
+    def _run(
+        self,
+        outputs: list[str] | None,
+        example: Example,
+        factors: Mapping[str, NDArray[np.float32]],
+    ) -> list[Any]:
+        """Call the program on one example; None for all that it gives."""
         ids, labels = padded(self.manifest, example)
         said = [ids, labels, *(factors[name] for name in self._names)]
         with _runtime_errors():
-            found = self._session.run(None, dict(zip(self._inputs, said, strict=True)))
-        return np.concatenate([np.asarray(g, dtype=np.float32).reshape(-1) for g in found[2:]])
+            found = self._session.run(outputs, dict(zip(self._inputs, said, strict=True)))
+        return list(found)
 
 
 def padded(manifest: StepManifest, example: Example) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

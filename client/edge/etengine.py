@@ -47,6 +47,15 @@ class ExecutorchStep:
 
     def gradient(self, example: Example, factors: Mapping[str, NDArray[np.float32]]) -> Vector:
         """Return one example's gradient; see :meth:`client.edge.engine.OnnxStep.gradient`."""
+        found = self._run(example, factors)
+        return np.concatenate([gradient.numpy().reshape(-1) for gradient in found[2:]])
+
+    def loss(self, example: Example, factors: Mapping[str, NDArray[np.float32]]) -> float:
+        """Return one example's mean loss; see :meth:`client.edge.engine.OnnxStep.loss`."""
+        return float(self._run(example, factors)[0])
+
+    def _run(self, example: Example, factors: Mapping[str, NDArray[np.float32]]) -> list[Any]:
+        """Call the program on one example."""
         import torch
 
         ids, labels = padded(self.manifest, example)
@@ -59,7 +68,7 @@ class ExecutorchStep:
             reason = type(error).__name__
         if reason:
             raise _broken()
-        return np.concatenate([gradient.numpy().reshape(-1) for gradient in found[2:]])
+        return list(found)
 
 
 def _method(folder: Path, threads: int) -> Any:  # noqa: ANN401  (untyped)

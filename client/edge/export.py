@@ -18,9 +18,11 @@ import numpy as np
 import torch
 
 from client.clipping import MicrobatchClipper
+from client.edge.chatexport import chat_template_of
 from client.edge.engine import StepEngine
 from client.edge.engines import open_engine
 from client.edge.program import (
+    CHAT,
     MANIFEST,
     QUANTIZATIONS,
     RUNTIMES,
@@ -222,6 +224,9 @@ def _save_tokenizer(model: AdaptedModel, folder: Path) -> None:
         msg = "The tokenizer of this model has no tokenizer.json."
         raise UnsupportedModel(msg, hint="Only fast tokenizers work without transformers.")
     (folder / TOKENIZER).write_text(backend.to_str(), encoding="utf-8")
+    template = chat_template_of(model.base.tokenizer)
+    if template is not None:
+        (folder / CHAT).write_text(template.to_json(), encoding="utf-8")
 
 
 def _manifest(
@@ -236,7 +241,8 @@ def _manifest(
     """Return the manifest of what a folder holds."""
     tokenizer = model.base.tokenizer
     files = []
-    for name in sorted(file_names(runtime)):
+    chat = [CHAT] if (folder / CHAT).exists() else []
+    for name in sorted((*file_names(runtime), *chat)):
         size, digest = hash_file(folder / name)
         files.append(StepFile(name=name, size=size, sha256=digest))
     return StepManifest(

@@ -1,7 +1,8 @@
 """What an exported step is: its files, its terms, and the digest that pins all of it.
 
 A folder holds the program (``step.onnx``, or ``step.pte`` for ExecuTorch), the frozen weights
-(``base.bin``, or ``base.ptd``), ``tokenizer.json`` and ``step.json``, which names the others by
+(``base.bin``, or ``base.ptd``), ``tokenizer.json``, ``chat.json`` where the tokenizer has a chat
+template, and ``step.json``, which names the others by
 size and SHA-256. The digest of ``step.json`` is what an owner writes down. Nothing here needs
 torch.
 """
@@ -35,6 +36,7 @@ BASE: Final = "base.bin"
 PTE: Final = "step.pte"
 PTD: Final = "base.ptd"
 TOKENIZER: Final = "tokenizer.json"
+CHAT: Final = "chat.json"
 
 PROGRAMS: Final[Mapping[str, str]] = {"onnx": PROGRAM, "executorch": PTE}
 WEIGHTS: Final[Mapping[str, str]] = {"onnx": BASE, "executorch": PTD}
@@ -113,7 +115,8 @@ class StepManifest:
             "bos": self.bos is None or _whole(self.bos, 0, self.vocabulary - 1),
             "eos": self.eos is None or _whole(self.eos, 0, self.vocabulary - 1),
             "base_digest": is_digest(self.base_digest),
-            "files": self.runtime in RUNTIMES and names == sorted(file_names(self.runtime)),
+            "files": self.runtime in RUNTIMES
+            and names == sorted(file_names(self.runtime) | ({CHAT} & set(names))),
             "deviation": self.deviation == 0 or _positive(self.deviation),
         }
         for file in self.files:

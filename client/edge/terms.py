@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from shared.baseshape import with_rank
 from shared.errors import ConflictingSettings
 
 if TYPE_CHECKING:
     from client.edge.program import StepManifest
     from shared.config import RunConfig
+    from shared.lora import AdapterSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,13 +21,16 @@ class StepTerms:
 
     Attributes:
         length: tokens that every example is padded to, ``data.max_length``.
-        max_grad_norm: the clip of DP-SGD steps; None where local steps are not private.
-        trained: the kinds of factors that every round trains.
+        max_grad_norm: the clip of DP-SGD steps; None where local steps are not private, and where
+            rounds train different factors: a clip of all would not be a clip of some.
+        trained: the kinds of factors that some round trains.
+        rank: the least that the step must have.
     """
 
     length: int
     max_grad_norm: float | None
     trained: str
+    rank: int
 
 
 def terms_of(config: RunConfig) -> StepTerms:
@@ -37,24 +43,33 @@ def terms_of(config: RunConfig) -> StepTerms:
         _refuse("task.kind='classification'", "Exported steps train language models.")
     if config.mixture.adapters > 1:
         _refuse("mixture.adapters", "A step has one adapter: leave [mixture] out.")
-    if config.devices.ranks:
-        _refuse("devices.ranks", "A step has one rank: leave devices.ranks out.")
     if config.lora.dropout > 0:
         _refuse(f"lora.dropout={config.lora.dropout:g}", "Set lora.dropout=0.")
     policy = config.policy_facts
-    if policy.kept:
-        _refuse(f"aggregation.share={policy.kept!r}", "A step keeps no factors of its own.")
-    kinds = {policy.trained(number) for number in range(1, min(config.run.rounds, 2) + 1)}
-    if len(kinds) != 1:
+    if policy.residual:
         name = config.aggregation.policy
-        _refuse(f"aggregation.policy={name!r}", 'Its rounds train different factors: use "ffa".')
-    mode = config.privacy.mode
+        _refuse(f"aggregation.policy={name!r}", "It changes the base, which a step has inside.")
+    kinds = {policy.trained(n) for n in range(1, min(config.run.rounds, len(policy.cycle)) + 1)}
+    mode, r = config.privacy.mode, config.lora.r
     inner = config.privacy if mode == "example" else config.example
     return StepTerms(
         length=config.data.max_length,
-        max_grad_norm=None if mode == "none" else inner.max_grad_norm,
-        trained=kinds.pop(),
+        max_grad_norm=None if mode == "none" or len(kinds) > 1 else inner.max_grad_norm,
+        trained="".join(sorted(set("".join(kinds)))),
+        rank=min(config.devices.ranks_within(r).values()) if config.devices.ranks else r,
     )
+
+
+def spec_of_run(config: RunConfig, manifest: StepManifest) -> AdapterSpec:
+    """Return the adapter of a run whose steps a program takes, at the scenario's largest rank.
+
+    The program's own rank may be another: a wider one computes a narrower adapter, and a device of
+    a smaller rank needs no more than its own.
+    """
+    spec, lora = manifest.adapter, config.lora
+    if spec.r == lora.r:
+        return spec
+    return replace(with_rank(spec, lora.r), lora_alpha=lora.alpha)
 
 
 def require_step_for(config: RunConfig, manifest: StepManifest) -> None:
@@ -64,14 +79,21 @@ def require_step_for(config: RunConfig, manifest: StepManifest) -> None:
         ConflictingSettings: naming the setting, what the scenario says and what the step is.
     """
     terms, lora, spec = terms_of(config), config.lora, manifest.adapter
-    clip = manifest.max_grad_norm
+    clip, trained = manifest.max_grad_norm, manifest.trained
+    if clip is None and set(terms.trained) <= set(trained):
+        trained = terms.trained
+    rslora = lora.variant == "rslora"
+    scale = lora.alpha / (math.sqrt(lora.r) if rslora else lora.r)
     pairs = {
         "data.max_length": (terms.length, manifest.length),
-        "the factors that train": (terms.trained, manifest.trained),
+        "the factors that train": (terms.trained, trained),
         "max_grad_norm": (terms.max_grad_norm, terms.max_grad_norm if clip is None else clip),
-        "lora.r": (lora.r, spec.r),
-        "lora.alpha": (lora.alpha, spec.lora_alpha),
-        "lora.variant": (lora.variant == "rslora", spec.rslora),
+        "lora.r": (terms.rank, min(terms.rank, spec.r)),
+        "lora.variant": (rslora, spec.rslora),
+        "the scale by lora.alpha": (
+            scale,
+            scale if math.isclose(scale, spec.scale) else spec.scale,
+        ),
     }
     if lora.target_modules != "all-linear":
         pairs["lora.target_modules"] = (

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from client.examples import IGNORED
 from client.stepping import NoisedSteps, TrainSettings, plain_batches, poisson_steps
 from shared.errors import ConflictingSettings, NoUsableText
 from shared.lora import AdapterSpec, Vector
@@ -32,30 +33,46 @@ _NO_CLIP = 3.0e38
 class EdgeAdapter:
     """A LoRA adapter as float32 arrays, and the step that gives its gradients.
 
+    The adapter may have a smaller rank than the step: it is its first rows of A and columns of B,
+    and the others are zero. A zero row of A and a zero column of B give each other no gradient, and
+    what the program returns there is left out in any case, before the clip.
+
     Args:
         engine: the exported step.
         kinds: the factors that train, ``"A"``, ``"B"`` or ``"AB"``; all others stay.
+        spec: of the adapter, at the scale of the step; the step's own if not given.
+
+    Attributes:
+        engine: the exported step.
+        spec: names, shapes and order of the factors.
+        kinds: the factors that train.
 
     Raises:
-        ConflictingSettings: if the step gives the gradients of other factors.
+        ConflictingSettings: if the step gives no gradients of those factors, or is narrower.
     """
 
-    def __init__(self, engine: StepEngine, kinds: str) -> None:
-        found = engine.manifest.trained
-        if found != kinds:
+    def __init__(self, engine: StepEngine, kinds: str, spec: AdapterSpec | None = None) -> None:
+        wide = engine.manifest.adapter
+        self.engine = engine
+        self.spec = wide if spec is None else spec
+        _require_within(self.spec, wide)
+        self._vector = np.zeros(wide.size("AB"), dtype=np.float32)
+        self._factors = views_of(wide, self._vector)
+        self.set_trainable(kinds)
+
+    def set_trainable(self, kinds: str) -> None:
+        """Let the factors of some kinds train, and no others.
+
+        Raises:
+            ConflictingSettings: if the step gives no gradients of them.
+        """
+        found = self.engine.manifest.trained
+        if not set(kinds) <= set(found):
             msg = f"The exported step trains {found!r}, the round trains {kinds!r}."
             raise ConflictingSettings(msg, hint="Export a step for this scenario.")
-        self.engine = engine
         self.kinds = kinds
-        spec = engine.manifest.adapter
-        self._vector = np.zeros(spec.size("AB"), dtype=np.float32)
-        self._factors = views_of(spec, self._vector)
-        self._moving = _places(spec, kinds)
-
-    @property
-    def spec(self) -> AdapterSpec:
-        """Return names, shapes and order of the factors."""
-        return self.engine.manifest.adapter
+        self._moving = self._places(kinds, within="AB")
+        self._taken = self._places(kinds, within=found)
 
     @property
     def size(self) -> int:
@@ -65,20 +82,23 @@ class EdgeAdapter:
     def load(self, vector: Vector, kinds: str) -> None:
         """Copy a flat vector into the factors of some kinds, in canonical order."""
         for name, value in self.spec.unflatten(vector, kinds).items():
-            self._factors[name][...] = value
+            self._factors[name][_corner(value.shape)] = value
+
+    def load_vector(self, vector: Vector, kinds: str) -> None:
+        """Copy a flat vector into the factors of some kinds; as an adapted model does."""
+        self.load(vector, kinds)
 
     def read(self) -> Vector:
         """Return the factors that train as one new vector."""
-        parts = [self._vector[place] for place in self._moving]
-        return np.concatenate(parts)
+        return self._vector[self._moving]
+
+    def read_vector(self, kinds: str) -> Vector:
+        """Return the factors of some kinds as one new vector, in canonical order."""
+        return self._vector[self._places(kinds, within="AB")]
 
     def write(self, vector: Vector) -> None:
         """Replace the factors that train."""
-        start = 0
-        for place in self._moving:
-            size = place.stop - place.start
-            self._vector[place] = vector[start : start + size]
-            start += size
+        self._vector[self._moving] = vector
 
     def sum_of(
         self, examples: Iterable[Example], max_grad_norm: float = _NO_CLIP
@@ -92,9 +112,33 @@ class EdgeAdapter:
         """
         total = np.zeros(self.size, dtype=np.float64)
         for example in examples:
-            gradient = self.engine.gradient(example, self._factors)
+            gradient = self.engine.gradient(example, self._factors)[self._taken]
             add_scaled(total, gradient, clip_factor(norm_of(gradient), max_grad_norm))
         return total
+
+    def loss_of(self, examples: Iterable[Example]) -> float:
+        """Return the mean loss per label token; NaN where no token has a label.
+
+        It depends on private text: what is made of it leaves the device only as an event pays for.
+        """
+        total, tokens = 0.0, 0
+        for example in examples:
+            count = int(np.count_nonzero(example.labels[1:] != IGNORED))
+            if count > 0:
+                total += count * self.engine.loss(example, self._factors)
+                tokens += count
+        return total / tokens if tokens > 0 else float("nan")
+
+    def _places(self, kinds: str, *, within: str) -> NDArray[np.int64]:
+        """Return where the adapter's factors of some kinds lie in a flat vector of the step's."""
+        shapes = {factor.name: factor.shape for factor in self.spec.factors}
+        parts, start = [], 0
+        for factor in self.engine.manifest.adapter.of_kind(within):
+            if factor.kind in kinds:
+                places = np.arange(start, start + factor.size).reshape(factor.shape)
+                parts.append(places[_corner(shapes[factor.name])].reshape(-1))
+            start += factor.size
+        return np.concatenate(parts)
 
 
 def train_private(
@@ -257,21 +301,36 @@ def views_of(spec: AdapterSpec, vector: Vector) -> dict[str, NDArray[np.float32]
     return views
 
 
-def _places(spec: AdapterSpec, kinds: str) -> list[slice]:
-    """Return where the factors of some kinds lie in a flat vector of all of them."""
-    places, start = [], 0
-    for factor in spec.factors:
-        if factor.kind in kinds:
-            places.append(slice(start, start + factor.size))
-        start += factor.size
-    return places
+def _corner(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """Return the place of a smaller array in the first rows and columns of a larger one."""
+    return tuple(slice(size) for size in shape)
+
+
+def _require_within(spec: AdapterSpec, wide: AdapterSpec) -> None:
+    """Refuse an adapter that is not a part of the step's."""
+    same = [factor.name for factor in spec.factors] == [factor.name for factor in wide.factors]
+    pairs = zip(spec.factors, wide.factors, strict=False)
+    if not (same and all(_fits(one.shape, other.shape) for one, other in pairs)):
+        msg = f"An adapter of rank {spec.r} is no part of the exported step's, of rank {wide.r}."
+        raise ConflictingSettings(msg, hint="Export a step for this scenario.")
+
+
+def _fits(inner: tuple[int, ...], outer: tuple[int, ...]) -> bool:
+    """Tell whether an array fits into another."""
+    return len(inner) == len(outer) and all(n <= m for n, m in zip(inner, outer, strict=True))
 
 
 def _require_clip(adapter: EdgeAdapter, wanted: float | None) -> None:
-    """Refuse a program that clips to less than the round does, or where the round does not."""
-    found = adapter.engine.manifest.max_grad_norm
-    if found is None or (wanted is not None and found >= wanted):
+    """Refuse a program that clips to less than the round does, or where the round does not.
+
+    A clip that counts factors which do not train scales by a norm that is not the gradient's.
+    """
+    manifest = adapter.engine.manifest
+    found, whole = manifest.max_grad_norm, adapter.kinds == manifest.trained
+    if found is None or (whole and wanted is not None and found >= wanted):
         return
     asked = "does not clip" if wanted is None else f"clips to {wanted:g}"
+    if not whole:
+        asked = f"trains {adapter.kinds!r} alone"
     msg = f"The exported step clips each gradient to {found:g}, the round {asked}."
     raise ConflictingSettings(msg, hint="Export a step for this scenario.")

@@ -157,6 +157,9 @@ def test_a_window_that_is_none_is_refused(tmp_path: Path, window: str) -> None:
         {"max_load": 0.0},
         {"min_free_memory_mb": 0},
         {"min_free_memory_mb": 1.5},
+        {"min_battery_percent": 101},
+        {"min_battery_percent": 0},
+        {"max_temperature_celsius": -1.0},
     ],
 )
 def test_values_that_mean_nothing_are_refused(tmp_path: Path, keys: dict[str, Any]) -> None:
@@ -215,6 +218,29 @@ def test_memory(tmp_path: Path) -> None:
     write(there.proc / "meminfo", f"MemAvailable: {1024 * 1024} kB")
     assert one(tmp_path, there, min_free_memory_mb=1024).met
     assert not one(tmp_path, there, min_free_memory_mb=1025).met
+
+
+def test_battery(tmp_path: Path) -> None:
+    there = machine(tmp_path)
+    assert one(tmp_path, there, min_battery_percent=1).found == "not known"
+    supply(there, "BAT", type="Battery", capacity="40")
+    supply(there, "mouse", type="Battery", capacity="3", scope="Device")
+    assert one(tmp_path, there, min_battery_percent=40).met
+    found = one(tmp_path, there, min_battery_percent=41)
+    assert found == ("min_battery_percent", False, "40 %", "at least 41 %")
+
+
+def test_temperature(tmp_path: Path) -> None:
+    there = machine(tmp_path)
+    assert one(tmp_path, there, max_temperature_celsius=99.0).found == "not known"
+    for name, text in (
+        ("thermal_zone0", "45000"),
+        ("thermal_zone1", "71500"),
+        ("zone2", "-274000"),
+    ):
+        write(there.sys / "class" / "thermal" / name / "temp", text)
+    assert one(tmp_path, there, max_temperature_celsius=71.5).met
+    assert not one(tmp_path, there, max_temperature_celsius=71.4).met
 
 
 def test_load_of_others_without_our_own(tmp_path: Path) -> None:

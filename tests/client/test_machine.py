@@ -17,6 +17,8 @@ from tests.client.machines import PID, busy, interface, machine, process, routes
 def test_a_machine_that_says_nothing_is_not_known(tmp_path: Path) -> None:
     silent = Machine(proc=tmp_path / "proc", sys=tmp_path / "sys")
     assert silent.mains_power() is None
+    assert silent.battery() is None
+    assert silent.temperature() is None
     assert silent.networks() is None
     assert silent.load() is None
     assert silent.usage() is None
@@ -51,6 +53,17 @@ def test_mains_power(tmp_path: Path, supplies: dict[str, dict[str, str]], fed: b
     for name, values in supplies.items():
         supply(there, name, **values)
     assert there.mains_power() is fed
+
+
+@pytest.mark.parametrize(
+    ("charges", "percent"),
+    [(["80"], 80.0), (["80", "20"], 20.0), (["80", ""], None), (["101"], None), (["-1"], None)],
+)
+def test_battery(tmp_path: Path, charges: list[str], percent: float | None) -> None:
+    there = machine(tmp_path)
+    for number, charge in enumerate(charges):
+        supply(there, f"BAT{number}", type="Battery", capacity=charge)
+    assert there.battery() == percent
 
 
 def test_kinds_of_interfaces(tmp_path: Path) -> None:

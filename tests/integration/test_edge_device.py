@@ -140,7 +140,8 @@ def test_the_nodes_worker_answers_over_its_pipe(tmp_path: Path) -> None:
     device = on_the_edge(make_device(tmp_path))
     child = Child(limits=DEFAULT_LIMITS)
     try:
-        reply = ask_worker(child, device, make_round(config=edge_scenario("example")))
+        asked = make_round(config=edge_scenario("example"))
+        reply = ask_worker(child, device, asked, seconds=240.0)
     finally:
         child.end()
     assert code(reply) == ""

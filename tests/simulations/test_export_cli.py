@@ -56,10 +56,18 @@ def test_what_cannot_be_exported_is_refused(
     assert not (tmp_path / "step").exists()
 
 
-def test_a_policy_whose_rounds_train_different_factors_has_no_step() -> None:
-    config = open_scenario("quickstart", ["aggregation.policy=rolora"]).config
-    with pytest.raises(ConflictingSettings, match="rolora"):
-        terms_of(config)
+def test_a_policy_whose_rounds_train_different_factors_has_a_step_without_a_clip() -> None:
+    """A clip of both factors would scale one by the norm of both."""
+    terms = terms_of(open_scenario("quickstart", ["aggregation.policy=rolora"]).config)
+    assert (terms.trained, terms.max_grad_norm) == ("AB", None)
+    one = open_scenario("quickstart", ["aggregation.policy=rolora", "run.rounds=1"]).config
+    assert terms_of(one).trained == "B"
+
+
+def test_a_policy_that_changes_the_base_has_no_step() -> None:
+    said = ["aggregation.policy=fedex", "privacy.mode=none"]
+    with pytest.raises(ConflictingSettings, match="fedex"):
+        terms_of(open_scenario("quickstart", said).config)
 
 
 def test_a_step_of_another_scenario_is_refused() -> None:

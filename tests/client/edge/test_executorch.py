@@ -12,6 +12,7 @@ import torch
 from client.adapter import AdaptedModel
 from client.edge.etengine import ExecutorchStep
 from client.edge.program import MANIFEST, PTD, PTE, load_step
+from client.evaluation import sequence_losses
 from client.examples import IGNORED, Example
 from shared.errors import BaseModelMismatch
 from tests.client.conftest import (
@@ -77,6 +78,9 @@ def test_a_gradient_equals_float64_truth_and_an_empty_row_gives_zero(
     step = make_step(family, runtime="executorch")
     model, engine = step.model(), step.engine()
     agrees(step, model)
+    losses = sequence_losses(model, make_examples(4), batch_size=1, reduction="mean")
+    found = [engine.loss(example, model.factors()) for example in make_examples(4)]
+    assert found == pytest.approx(losses, rel=1e-5)
     ids = np.arange(5, dtype=np.int64)
     masked = Example(ids=ids, labels=np.full_like(ids, IGNORED))
     assert not engine.gradient(masked, model.factors()).any()

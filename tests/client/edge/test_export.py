@@ -11,6 +11,7 @@ import torch
 from client.adapter import adapt
 from client.edge.export import export_step
 from client.edge.program import BASE, MANIFEST, PROGRAM, load_step
+from client.evaluation import sequence_losses
 from client.examples import IGNORED, Example
 from client.model import load_base
 from shared.errors import ConfigError, InvalidValue, RunFolderExists, UnsupportedModel
@@ -40,6 +41,9 @@ def test_a_clipped_gradient_equals_float64_truth(make_step: MakeStep, family: st
         # The truth saw the example alone, the program padded it.
         assert relative_error(found, truth_clipped_sum(gradient[None], CLIP)) <= 1e-5
         assert float(found.norm()) <= CLIP * (1 + 1e-6)
+    losses = sequence_losses(model, examples, batch_size=1, reduction="mean")
+    told = [engine.loss(example, model.factors()) for example in examples]
+    assert told == pytest.approx(losses, rel=1e-5)
 
 
 @pytest.mark.slow

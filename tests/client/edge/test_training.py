@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from client import training as torch_training
 from client.edge.program import StepFile, StepManifest
 from client.edge.training import EdgeAdapter, train_plain, train_private, train_unprotected_poisson
-from client.examples import Example
+from client.examples import IGNORED, Example
 from client.stepping import NoisedSteps, TrainSettings
 from shared.errors import ConflictingSettings, NoUsableText, SensitivityError
 from shared.lora import AdapterSpec, Factor, Vector
@@ -65,6 +65,10 @@ class Says:
     def gradient(self, example: Example, factors: Mapping[str, NDArray[np.float32]]) -> Vector:
         del example, factors
         return self.value
+
+    def loss(self, example: Example, factors: Mapping[str, NDArray[np.float32]]) -> float:
+        del factors
+        return float(example.ids.size)
 
 
 def settings(optimizer: str = "sgd", **changes: object) -> TrainSettings:
@@ -203,6 +207,9 @@ def test_a_program_for_other_factors_or_a_smaller_clip_is_refused() -> None:
             sampling_probability=0.5,
             source=NoiseSource.seeded(1),
         )
+    partial = EdgeAdapter(Says(manifest(clip=2.0), np.zeros(14, np.float32)), "B")
+    with pytest.raises(ConflictingSettings, match="trains 'B' alone"):
+        train_plain(partial, make_examples(2), settings(), rng=np.random.default_rng(1))
     with pytest.raises(ConflictingSettings, match="does not clip"):
         train_plain(adapter, make_examples(2), settings(), rng=np.random.default_rng(1))
     with pytest.raises(NoUsableText):
@@ -217,3 +224,39 @@ def test_factors_are_loaded_and_read_by_kind() -> None:
     adapter.write(-np.ones(8, np.float32))
     adapter.load(np.full(6, 2.0, np.float32), "A")
     assert np.array_equal(adapter.read(), -np.ones(8))
+
+
+def test_a_narrow_adapter_is_the_corner_of_the_steps() -> None:
+    """What the program says beyond it is left out before the clip, whatever it is."""
+    value = np.arange(1, 15, dtype=np.float32)
+    narrow = replace(
+        SPEC,
+        factors=(
+            Factor(name="m.lora_A.weight", kind="A", shape=(1, 3)),
+            Factor(name="m.lora_B.weight", kind="B", shape=(4, 1)),
+        ),
+        r=1,
+        lora_alpha=1.0,
+    )
+    adapter = EdgeAdapter(Says(manifest(), value), "AB", narrow)
+    held = np.array([1, 2, 3, 7, 9, 11, 13], dtype=np.float64)  # the first row, the first column
+    assert np.array_equal(adapter.sum_of(make_examples(1)), held)
+    total = adapter.sum_of(make_examples(1), 0.5)
+    assert np.allclose(total, 0.5 * held / np.linalg.norm(held), rtol=1e-6)
+    adapter.set_trainable("B")
+    assert np.array_equal(adapter.sum_of(make_examples(1)), held[3:])
+    adapter.load(np.arange(7, dtype=np.float32), "AB")
+    assert np.array_equal(adapter.read(), np.arange(3, 7))
+    adapter.write(np.zeros(4, np.float32))
+    assert np.array_equal(adapter.read_vector("AB"), [0, 1, 2, 0, 0, 0, 0])
+    with pytest.raises(ConflictingSettings, match="rank 2 is no part"):
+        EdgeAdapter(Says(replace(manifest(), adapter=narrow), value), "AB", SPEC)
+
+
+def test_a_loss_is_a_mean_over_tokens_that_have_a_label() -> None:
+    adapter = EdgeAdapter(Says(manifest(), np.zeros(14, np.float32)), "AB")
+    ids = [np.arange(n, dtype=np.int64) for n in (3, 5, 4)]
+    examples = [Example(ids=one, labels=one.copy()) for one in ids[:2]]
+    examples.append(Example(ids=ids[2], labels=np.full(4, IGNORED)))
+    assert adapter.loss_of(examples) == pytest.approx((2 * 3 + 4 * 5) / 6)
+    assert np.isnan(adapter.loss_of(examples[2:]))
