@@ -155,20 +155,24 @@ def dequantize_int4(
     return blocks.view(blocks.shape[0], -1)[:, :columns].contiguous()
 
 
-def replace_linear(model: torch.nn.Module, names: list[str]) -> None:
-    """Replace linear layers of a model by their 4-bit forms, in place, one after the other.
+def replace_linear(
+    model: torch.nn.Module, names: list[str], kind: type[torch.nn.Linear] = Int4Linear
+) -> None:
+    """Replace linear layers of a model by their quantised forms, in place, one after the other.
 
     Args:
         model: holds ``torch.nn.Linear`` or transformers ``Conv1D`` layers under the names.
         names: dotted names of the layers.
+        kind: made of a float weight ``(d_out, d_in)`` and a bias or None.
     """
     for name in names:
         old: Any = model.get_submodule(name)
-        if isinstance(old, Int4Linear):
+        if isinstance(old, kind):
             continue
         # Conv1D stores (d_in, d_out).
         dense = old.weight if isinstance(old, torch.nn.Linear) else old.weight.t()
         parent, _, leaf = name.rpartition(".")
-        new = Int4Linear(cast("torch.Tensor", dense), old.bias)
+        make: Any = kind
+        new: torch.nn.Linear = make(cast("torch.Tensor", dense), old.bias)
         new.train(old.training)
         setattr(model.get_submodule(parent), leaf, new)

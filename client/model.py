@@ -28,6 +28,7 @@ from client.quantization import (
     loading_options,
     quantized_storage,
 )
+from client.torchaoint8 import is_int8_weight_only
 from shared.errors import ConflictingSettings, ModelNotFound, TokenizerMissing, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class BaseModel:
         digest: SHA-256 of the source checkpoint, the same for every quantisation.
         name: the folder's name or the hub id, never a full path.
         family: ``model_type``, a key of :data:`client.families.FAMILIES`.
-        quantization: ``"none"`` (float32), ``"int8"``, ``"int4"`` or ``"nf4"``.
+        quantization: ``"none"`` (float32), or another of :mod:`client.quantization`.
         head: name of the dense layer that classifies; "" for a language model.
         identities: see :class:`shared.lora.AdapterSpec`.
     """
@@ -75,7 +76,7 @@ def load_base(
 
     Args:
         base: path of a transformers folder, or an id such as ``"owner/name"``.
-        quantization: ``"none"`` (float32), ``"int8"``, ``"int4"`` or ``"nf4"``.
+        quantization: ``"none"`` (float32), ``"int8"``, ``"torchao-int8"``, ``"int4"`` or ``"nf4"``.
         revision: branch, tag or commit of a hub id; a folder has none.
         device: where the model lives, ``"cpu"`` or ``"cuda"``.
         cache_dequantized: keep dequantised weights beside the quantised ones; changes speed and
@@ -232,13 +233,18 @@ def _stored_quantization(config: dict[str, Any], name: str) -> str:
         return "int8"
     if stored.get("load_in_4bit") and stored.get("bnb_4bit_quant_type") == "nf4":
         return "nf4"
+    if is_int8_weight_only(stored):
+        return "torchao-int8"
     method = stored.get("quant_method", "unknown")
     if method == "fedslm-int4":
         return "int4"
-    msg = f"Model {name!r} is stored with quant_method={method!r}, expected int8, int4 or nf4."
+    known = "int8, int4, nf4 or torchao"
+    msg = f"Model {name!r} is stored with quant_method={method!r}, expected {known}."
     hint = "Use the unquantised checkpoint and set model.quantization."
     if method in {"gptq", "awq"}:
         hint = "Convert it once: fedslm base convert FOLDER --out DIR."
+    if method == "torchao":
+        hint = "Of torchao's, Int8WeightOnlyConfig with a scale a row is read."
     raise UnsupportedModel(msg, hint=hint)
 
 
@@ -267,7 +273,12 @@ def _load_weights(
     from transformers import AutoModelForCausalLM
 
     options = loading_options(quantization, device)
-    if stored == "int4":
+    read: dict[str, Any] = {}
+    if stored == "torchao-int8":
+        from client.torchaostore import reading_config
+
+        read = {"config": reading_config(folder, name)}
+    elif stored == "int4":
         from client.int4store import register
 
         register()
@@ -283,6 +294,7 @@ def _load_weights(
             trust_remote_code=False,
             output_loading_info=True,
             **options,
+            **read,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         msg = f"The weights of model {name!r} cannot be loaded ({type(error).__name__})."

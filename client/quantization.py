@@ -2,7 +2,8 @@
 
 bitsandbytes quantises and stores the weights: ``nf4`` with double quantisation (about half a byte
 per weight), ``int8`` row by row (1 byte per weight). ``int4`` is ours (:mod:`client.int4`, 0.56
-bytes per weight) and needs no bitsandbytes. The matrix product is done here, on the dequantised
+bytes per weight), ``torchao-int8`` is torchao's int8 weight-only (:mod:`client.torchaoint8`, 1 byte
+per weight), and neither needs another library. The matrix product is done here, on the dequantised
 float32 weight, forwards and backwards, which has three consequences that training under
 differential privacy relies on:
 
@@ -30,14 +31,24 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 
 from client.int4 import Int4Linear, replace_linear
+from client.torchaoint8 import TorchaoInt8Linear
 from shared.errors import InvalidValue, MissingDependency, UnsupportedModel
 from shared.registry import suggestion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-QUANTIZATIONS = ("none", "int8", "int4", "nf4")
-_STORAGE = {"int8": torch.int8, "int4": torch.uint8, "nf4": torch.uint8}
+QUANTIZATIONS = ("none", "int8", "torchao-int8", "int4", "nf4")
+_STORAGE = {
+    "int8": torch.int8,
+    "torchao-int8": torch.int8,
+    "int4": torch.uint8,
+    "nf4": torch.uint8,
+}
+_OWN: dict[str, type[Int4Linear | TorchaoInt8Linear]] = {
+    "int4": Int4Linear,
+    "torchao-int8": TorchaoInt8Linear,
+}
 _CACHE = "_fedslm_dequantized"
 
 
@@ -56,13 +67,13 @@ def loading_options(quantization: str, device: str) -> dict[str, Any]:
     """Return what ``from_pretrained`` needs to quantise while it loads.
 
     Args:
-        quantization: ``"none"``, ``"int8"``, ``"int4"`` or ``"nf4"``.
+        quantization: one of :data:`QUANTIZATIONS`.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:0"``.
 
     Raises:
         MissingDependency: if bitsandbytes is needed and not installed.
     """
-    if quantization in {"none", "int4"}:
+    if quantization == "none" or quantization in _OWN:
         return {}
     try:
         import bitsandbytes  # noqa: F401
@@ -103,7 +114,8 @@ def finish_quantized(model: PreTrainedModel, quantization: str, *, cache: bool) 
     """Check that every linear layer was quantised and give each the exact product.
 
     Args:
-        model: a model that was just loaded; for ``"int4"`` in full precision, and quantised here.
+        model: a model that was just loaded; for ``"int4"`` and ``"torchao-int8"`` in full
+            precision or stored that way, and quantised here where it is not.
         quantization: what was asked for; ``"none"`` does nothing.
         cache: keep the dequantised weights (the same numbers, more memory, less time).
 
@@ -112,8 +124,8 @@ def finish_quantized(model: PreTrainedModel, quantization: str, *, cache: bool) 
     """
     if quantization == "none":
         return
-    if quantization == "int4":
-        replace_linear(model, [name for name, _ in linear_modules(model)])
+    if quantization in _OWN:
+        replace_linear(model, [name for name, _ in linear_modules(model)], _OWN[quantization])
     kind = _layer_type(quantization)
     layers = list(linear_modules(model))
     left = [
@@ -139,8 +151,8 @@ def finish_quantized(model: PreTrainedModel, quantization: str, *, cache: bool) 
 
 def _layer_type(quantization: str) -> type[torch.nn.Module]:
     """Return the class of layers that a quantisation makes."""
-    if quantization == "int4":
-        return Int4Linear
+    if quantization in _OWN:
+        return _OWN[quantization]
     import bitsandbytes
 
     layers: Any = bitsandbytes.nn
@@ -154,10 +166,11 @@ def dequantize(module: torch.nn.Module) -> torch.Tensor:
     """Return the float32 weight ``(d_out, d_in)`` that a quantised layer stands for.
 
     Args:
-        module: an :class:`~client.int4.Int4Linear`, or a bitsandbytes ``Linear4bit`` or
+        module: an :class:`~client.int4.Int4Linear`, a
+            :class:`~client.torchaoint8.TorchaoInt8Linear`, or a bitsandbytes ``Linear4bit`` or
             ``Linear8bitLt`` with quantised weights.
     """
-    if isinstance(module, Int4Linear):
+    if isinstance(module, Int4Linear | TorchaoInt8Linear):
         return module.dequantized()
     weight: Any = module.weight
     with torch.no_grad():

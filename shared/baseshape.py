@@ -64,7 +64,7 @@ def stored_bytes(shape: BaseShape, quantization: str) -> int:
 
     Args:
         shape: of the base.
-        quantization: ``"none"``, ``"int8"``, ``"int4"`` or ``"nf4"``.
+        quantization: ``"none"``, ``"int8"``, ``"torchao-int8"``, ``"int4"`` or ``"nf4"``.
     """
     count = _LAYER_BYTES[quantization]
     return sum(count(rows, columns) for rows, columns in shape.linears) + (
@@ -103,7 +103,9 @@ def _nf4(rows: int, columns: int) -> int:
     return -(-rows * columns // 2) + blocks + FLOAT * -(-blocks // _NF4_OUTER)
 
 
-_LAYER_BYTES = MappingProxyType({"none": _float, "int8": _int8, "int4": _int4, "nf4": _nf4})
+_LAYER_BYTES = MappingProxyType(
+    {"none": _float, "int8": _int8, "torchao-int8": _int8, "int4": _int4, "nf4": _nf4}
+)
 
 QUANTIZATIONS: tuple[str, ...] = tuple(_LAYER_BYTES)
 

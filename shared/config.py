@@ -58,7 +58,7 @@ class ModelSection(Section):
     """The frozen base model."""
 
     base: str = Field(default="demo", description='"demo", a transformers folder, or a hub id')
-    quantization: Literal["none", "int8", "int4", "nf4"] = Field(
+    quantization: Literal["none", "int8", "torchao-int8", "int4", "nf4"] = Field(
         default="none", description="how the frozen base is stored"
     )
     revision: str | None = Field(default=None, description="hub revision; pin it")

@@ -39,7 +39,7 @@ SHORTEST = 16
 
 _THINNEST = 4  # of the scenario's rank, where a device thins its own to keep all else
 _MIB = 1 << 20
-_BETTER = ("none", "int8", "int4", "nf4")
+_BETTER = ("none", "int8", "torchao-int8", "int4", "nf4")
 
 
 class Planner:

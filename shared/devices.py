@@ -50,8 +50,8 @@ class DeviceProfile(Section):
     battery_share: Probability = Field(
         default=0.1, description="of a full battery that a day's training may take"
     )
-    quantizations: tuple[Literal["none", "int8", "int4", "nf4"], ...] = Field(
-        default=("none", "int8", "int4", "nf4"),
+    quantizations: tuple[Literal["none", "int8", "torchao-int8", "int4", "nf4"], ...] = Field(
+        default=("none", "int8", "torchao-int8", "int4", "nf4"),
         min_length=1,
         description="of the base that it can hold",
     )
@@ -190,7 +190,7 @@ PROFILES: Final[Mapping[str, DeviceProfile]] = MappingProxyType(
                 joules_per_byte=5e-7,
                 battery_joules=6.2e4,
                 battery_share=0.1,
-                quantizations=("none", "int8", "int4"),
+                quantizations=("none", "int8", "torchao-int8", "int4"),
                 sources={
                     "memory_mib": "estimate: a fifth of a phone of 8 GB, so that the system keeps "
                     "the process; EdgeFlowerTune's own takes about 1,070 MB",

@@ -32,7 +32,10 @@ def infer(
     ] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Seed of the draws.")] = None,
     quantization: Annotated[
-        str, typer.Option(help='How the base is kept in memory: "none", "int8", "int4" or "nf4".')
+        str,
+        typer.Option(
+            help='How the base is kept in memory: "none", "int8", "torchao-int8", "int4" or "nf4".'
+        ),
     ] = "none",
     base: Annotated[
         str | None, typer.Option(help="Folder of the base model; default the device's own.")

@@ -18,6 +18,9 @@ METHODS: Mapping[str, Compressor] = MappingProxyType(
     {
         "nf4": Nearest("nf4", "4 bits, normal quantiles, to nearest (bitsandbytes)"),
         "int8": Nearest("int8", "8 bits a weight, to nearest (bitsandbytes)"),
+        "torchao-int8": Nearest(
+            "torchao-int8", "8 bits a weight, to nearest, as torchao stores it"
+        ),
         "int4": Nearest("int4", "4 bits in groups of 32, to nearest"),
         "gptq": GPTQ(),
         "awq": AWQ(),

@@ -12,10 +12,10 @@ from simulations.compress.protocol import Compressed, Work
 
 @dataclass(frozen=True, slots=True)
 class Nearest:
-    """Round to nearest in 4 bits (ours), 8 bits or NF4 (bitsandbytes, when the folder is written).
+    """Round to nearest: in 4 bits here, in 8 bits or NF4 when the folder is written.
 
     Attributes:
-        storage: ``"int4"``, ``"int8"`` or ``"nf4"``.
+        storage: ``"int4"``, ``"int8"``, ``"torchao-int8"`` or ``"nf4"``.
         about: see :class:`~simulations.compress.protocol.Compressor`.
     """
 

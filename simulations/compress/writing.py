@@ -14,6 +14,7 @@ from client.int4 import Int4Linear
 from client.int4store import save_int4
 from client.model import load_base, quiet
 from client.quantization import finish_quantized, linear_modules
+from client.torchaostore import save_torchao_int8
 from shared.errors import ConflictingSettings
 from shared.files import disk_errors, write_json
 
@@ -46,6 +47,10 @@ def write_compressed(
         _take_codes(model, compressed)
         finish_quantized(model, "int4", cache=False)
         save_int4(model, tokenizer, folder)
+        return
+    if compressed.storage == "torchao-int8":
+        finish_quantized(model, "torchao-int8", cache=False)
+        save_torchao_int8(model, tokenizer, folder)
         return
     if compressed.storage == "none":
         _save(model, tokenizer, folder)

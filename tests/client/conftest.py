@@ -195,12 +195,16 @@ def truth_model(model: AdaptedModel, folder: Path) -> torch.nn.Module:
 def defined_weight(module: Any) -> torch.Tensor:
     """Return what a quantised layer's weight stands for, from the definition of its format.
 
-    ``int8``: rows scaled to 127. ``nf4``: two codes a byte, the high half first, blocks of 64 in
+    ``int8``: rows scaled to 127. ``torchao-int8``: rows times their scale.
+    ``nf4``: two codes a byte, the high half first, blocks of 64 in
     row-major order, their scales quantised to 8 bits in blocks of 256 around a mean. ``int4``: rows
     of groups of 16 bytes; byte j holds weight j low and weight j + 16 high, from 8 (zero) times the
     group's scale.
     """
     weight = module.weight
+    if weight.dtype == torch.int8 and hasattr(module, "scales"):
+        rows: torch.Tensor = weight.data.double() * module.scales.double()
+        return rows
     if weight.dtype == torch.int8:
         int8: torch.Tensor = weight.data.double() * (weight.SCB.double()[:, None] / 127)
         return int8

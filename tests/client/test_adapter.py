@@ -17,7 +17,7 @@ from shared.lora import initial_factors
 from tests.client.conftest import MakeAdapted, MakeFolder, make_examples, relative_error
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "int4", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", "int8", "torchao-int8", "int4", "nf4"])
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi"])
 def test_layers_compute_what_peft_computes(
@@ -68,7 +68,7 @@ def test_the_specification_is_known_before_injection(model_folder: MakeFolder) -
     assert shapes[f"{stem}B.weight"] == (32, 4)
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "int4", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", "int8", "torchao-int8", "int4", "nf4"])
 def test_conv1d_shapes_and_flag(model_folder: MakeFolder, quantization: str) -> None:
     base = load_base(str(model_folder("gpt2")), quantization=quantization)
     model = adapt(base, r=2, alpha=4, target_modules=["c_attn"])

@@ -33,7 +33,7 @@ def test_another_rank_keeps_the_scale_of_rank_stabilised_lora_too() -> None:
     assert with_rank(spec, 16).scale == pytest.approx(spec.scale)
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4", "nf4"])
+@pytest.mark.parametrize("quantization", ["int8", "torchao-int8", "int4", "nf4"])
 def test_stored_bytes_are_those_in_memory(quantization: str) -> None:
     shape, _ = read_shape(DEMO_FOLDER, r=4, alpha=8.0, target_modules="all-linear")
     model = load_base(DEMO_FOLDER, quantization=quantization).model

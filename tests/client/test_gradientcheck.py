@@ -14,7 +14,7 @@ from shared.errors import UnsupportedModel
 from tests.client.conftest import MakeAdapted
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "int4", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", "int8", "torchao-int8", "int4", "nf4"])
 @pytest.mark.parametrize("kinds", ["A", "B", "AB"])
 def test_a_base_of_any_storage_is_reached(
     adapted: MakeAdapted, quantization: str, kinds: str

@@ -43,7 +43,7 @@ def test_a_base_is_frozen_named_and_in_evaluation_mode(model_folder: MakeFolder)
 
 
 def test_loading_says_nothing(model_folder: MakeFolder, capfd: pytest.CaptureFixture[str]) -> None:
-    for quantization in ("none", "int8", "int4", "nf4"):
+    for quantization in ("none", "int8", "torchao-int8", "int4", "nf4"):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             base = load_base(str(model_folder()), quantization=quantization)
@@ -229,7 +229,7 @@ def test_the_base_digest_needs_its_files(tmp_path: Path) -> None:
         base_digest([tmp_path / "config.json"])
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "int4", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", "int8", "torchao-int8", "int4", "nf4"])
 def test_the_frozen_digest_notices_every_kind_of_tensor(
     adapted: MakeAdapted, quantization: str
 ) -> None:
@@ -242,7 +242,7 @@ def test_the_frozen_digest_notices_every_kind_of_tensor(
     }
     if quantization == "int8":
         tensors["a scale"] = layer.weight.SCB
-    if quantization == "int4":
+    if quantization in {"int4", "torchao-int8"}:
         tensors["a scale"] = layer.scales
     if quantization == "nf4":
         tensors["a scale"] = layer.weight.quant_state.absmax
@@ -258,7 +258,7 @@ def test_the_frozen_digest_notices_every_kind_of_tensor(
         assert frozen_digest(model.peft_model) == before
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "int4", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", "int8", "torchao-int8", "int4", "nf4"])
 def test_the_frozen_digest_does_not_see_the_adapter(
     model_folder: MakeFolder, quantization: str
 ) -> None:

@@ -40,10 +40,10 @@ def stored_bytes(rows: int, columns: int, quantization: str) -> int:
     """Return what a matrix takes, scales apart; groups of int4 do not run on into the next row."""
     if quantization == "int4":
         return rows * math.ceil(columns / 32) * 16
-    return rows * columns if quantization == "int8" else rows * columns // 2
+    return rows * columns if "int8" in quantization else rows * columns // 2
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4", "nf4"])
+@pytest.mark.parametrize("quantization", ["int8", "torchao-int8", "int4", "nf4"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "phi"])
 def test_every_linear_layer_is_stored_small(
     model_folder: MakeFolder, family: str, quantization: str
@@ -61,7 +61,8 @@ def test_every_linear_layer_is_stored_small(
 
 
 @pytest.mark.parametrize(
-    ("quantization", "tolerance"), [("int8", 0.012), ("int4", 0.13), ("nf4", 0.13)]
+    ("quantization", "tolerance"),
+    [("int8", 0.012), ("torchao-int8", 0.012), ("int4", 0.13), ("nf4", 0.13)],
 )
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_dequantised_weights_are_near_the_originals(
@@ -76,7 +77,7 @@ def test_dequantised_weights_are_near_the_originals(
         assert relative_error(dequantize(module), original) < tolerance
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4", "nf4"])
+@pytest.mark.parametrize("quantization", ["int8", "torchao-int8", "int4", "nf4"])
 def test_dequantising_follows_the_definition_at_every_width(
     model_folder: MakeFolder, quantization: str
 ) -> None:
@@ -89,7 +90,7 @@ def test_dequantising_follows_the_definition_at_every_width(
             assert relative_error(dequantize(module).double(), expected) < 2e-7
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4", "nf4"])
+@pytest.mark.parametrize("quantization", ["int8", "torchao-int8", "int4", "nf4"])
 def test_the_product_and_its_gradient_are_exact(
     model_folder: MakeFolder, quantization: str
 ) -> None:
@@ -108,7 +109,7 @@ def test_the_product_and_its_gradient_are_exact(
             assert torch.allclose(one, two, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4", "nf4"])
+@pytest.mark.parametrize("quantization", ["int8", "torchao-int8", "int4", "nf4"])
 def test_the_cache_changes_no_number(adapted: MakeAdapted, quantization: str) -> None:
     batch = collate(make_examples(4), 0)
     results = []
@@ -124,7 +125,7 @@ def test_the_cache_changes_no_number(adapted: MakeAdapted, quantization: str) ->
     assert sum(name == "weight.dequantized" for name in cached) == len(model.layers)
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "int4", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", "int8", "torchao-int8", "int4", "nf4"])
 def test_training_after_an_evaluation_reaches_every_factor(
     adapted: MakeAdapted, quantization: str
 ) -> None:
@@ -151,7 +152,7 @@ def test_training_after_an_evaluation_reaches_every_factor(
     assert steps == 1
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4", "nf4"])
+@pytest.mark.parametrize("quantization", ["int8", "torchao-int8", "int4", "nf4"])
 def test_evaluating_does_not_change_the_storage(adapted: MakeAdapted, quantization: str) -> None:
     model = adapted(quantization=quantization)
     layer: Any = model.base.model.get_submodule("model.layers.0.mlp.up_proj.base_layer")

@@ -12,6 +12,7 @@ from client.adapter import AdaptedModel, adapt
 from client.evaluation import evaluate
 from client.examples import Example
 from client.model import load_base
+from client.quantization import QUANTIZATIONS
 from client.training import TrainSettings, train_plain
 from shared.lora import initial_factors
 from simulations.compress.protocol import Settings
@@ -34,9 +35,9 @@ ONE_ROUND = (
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model in 4 bits, fitted and by NF4, and without half of its weights."""
+    """The demo model in 4 and 8 bits, and without half of its weights."""
     out = tmp_path_factory.mktemp("bases")
-    names = ["gptq", "nf4", "2:4"]
+    names = ["gptq", "nf4", "torchao-int8", "2:4"]
     settings = Settings(rows=8, length=64)
     compress(Order(base=str(DEMO_FOLDER), methods=names, text=TEXT, settings=settings, out=out))
     return out
@@ -67,8 +68,9 @@ def test_an_adapter_trained_on_nf4_serves_every_storage(bases: Path) -> None:
     factors = trained.factors()
     found = {}
     places = {
-        **{name: (DEMO_FOLDER, name) for name in ("nf4", "none", "int8", "int4")},
+        **{name: (DEMO_FOLDER, name) for name in QUANTIZATIONS},
         "stored nf4": (bases / "nf4", "nf4"),
+        "stored torchao-int8": (bases / "torchao-int8", "torchao-int8"),
     }
     for name, (folder, quantization) in places.items():
         model = adapted(folder, quantization)
@@ -79,6 +81,7 @@ def test_an_adapter_trained_on_nf4_serves_every_storage(bases: Path) -> None:
         assert found[name] < before - 0.1
     assert max(abs(value - found["nf4"]) for value in found.values()) < 0.05
     assert found["stored nf4"] == found["nf4"]
+    assert found["stored torchao-int8"] == found["torchao-int8"]
 
 
 def weights(result: Result) -> bytes:
@@ -86,19 +89,21 @@ def weights(result: Result) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cache", ["true", "false"])
+@pytest.mark.parametrize(
+    ("storage", "cache"), [("nf4", "true"), ("nf4", "false"), ("torchao-int8", "true")]
+)
 def test_a_stored_base_trains_like_the_one_that_is_quantised_on_loading(
-    bases: Path, tmp_path: Path, cache: str
+    bases: Path, tmp_path: Path, storage: str, cache: str
 ) -> None:
-    """NF4 by the library is a function of the weights, so both ways give the same adapter."""
+    """Rounding to nearest is a function of the weights, so both ways give the same adapter."""
     common = (
         *ONE_ROUND,
         "privacy.mode=example",
-        "model.quantization=nf4",
+        f"model.quantization={storage}",
         f"performance.cache_dequantized={cache}",
     )
     loaded = run_small(tmp_path / "loaded", common)
-    stored = run_small(tmp_path / "stored", [*common, f'model.base="{bases / "nf4"}"'])
+    stored = run_small(tmp_path / "stored", [*common, f'model.base="{bases / storage}"'])
     assert weights(loaded) == weights(stored)
     assert loaded.summary["base_digest"] != stored.summary["base_digest"]
 

@@ -160,7 +160,7 @@ def test_steps_that_depend_on_the_data_are_not_planned() -> None:
 @given(
     memory=st.floats(500, 8000),
     seconds=st.floats(0.05, 50),
-    quantization=st.sampled_from(["none", "int8", "int4", "nf4"]),
+    quantization=st.sampled_from(["none", "int8", "torchao-int8", "int4", "nf4"]),
     physical=st.integers(1, 100),
     mode=st.sampled_from(["example", "none"]),
 )

@@ -34,7 +34,7 @@ def test_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["base", "methods", "--json"]) == 0
     names = [one["name"] for one in json.loads(capsys.readouterr().out)["methods"]]
     assert names == [
-        *("nf4", "int8", "int4", "gptq", "awq", "smoothquant"),
+        *("nf4", "int8", "torchao-int8", "int4", "gptq", "awq", "smoothquant"),
         *("wanda", "sparsegpt", "2:4", "layer-drop", "distill"),
     ]
     assert run(["base", "methods"]) == 0
