@@ -80,14 +80,15 @@ $(TEST_STAMP): | $(READY)
 
 comma := ,
 
-# hatchling comes first and pinned, so that the build needs no second, unpinned environment.
+# hatchling comes first and pinned, so that the build needs no second, unpinned environment; so does
+# setuptools, for the few dependencies that publish no wheel.
 define install
 	set -o pipefail; \
 	if [ ! -f $(CONSTRAINTS) ]; then \
 		echo "TORCH=$(TORCH), expected cpu or cuda." >&2; exit 2; fi; \
 	echo "Installing what $(2) need into $(VENV) (once, a few minutes; log in $(INSTALL_LOG)) ..."; \
 	if $(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off \
-			-c $(CONSTRAINTS) hatchling editables >$(INSTALL_LOG) 2>&1 \
+			-c $(CONSTRAINTS) hatchling editables setuptools >$(INSTALL_LOG) 2>&1 \
 		&& $(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off \
 			-c $(CONSTRAINTS) --no-build-isolation -e ".[$(1)]" >>$(INSTALL_LOG) 2>&1; \
 	then rm -f $(VENV)/installed-*; touch $@; \

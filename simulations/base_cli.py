@@ -85,7 +85,7 @@ def compress(
     settings = Settings(
         rows=rows, length=length, sparsity=sparsity, layers=layers, steps=steps, seed=seed
     )
-    with _progress(quiet=as_json) as step:
+    with show_steps(quiet=as_json) as step:
         order = Order(
             base=base_path(model, base_dir=Path.cwd()),
             methods=list(dict.fromkeys(method)),
@@ -159,7 +159,7 @@ def _text(path: Path | None, seed: int) -> PublicText:
 
 
 @contextmanager
-def _progress(*, quiet: bool) -> Iterator[Step]:
+def show_steps(*, quiet: bool) -> Iterator[Step]:
     """Show a bar on stderr where somebody looks."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

@@ -22,6 +22,7 @@ from simulations.bench_cli import bench_app
 from simulations.budget_cli import budget_app
 from simulations.client_cli import client_app
 from simulations.enrol_cli import add_commands as add_enrolment
+from simulations.eval_cli import evaluate_model
 from simulations.export_adapters_cli import add_commands as add_exports
 from simulations.export_cli import export_app
 from simulations.fetch_cli import add_commands as add_fetching
@@ -66,6 +67,7 @@ add_exports(export_app)
 add_personal(client_app)
 app.add_typer(study_app, name="study")
 app.command("plan")(plan_device)
+app.command("eval")(evaluate_model)
 add_up(app)
 
 Scenario = Annotated[str, typer.Argument(help="A built-in scenario, or the path of a TOML file.")]

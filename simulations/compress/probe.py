@@ -31,13 +31,13 @@ def main(arguments: Sequence[str]) -> None:
     folder, quantization, rows = arguments
     ids = load_file(rows)["rows"]
     torch.set_num_threads(1)
-    _warm_up(folder)
+    warm_up(folder)
     gc.collect()
-    _forget_peak()
-    before = _status("VmRSS")
+    forget_peak()
+    before = status("VmRSS")
     model = load_base(folder, quantization=quantization).model
-    _touch(model)
-    found: dict[str, float] = {"load_peak_bytes": max(0, _status("VmHWM") - before)}
+    touch(model)
+    found: dict[str, float] = {"load_peak_bytes": max(0, status("VmHWM") - before)}
     found |= _quality_and_speed(model, ids)
     sys.stdout.write(json.dumps(found) + "\n")
 
@@ -71,13 +71,13 @@ def _quality_and_speed(model: Any, rows: torch.Tensor) -> dict[str, float]:  # n
     return {"perplexity": quality, "tokens_per_second": part.numel() / seconds}
 
 
-def _touch(model: torch.nn.Module) -> None:
+def touch(model: torch.nn.Module) -> None:
     """Read a byte of every page: weights of a mapped file come into memory when they are used."""
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.detach().reshape(-1)[::512].sum()
 
 
-def _warm_up(folder: str) -> None:
+def warm_up(folder: str) -> None:
     """Import what loading imports, and run a model's constructor without weights."""
     import bitsandbytes  # noqa: F401
     from safetensors import safe_open  # noqa: F401
@@ -92,16 +92,20 @@ def _warm_up(folder: str) -> None:
     AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _forget_peak() -> None:
-    """Let the kernel count the peak of this process anew, where it can."""
+def forget_peak() -> bool:
+    """Let the kernel count the peak of this process anew; return whether it can."""
     path = Path("/proc/self/clear_refs")
-    if path.exists():
-        path.write_text("5", encoding="ascii")
+    if not path.exists():
+        return False
+    path.write_text("5", encoding="ascii")
+    return True
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
     """Return a line of the process's status, in bytes."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+    path = Path("/proc/self/status")
+    lines = path.read_text(encoding="ascii").splitlines() if path.exists() else []
+    for line in lines:
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
     return 0
