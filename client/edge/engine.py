@@ -154,6 +154,8 @@ def _session(path: Path, threads: int) -> Any:  # noqa: ANN401  (ONNX Runtime ha
     options.inter_op_num_threads = 1
     # An arena keeps the most that any call needed, for the life of the process.
     options.enable_cpu_mem_arena = False
+    # One block for all that a call needs, planned ahead, is larger than its parts and slower.
+    options.enable_mem_pattern = False
     options.log_severity_level = 4
     with _runtime_errors():
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
