@@ -46,6 +46,10 @@ def export_one_step(
     clip: Annotated[
         bool, typer.Option("--clip/--no-clip", help="Whether the program clips, too.")
     ] = True,
+    rank: Annotated[
+        int | None,
+        typer.Option(help="Of devices that train a smaller one; lora.r, the default, serves all."),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
@@ -69,6 +73,10 @@ def export_one_step(
     said += [] if base is None else [f"model.base={base}"]
     said += [] if lora is None else _lora_settings(lora)
     config = open_scenario(scenario, said).config
+    if rank is not None:
+        from client.edge.terms import at_rank
+
+        config = at_rank(config, rank)
     found = _export(config, out, runtime=runtime, quantization=quantization, clip=clip)
     manifest, far = found.manifest, found.comparison
     if as_json:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shared.baseshape import with_rank
-from shared.errors import ConflictingSettings
+from shared.errors import ConflictingSettings, InvalidValue
 
 if TYPE_CHECKING:
     from client.edge.program import StepManifest
@@ -58,6 +58,22 @@ def terms_of(config: RunConfig) -> StepTerms:
         trained="".join(sorted(set("".join(kinds)))),
         rank=min(config.devices.ranks_within(r).values()) if config.devices.ranks else r,
     )
+
+
+def at_rank(config: RunConfig, rank: int) -> RunConfig:
+    """Return a scenario whose adapter has another rank, at the same scale.
+
+    Raises:
+        InvalidValue: for a rank outside of 1 to ``lora.r``.
+    """
+    lora = config.lora
+    if not 1 <= rank <= lora.r:
+        msg = f"rank={rank}, expected 1 to lora.r ({lora.r})."
+        raise InvalidValue(msg)
+    ratio = rank / lora.r
+    alpha = lora.alpha * (math.sqrt(ratio) if lora.variant == "rslora" else ratio)
+    narrow = lora.model_copy(update={"r": rank, "alpha": alpha})
+    return config.model_copy(update={"lora": narrow})
 
 
 def spec_of_run(config: RunConfig, manifest: StepManifest) -> AdapterSpec:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from client.edge.program import load_step
-from client.edge.terms import require_step_for, terms_of
-from shared.errors import ConflictingSettings, UsageError
+from client.edge.terms import at_rank, require_step_for, terms_of
+from shared.errors import ConflictingSettings, InvalidValue, UsageError
 from simulations.catalog import open_scenario
 from simulations.cli import run
-from tests.client.edge.test_training import manifest
+from tests.client.edge.test_training import SPEC, manifest
 
 STEP = ["export", "step", "quickstart"]
 
@@ -45,6 +46,8 @@ def test_the_step_of_a_scenario(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         (["--runtime", "tflite"], UsageError.exit_code),
         (["--lora", "rank=2"], UsageError.exit_code),
+        (["--rank", "0"], InvalidValue.exit_code),
+        (["--rank", "65"], InvalidValue.exit_code),
         (["--lora", "r="], UsageError.exit_code),
         (["--set", "lora.dropout=0.1"], ConflictingSettings.exit_code),
     ],
@@ -62,6 +65,21 @@ def test_a_policy_whose_rounds_train_different_factors_has_a_step_without_a_clip
     assert (terms.trained, terms.max_grad_norm) == ("AB", None)
     one = open_scenario("quickstart", ["aggregation.policy=rolora", "run.rounds=1"]).config
     assert terms_of(one).trained == "B"
+
+
+@pytest.mark.parametrize("variant", ["lora", "rslora"])
+def test_a_step_for_devices_of_a_smaller_rank_has_the_scale_of_the_run(variant: str) -> None:
+    said = ["lora.r=4", "lora.alpha=6", f"lora.variant={variant}", "data.max_length=8"]
+    ranks = ["clients.population=400", "devices.mix={pi5 = 0.5, laptop = 0.5}"]
+    config = open_scenario("quickstart", [*said, *ranks, "devices.ranks={pi5 = 2}"]).config
+    small = at_rank(config, 2).lora
+    step = replace(manifest("B"), adapter=replace(SPEC, lora_alpha=small.alpha))
+    step = replace(step, adapter=replace(step.adapter, rslora=variant == "rslora"))
+    alike = config.lora.model_copy(update={"target_modules": ("m",)})
+    require_step_for(config.model_copy(update={"lora": alike}), step)
+    whole = open_scenario("quickstart", said).config
+    with pytest.raises(ConflictingSettings, match=r"lora\.r: 4"):
+        require_step_for(whole, step)
 
 
 def test_a_policy_that_changes_the_base_has_no_step() -> None:
