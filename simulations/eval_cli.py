@@ -75,7 +75,7 @@ def evaluate_model(
         str | None, typer.Option(help="The only key whose signature on the adapter counts.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Is made; default runs/eval-MODEL.")
+        Path | None, typer.Option(metavar="DIR", help="Is made; default runs/eval-MODEL-DATE-TIME.")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep the tasks that are done, go on with the others.")
@@ -86,6 +86,7 @@ def evaluate_model(
     ] = False,
 ) -> None:
     """Evaluate a model before and after its adapter; nothing is downloaded for a task."""
+    from shared.errors import UsageError
     from simulations.evaluating.running import DEFAULT, TASKS, Order, evaluate, expand
     from simulations.evaluating.subject import find
 
@@ -93,12 +94,17 @@ def evaluate_model(
         _list(TASKS, as_json=as_json)
         return
     from simulations.evaluating.files import task_of_file
+    from simulations.runfolder import default_folder, latest_folder
 
     own = {task.name: task for task in map(task_of_file, task_file or [])}
+    if len(own) < len(task_file or []):
+        msg = "Two files of questions have one name."
+        raise UsageError(msg, hint="Change the name in one of them.")
     asked = tasks.split(",") if tasks is not None else ([] if own else list(DEFAULT))
     names = expand([name.strip() for name in asked if name.strip()] + list(own), own)
     named = find(model, adapter=adapter, quantization=quantization, public_key=public_key)
     config, scenario = _clients(clients, named, names)
+    name = f"eval-{Path(model).resolve().name}"
     with show_steps(quiet=as_json) as step:
         order = Order(
             named=named,
@@ -111,7 +117,7 @@ def evaluate_model(
             clients=most_clients,
             watts=watts,
             seed=seed,
-            out=out or Path("runs") / f"eval-{Path(model).resolve().name}",
+            out=out or (latest_folder(name) if resume else None) or default_folder(name),
             resume=resume,
             note=lambda text: typer.echo(text, err=True),
             step=step,

@@ -8,9 +8,11 @@ harness tokenises, asks and aggregates; log-likelihoods come from
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -126,7 +128,15 @@ def _harness_task(task: Task, questions: Sequence[Question]) -> Any:  # noqa: AN
         {"metric": metric, "aggregation": "mean", "higher_is_better": True}
         for metric in ("acc", "acc_norm")
     ]
-    return ConfigurableTask(
+
+    class Quiet(ConfigurableTask):  # type: ignore[misc, unused-ignore]
+        """A task without the harness's bars; whoever called shows progress."""
+
+        def build_all_requests(self, **how: object) -> None:
+            with redirect_stderr(io.StringIO()):
+                super().build_all_requests(**how)
+
+    return Quiet(
         config={
             "task": task.name,
             "custom_dataset": lambda **_: {

@@ -89,8 +89,13 @@ def expand(names: Sequence[str], own: Mapping[str, Task]) -> list[str]:
     """Return names of tasks with groups in their parts' places, each once.
 
     Raises:
-        UsageError: for an unknown name; lists what there is.
+        UsageError: for an unknown name; lists what there is. For no name at all, and for a task of
+            one's own that is called like another.
     """
+    taken = set(own) & {*TASKS, *GROUPS}
+    if taken or not names:
+        msg = f"{min(taken)!r} is a task of fedslm." if taken else "No task is named."
+        raise UsageError(msg, hint="fedslm eval --list has the names.")
     known = [*DEFAULT, *FROM_FILES, *own]
     found: list[str] = []
     for name in names:

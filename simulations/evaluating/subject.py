@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.errors import AdapterIncompatible, BaseModelMismatch, UsageError
+from shared.errors import BaseModelMismatch, UsageError
 from simulations.exportsource import ADAPTER, Source, find_source
 from simulations.runfolder import CONFIG
 
@@ -86,7 +86,7 @@ def find(
     Raises:
         ModelNotFound: if there is no such model.
         AdapterError: as :func:`simulations.exportsource.find_source`.
-        UsageError: if a run was named whose model is no language model.
+        UsageError: if a run was named that has no adapter, or whose model is no language model.
     """
     from client.model import find_base
     from shared.configfile import load_config
@@ -101,8 +101,10 @@ def find(
     if config.task.classifies:
         msg = f"Run {run.resolve().name!r} trained an encoder, which gives texts no likelihood."
         raise UsageError(msg, hint="Its accuracy is in the run's report.")
-    place = adapter if adapter is not None else run if (run / ADAPTER).is_dir() else None
-    source = None if place is None else find_source(place, public_key=public_key)
+    if adapter is None and not (run / ADAPTER).is_dir():
+        msg = f"Run {run.resolve().name!r} holds no adapter: it is not finished, or was withheld."
+        raise UsageError(msg, hint="Name its base to evaluate that alone, or give --adapter.")
+    source = find_source(adapter or run, public_key=public_key)
     found = base_path(config.model.base, base_dir=Path.cwd())
     return Named(
         base=str(find_base(found, config.model.revision)[0]),
@@ -153,9 +155,6 @@ def _adapt(base: BaseModel, source: Source) -> AdaptedModel:
         msg = f"adapter {source.digest[:12]}: it was trained on base {source.base_digest}."
         raise BaseModelMismatch(msg, hint=f"{base.name} has digest {base.digest}.")
     terms = source.terms
-    if terms.mixture is not None:
-        msg = f"adapter {source.digest[:12]}: a mixture has no single adapter to compare with."
-        raise AdapterIncompatible(msg, hint="Take one out first: fedslm adapter split")
     spec_of(base, source.factors, terms)
     model = adapt(
         base,

@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from client.adapterspec import adapter_spec
 from client.model import BaseModel, load_base
 from server.adapters import write_adapter
 from shared.lora import Factors
 from simulations.assemble import ASSETS
+from simulations.catalog import open_scenario
 from simulations.cli import run
+from simulations.evaluating.clients import held_out, measure_clients
 from simulations.evaluating.harness import answer
 from simulations.evaluating.questions import Question, Task, chosen, make_task, word_order
 from simulations.evaluating.scoring import Row, loglikelihoods
-from simulations.evaluating.subject import find, load, tensor_bytes
+from simulations.evaluating.subject import Named, find, load, tensor_bytes
 
 DEMO = str(ASSETS / "demo")
 
@@ -154,7 +157,13 @@ def test_the_command_whole_and_what_it_keeps(
     adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "eval"
-    tasks = ["--tasks", "size,perplexity,word-order"]
+    (tmp_path / "crows_pairs").mkdir()
+    rows = [f"{n},She is {word},He is {word},stereo,gender" for n, word in enumerate("abc")]
+    rows += ["9,Old men rest.,Young men rest.,antistereo,age"]
+    head = ",sent_more,sent_less,stereo_antistereo,bias_type"
+    pairs = tmp_path / "crows_pairs" / "crows_pairs_anonymized.csv"
+    pairs.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+    tasks = ["--tasks", "size,perplexity,word-order,crows_pairs", "--data", str(tmp_path)]
     told = ["demo", "--adapter", str(adapter), "--out", str(out), *SMALL]
     code, said, err = evaluate([*told, *tasks, "--json"], capsys)
     assert code == 0
@@ -169,6 +178,16 @@ def test_the_command_whole_and_what_it_keeps(
     asked = result["tasks"]["word-order"]
     assert asked["questions"] == 12
     assert asked["before"]["se"] == pytest.approx(asked["harness"]["before"]["acc_stderr"])
+    bias = result["tasks"]["crows_pairs"]
+    assert {name: found["questions"] for name, found in bias["groups"].items()} == {
+        "age": 1,
+        "gender": 3,
+    }
+    assert all(found["p_holm"] >= found["p"] for found in bias["groups"].values())
+    lost = bias["only_before"]
+    assert bias["p"] == pytest.approx(
+        binomtest(lost, n).pvalue if (n := lost + bias["only_after"]) else 1.0
+    )
     perplexity = result["tasks"]["perplexity"]
     assert perplexity["clients"] == 3
     assert len(perplexity["by_client"]["after"]) == 3
@@ -207,6 +226,7 @@ def test_speed_is_measured_in_a_process_of_its_own(
     ("arguments", "code"),
     [
         (["--tasks", "crowspairs"], 2),
+        (["--tasks", ""], 2),
         (["--tasks", "crows_pairs", "--data", "nowhere"], 61),
         (["--tasks", "perplexity", "--clients", "no-such-scenario"], 15),
         (["--quantization", "int3", "--tasks", "size"], 12),
@@ -237,6 +257,41 @@ def test_without_an_adapter_there_is_no_after(
     code, said, _ = evaluate(told, capsys)
     assert code == 0
     assert "1.00" in said
+
+
+def test_perplexity_is_the_exponential_of_the_mean_loss(base: BaseModel) -> None:
+    config = open_scenario("quickstart").config
+    held = held_out(config, base.tokenizer, base_dir=Path.cwd(), most=2, seed=0)
+    subject = load(Named(base=DEMO, quantization="none", source=None, config=None))
+    found = measure_clients(subject, held, seed=0)
+    sums, counts = [], []
+    for texts in held.texts.values():
+        losses, tokens = 0.0, 0
+        for example in texts:
+            ids = torch.from_numpy(example.ids).long()
+            with torch.no_grad():
+                logits = base.model(input_ids=ids.unsqueeze(0)).logits[0, :-1].double()
+            wanted = torch.from_numpy(example.labels).long()[1:]
+            losses += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+            tokens += int((wanted != -100).sum())
+        sums.append(losses)
+        counts.append(tokens)
+    each = [math.exp(total / count) for total, count in zip(sums, counts, strict=True)]
+    assert list(found["by_client"]["before"].values()) == pytest.approx(each, rel=1e-5)
+    assert found["before"]["mean"] == pytest.approx(np.mean(each), rel=1e-5)
+    assert found["before"]["pooled"] == pytest.approx(math.exp(sum(sums) / sum(counts)), rel=1e-5)
+    assert found["before"]["worst_decile"] == pytest.approx(max(each), rel=1e-5)
+    assert found["tokens"] == sum(counts)
+    assert "after" not in found
+
+
+def test_a_run_without_an_adapter_is_not_taken_for_its_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.toml").write_text(open_scenario("quickstart").to_toml(), encoding="utf-8")
+    code, _, err = evaluate([str(tmp_path), "--tasks", "size"], capsys)
+    assert code == 2
+    assert "holds no adapter" in err
 
 
 def test_tasks_are_hashable_by_what_they_ask() -> None:
