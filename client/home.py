@@ -57,6 +57,9 @@ class NodeConfig(Section):
     runtime: Literal["torch", "onnx", "executorch"] = Field(
         default="torch", description='what trains; all but "torch" take base for an exported step'
     )
+    answers: FileText | None = Field(
+        default=None, description="folder that answers in place of base: of fedslm export"
+    )
     step: HexDigest | None = Field(default=None, description="digest of that step")
     ledger_key: HexDigest | None = Field(default=None, description="signs the server's ledger")
     adapter_key: HexDigest | None = Field(default=None, description="signs the server's adapters")

@@ -3,40 +3,48 @@
 Everything is read from local folders, and nothing here opens a connection, logs a prompt or keeps
 an answer. The newest adapter is verified before it is loaded; if it is refused, the one before it
 is used with a warning; if none verifies, nothing answers unless the bare base was asked for.
+
+The same calls answer by torch, by ONNX Runtime and by llama.cpp; which of them, the folder of the
+base says: one of transformers, or what ``fedslm export`` wrote. With the demo model alone:
+
+>>> model = LocalModel.load(base="demo", base_only=True)
+>>> answer = model.generate("The king", max_tokens=8)
+>>> answer.tokens, answer.ended, answer.latency.first_token_seconds > 0
+(8, 'length', True)
+>>> "".join(model.stream("The king", max_tokens=8)) == answer.text
+True
+>>> first = answer.text.split()[0]
+>>> cut = model.generate("The king", max_tokens=8, stop=[first])
+>>> cut.ended, first in cut.text
+('stop', False)
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from client.adapterrules import AdapterPolicy
-from client.adapterstore import AdapterStore
+from client.answering.adapters import Notes, own_store, store_of, wear_newest, wear_own
+from client.answering.opening import Opened, open_base
+from client.answering.program import open_adapter
 from client.home import DeviceHome, default_home
-from client.personalstore import PersonalFacts, PersonalStore
-from shared.errors import (
-    AdapterError,
-    AdapterIncompatible,
-    AdapterUntrusted,
-    ConfigError,
-    ModelError,
-    ModelNotFound,
-    UsageError,
-)
+from client.personalstore import PersonalFacts
+from shared.errors import ModelNotFound, UsageError
 
 if TYPE_CHECKING:
     from client.adapter import AdaptedModel
-    from client.adapterfiles import VerifiedAdapter
+    from client.adapterstore import AdapterStore
+    from client.answering.engine import Engine
     from client.generation import Answer
-    from client.model import BaseModel
+    from client.redaction import Redactor, Session
     from shared.manifest import AdapterManifest
 
 DEMO = "demo"
-_BASE_ONLY = "To get answers without an adapter: --base-only, or base_only=True."
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +54,19 @@ class LocalModel:
     """A language model on this device. One question at a time; not for several threads.
 
     Attributes:
-        base: the base model.
-        adapted: the base with its adapter; None without one.
+        engine: the runtime, with its adapter.
+        runtime: its name, "torch", "onnx" or "llama".
+        base_digest: of the base model.
+        kv_cache: how keys and values are kept between tokens.
         adapter: the manifest of the adapter; None without one.
         warnings: what the user should know (an adapter that was refused, and why).
         personal: the owner's own adapter in place of the shared one; None without it.
     """
 
-    base: BaseModel
-    adapted: AdaptedModel | None
+    engine: Engine
+    runtime: str
+    base_digest: str
+    kv_cache: str
     adapter: AdapterManifest | None
     warnings: tuple[str, ...]
     personal: PersonalFacts | None = None
@@ -66,52 +78,83 @@ class LocalModel:
         *,
         base: str | Path | None = None,
         store: AdapterStore | None = None,
-        quantization: str = "none",
+        runtime: str | None = None,
+        quantization: str | None = None,
+        kv_cache: str | None = None,
         base_only: bool = False,
         policy: AdapterPolicy | None = None,
         warn: Callable[[str], None] | None = None,
         personal: bool = False,
+        public_key: str | None = None,
     ) -> LocalModel:
         """Load base and newest verified adapter of an enrolled device, or of folders.
 
         Args:
             home: the device's folder; the default one if neither base nor store is given.
-            base: a transformers folder or "demo"; by default what the device was enrolled with.
+            base: a transformers folder, "demo", or an export that has the base in it; by default
+                what the device was enrolled with.
             store: the verified adapters; by default the device's own.
-            quantization: how the base is stored in memory, as :func:`client.model.load_base`.
+            runtime: "torch", "onnx" or "llama"; by default what the base's folder is for.
+            quantization: with torch, how the base is stored in memory, as
+                :func:`client.model.load_base`; by default as it is on disk.
+            kv_cache: how keys and values are kept between tokens: "int8" with onnx, if the graph
+                was exported so; "q8_0" or "q4_0" with llama.
             base_only: answer without an adapter, and look at none.
             policy: what the owner demands of an adapter; by default what the policy file says.
             warn: is told at once what should be known; the module's logger by default.
             personal: answer with the owner's own adapter (``fedslm client personalise``). One that
                 was made on another adapter than the one in use is stale: it is left out with a
                 warning, because that adapter may have been withdrawn.
+            public_key: answer with the adapter that travelled with the export, signed by this key,
+                on a device that is not enrolled.
 
         Returns:
             The model; loading takes seconds, so keep it.
 
         Raises:
-            AdapterUntrusted: if no adapter verifies, or there is none, and base_only is False.
+            AdapterUntrusted: if no adapter verifies, or there is none, and base_only is False; if
+                an export is not signed by the key that the device knows.
+            AdapterCorrupt: if a file of an export is missing or changed.
             ModelNotFound: if the base is no local folder; nothing is fetched.
             FleetError: if the device is not enrolled.
-            UsageError: if a personal adapter is wanted and there is none, or no device to have it.
-            MissingDependency: if torch or transformers is not installed.
+            UsageError: if a personal adapter is wanted and there is none, or no device to have it;
+                if the base's folder is not for this runtime, or the runtime has no such cache.
+            MissingDependency: if the runtime is not installed.
         """
-        device = _device(home, needed=base is None or (store is None and not base_only) or personal)
-        own = _own(device, base_only=base_only) if personal else None
-        folder = base_folder(str(base if base is not None else _config_base(device)))
-        from client.model import load_base
-
-        loaded = load_base(str(folder), quantization=quantization)
-        if base_only:
-            return cls(base=loaded, adapted=None, adapter=None, warnings=())
-        adapters = store or _store(device, loaded.digest, policy)
-        notes: list[str] = []
-        told = warn or logger.warning
-        adapted, manifest = _adapt_newest(loaded, adapters, notes, told)
-        facts = None if own is None else _take_own(own, adapted, manifest, notes, told)
-        return cls(
-            base=loaded, adapted=adapted, adapter=manifest, warnings=tuple(notes), personal=facts
+        alone = base_only or public_key is not None
+        device = _device(home, needed=base is None or (store is None and not alone) or personal)
+        own = own_store(device, base_only=alone) if personal else None
+        opened = open_base(
+            base_folder(str(base if base is not None else _config_base(device))),
+            runtime=runtime,
+            quantization=quantization,
+            kv_cache=kv_cache,
+            trusted=_key(device, store, public_key),
         )
+        notes = Notes(warn or logger.warning)
+        _say_whose(opened, _key(device, store, public_key), notes)
+        manifest, facts = None, None
+        if public_key is not None and not base_only:
+            manifest = _wear_exported(opened, public_key, policy)
+        elif not base_only:
+            adapters = store or store_of(device, opened.base_digest, policy)
+            verified = wear_newest(opened.engine, adapters, opened.base_digest, notes)
+            manifest = verified.manifest
+            facts = None if own is None else wear_own(own, opened.engine(), verified, notes)
+        return cls(
+            engine=opened.engine(),
+            runtime=opened.runtime,
+            base_digest=opened.base_digest,
+            kv_cache=opened.kv_cache,
+            adapter=manifest,
+            warnings=tuple(notes.said),
+            personal=facts,
+        )
+
+    @property
+    def adapted(self) -> AdaptedModel | None:
+        """Return torch's base with its adapter; None without one, and with other runtimes."""
+        return getattr(self.engine, "adapted", None)
 
     def stream(
         self,
@@ -121,12 +164,18 @@ class LocalModel:
         temperature: float = 0.0,
         top_k: int = 50,
         seed: int | None = None,
+        stop: Sequence[str] = (),
     ) -> Iterator[str]:
         """Yield an answer piece by piece; arguments and errors as :meth:`generate`."""
         from client.generation import Generator
 
-        return Generator(model=self._module(), tokenizer=self.base.tokenizer).pieces(
-            prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed
+        return Generator(engine=self.engine).pieces(
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+            stop=stop,
         )
 
     def generate(
@@ -137,6 +186,7 @@ class LocalModel:
         temperature: float = 0.0,
         top_k: int = 50,
         seed: int | None = None,
+        stop: Sequence[str] = (),
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
         """Answer a prompt.
@@ -147,7 +197,9 @@ class LocalModel:
             temperature: 0 for the likeliest token each time; otherwise tokens are drawn.
             top_k: among how many of the likeliest tokens is drawn.
             seed: of the draws; fresh ones from the operating system without it.
-            on_text: is given each piece of text as it is written.
+            stop: texts that end the answer and are not part of it.
+            on_text: is given each piece of text as it is written: never half a character, and
+                nothing of a stop text.
 
         Returns:
             The text, how many tokens there were, and why it ended.
@@ -158,18 +210,45 @@ class LocalModel:
         """
         from client.generation import Generator
 
-        return Generator(model=self._module(), tokenizer=self.base.tokenizer).answer(
+        return Generator(engine=self.engine).answer(
             prompt,
             max_tokens=max_tokens,
             temperature=temperature,
             top_k=top_k,
             seed=seed,
+            stop=stop,
             on_text=on_text,
         )
 
-    def _module(self) -> object:
-        """Return what computes logits."""
-        return self.base.model if self.adapted is None else self.adapted.peft_model
+    def generate_redacted(
+        self,
+        prompt: str,
+        *,
+        redactor: Redactor | None = None,
+        session: Session | None = None,
+        **options: Any,  # noqa: ANN401  (those of generate)
+    ) -> tuple[Answer, dict[str, int]]:
+        """Answer a prompt of which the runtime sees no personal data that the redactor finds.
+
+        Args:
+            prompt: as :meth:`generate`.
+            redactor: finds personal data; the one that ships by default.
+            session: of a conversation; a new one by default.
+            options: further arguments of :meth:`generate`, but for ``on_text``.
+
+        Returns:
+            The answer with the personal data back in place, and how many pieces of each kind were
+            taken out of the prompt.
+
+        Raises:
+            MissingDependency: if the extra ``query`` is not installed.
+        """
+        from client.redaction import Session, default_redactor
+
+        known = Session() if session is None else session
+        found = (redactor or default_redactor()).redact(prompt, known)
+        answer = self.generate(found.text, **options)
+        return replace(answer, text=known.restore(answer.text).text), found.counts()
 
 
 def load(
@@ -201,6 +280,25 @@ def base_folder(base: str) -> Path:
     return folder
 
 
+def device_base_digest(device: DeviceHome) -> str:
+    """Return the digest of the base model that a device was enrolled with.
+
+    A device without torch holds an exported step, whose manifest names the base.
+
+    Raises:
+        ModelNotFound: if it is no local folder, or a file of it is missing.
+        BaseModelMismatch: if the step is not the one that the device was enrolled with.
+    """
+    folder = base_folder(device.config.base)
+    if device.config.runtime != "torch":
+        from client.edge.program import load_step
+
+        return load_step(folder, digest=device.config.step).base_digest
+    from client.basedigest import base_digest
+
+    return base_digest(folder)
+
+
 def _device(home: DeviceHome | Path | None, *, needed: bool) -> DeviceHome | None:
     """Return the device's folder, opened if it is needed."""
     if isinstance(home, DeviceHome):
@@ -211,122 +309,38 @@ def _device(home: DeviceHome | Path | None, *, needed: bool) -> DeviceHome | Non
 
 
 def _config_base(device: DeviceHome | None) -> str:
-    """Return the base that a device was enrolled with."""
-    return DEMO if device is None else device.config.base
+    """Return the base that a device answers with."""
+    if device is None:
+        return DEMO
+    return device.config.answers or device.config.base
 
 
-def _store(
-    device: DeviceHome | None, base_digest: str, policy: AdapterPolicy | None
-) -> AdapterStore:
-    """Return the verified adapters of a device."""
-    key = None if device is None else device.config.adapter_key
-    if device is None or key is None:
-        msg = "This device knows no key that signs adapters."
-        raise AdapterUntrusted(msg, hint=f"Enroll again to get it. {_BASE_ONLY}")
-    asked = policy or AdapterPolicy.of_owner(device.policy)
-    return AdapterStore(device.adapters, trusted_key=key, base_digest=base_digest, policy=asked)
+def _key(
+    device: DeviceHome | None, store: AdapterStore | None, public_key: str | None
+) -> str | None:
+    """Return the only key whose signature of an export counts; None if none is known."""
+    if public_key is not None:
+        return public_key
+    if store is not None:
+        return store.trusted_key
+    return None if device is None else device.config.adapter_key
 
 
-def _adapt_newest(
-    base: BaseModel, store: AdapterStore, notes: list[str], warn: Callable[[str], None]
-) -> tuple[AdaptedModel, AdapterManifest]:
-    """Load the newest adapter that verifies; say which were refused."""
-    found = store.candidates()
-    for digest in found:
-        try:
-            verified = store.load(digest)
-            adapted = _fit(base, verified)
-        except AdapterError as error:
-            note = f"Adapter {digest[:12]} is not used [{error.code}]: {error.message}"
-            notes.append(note)
-            warn(note)
-            continue
-        if notes:
-            note = f"Going on with the adapter before it, {digest[:12]}."
-            notes.append(note)
-            warn(note)
-        return adapted, verified.manifest
-    if not found:
-        msg = "No adapter is installed on this device."
-        raise AdapterUntrusted(msg, hint=f"A running node fetches the newest. {_BASE_ONLY}")
-    msg = f"None of {len(found)} installed adapters verifies: {' '.join(notes)}"
-    raise AdapterUntrusted(msg, hint=f"Fetch the newest again. {_BASE_ONLY}")
+def _say_whose(opened: Opened, trusted: str | None, notes: Notes) -> None:
+    """Say so where nothing tells whether an export is the server's."""
+    if opened.program is not None and trusted is None:
+        signed = opened.program.signed_by
+        whose = "is not signed" if signed is None else f"is signed by {signed[:12]}"
+        notes.add(f"The export {whose}: nothing says that it is to be trusted.")
 
 
-def _own(device: DeviceHome | None, *, base_only: bool) -> PersonalStore:
-    """Return where the owner's own adapter is.
-
-    Raises:
-        UsageError: if there is none, or no adapter is wanted at all.
-    """
-    if base_only or device is None:
-        msg = "A personal adapter goes on top of a device's shared one."
-        raise UsageError(msg, hint="Leave out --base-only, and give the device's folder.")
-    store = PersonalStore(device.personal)
-    if store.facts() is None:
-        msg = "There is no personal adapter on this device."
-        raise UsageError(msg, hint="Make it: fedslm client personalise")
-    return store
-
-
-def _take_own(
-    store: PersonalStore,
-    adapted: AdaptedModel,
-    manifest: AdapterManifest,
-    notes: list[str],
-    warn: Callable[[str], None],
-) -> PersonalFacts | None:
-    """Put the owner's own factors in the place of the shared ones, unless they are stale."""
-    found = store.load({factor.name: factor.shape for factor in adapted.spec.factors})
-    if found is None or found[0].adapter != manifest.digest:
-        made_on = "another" if found is None else found[0].adapter[:12]
-        note = f"The personal adapter is not used: it was made on adapter {made_on}, and "
-        note += f"{manifest.digest[:12]} is in use. Make it again: fedslm client personalise"
-        notes.append(note)
-        warn(note)
-        return None
-    facts, factors = found
-    adapted.load(factors)
-    return facts
-
-
-def _fit(base: BaseModel, verified: VerifiedAdapter) -> AdaptedModel:
-    """Put a verified adapter on the base.
-
-    Raises:
-        AdapterIncompatible: if its factors are not those of this base's layers.
-        AdapterUntrusted: if it was trained on another base.
-    """
-    from client.adapter import adapt
-    from client.adapterspec import adapter_spec
-
-    if verified.manifest.base_digest != base.digest:
-        msg = f"adapter {verified.digest[:12]}: it belongs to another base model."
-        raise AdapterUntrusted(msg)
-    terms = verified.terms
-    try:
-        spec = adapter_spec(
-            base,
-            r=terms.r,
-            alpha=terms.lora_alpha,
-            target_modules=terms.target_modules,
-            rslora=terms.rslora,
-            mixture=terms.mixture,
-        )
-    except (AdapterIncompatible, ConfigError, ModelError) as error:
-        msg = f"adapter {verified.digest[:12]}: the base has no such layers."
-        raise AdapterIncompatible(msg) from error
-    expected = {factor.name: factor.shape for factor in spec.factors}
-    if {name: values.shape for name, values in verified.factors.items()} != expected:
-        msg = f"adapter {verified.digest[:12]}: its factors are not those of the base's layers."
-        raise AdapterIncompatible(msg)
-    model = adapt(
-        base,
-        r=terms.r,
-        alpha=terms.lora_alpha,
-        target_modules=terms.target_modules,
-        rslora=terms.rslora,
-        mixture=terms.mixture,
-    )
-    model.load(verified.factors)
-    return model
+def _wear_exported(
+    opened: Opened, public_key: str, policy: AdapterPolicy | None
+) -> AdapterManifest:
+    """Put the adapter on the base that travelled with it."""
+    if opened.program is None:
+        msg = "A public key says who signed an export, and the base is none."
+        raise UsageError(msg, hint="Give an export: --base FOLDER")
+    verified = open_adapter(opened.program, trusted=public_key, policy=policy or AdapterPolicy())
+    opened.engine().wear(verified.factors, verified.terms)
+    return verified.manifest

@@ -30,6 +30,7 @@ from client.quantization import (
 )
 from client.torchaoint8 import is_int8_weight_only
 from shared.errors import ConflictingSettings, ModelNotFound, TokenizerMissing, UnsupportedModel
+from shared.lora import plain_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -148,11 +149,6 @@ def frozen_digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def plain_name(name: str) -> str:
-    """Return the base model's own name of a module or tensor inside a PEFT model."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep progress bars, advice and third-party deprecations off stderr while loading.
@@ -222,6 +218,16 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
         msg = f"config.json of model {name!r} is not a JSON object."
         raise UnsupportedModel(msg)
     return config
+
+
+def stored_quantization(folder: Path) -> str:
+    """Return how a folder's checkpoint is quantised; ``"none"`` if it is not.
+
+    Raises:
+        ModelNotFound: if there is no ``config.json``.
+        UnsupportedModel: for a storage that cannot be read.
+    """
+    return _stored_quantization(_read_config(folder, folder.name), folder.name)
 
 
 def _stored_quantization(config: dict[str, Any], name: str) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from client.adapterrules import AdapterPolicy
 from client.adapterstore import AdapterStore
-from client.inference import base_folder
+from client.inference import base_folder, device_base_digest
 from client.knownruns import known_scenario
 from client.node import LocalSource
 from client.personalstore import PersonalFacts, PersonalStore
@@ -100,7 +100,8 @@ def personalise(
     Raises:
         AdapterUntrusted: if no adapter was fetched, or it does not verify.
         AdapterIncompatible: if it is not an adapter of the scenario's form.
-        UsageError: if this device took part in no run of the adapter and no scenario is given.
+        UsageError: if this device took part in no run of the adapter and no scenario is given, or
+            holds an exported step in place of the base.
         DataFileNotFound: if the device has no data file.
         NoUsableText: if there is no text to train on.
         FleetError: if there is too little memory.
@@ -111,6 +112,9 @@ def personalise(
     if data is None or not Path(data).is_file():
         msg = "This device has no data file."
         raise DataFileNotFound(msg, hint="Name it in node.toml: data = ...")
+    if home.config.runtime != "torch":
+        msg = "This device holds an exported step; personal steps need torch and the base itself."
+        raise UsageError(msg, hint="Personalise on a device with runtime torch.")
     verified = _newest(home)
     config = scenario or _scenario_of(home, verified)
     changes = {
@@ -207,8 +211,6 @@ def _newest(home: DeviceHome) -> VerifiedAdapter:
     Raises:
         AdapterUntrusted: if there is none, or it does not verify.
     """
-    from client.basedigest import base_digest
-
     key = home.config.adapter_key
     hint = "Get it with: fedslm client fetch; a running node does that by itself."
     if key is None:
@@ -217,7 +219,7 @@ def _newest(home: DeviceHome) -> VerifiedAdapter:
     store = AdapterStore(
         home.adapters,
         trusted_key=key,
-        base_digest=base_digest(base_folder(home.config.base)),
+        base_digest=device_base_digest(home),
         policy=AdapterPolicy.of_owner(home.policy),
     )
     current = store.memory().current

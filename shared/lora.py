@@ -26,6 +26,11 @@ Vector = NDArray[np.float32]
 Factors = dict[str, NDArray[np.float32]]
 
 
+def plain_name(name: str) -> str:
+    """Return the base model's own name of a module or tensor inside a PEFT model."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factor:
     """One LoRA factor, or a tensor of a head that trains whole.

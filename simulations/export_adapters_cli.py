@@ -75,6 +75,13 @@ def export_onnx(
         bool,
         typer.Option("--graph", help="Write the base's graph too; needed once, not every round."),
     ] = False,
+    quantization: Annotated[
+        str, typer.Option(help='Of the graph\'s weights: "none", "int8" or "int4".')
+    ] = "none",
+    kv_cache: Annotated[
+        str,
+        typer.Option(help='How the graph keeps keys and values between tokens: "none" or "int8".'),
+    ] = "none",
     key: Key = None,
     public_key: PublicKey = None,
     sealing_keys: SealingKeys = None,
@@ -84,7 +91,8 @@ def export_onnx(
     from simulations.exportrun import onnx_export
 
     found = _find(adapter, version, key, public_key, sealing_keys)
-    _show(onnx_export(found, to, base=base, graph=graph), as_json=as_json)
+    form = {"quantization": quantization, "kv_cache": kv_cache}
+    _show(onnx_export(found, to, base=base, graph=graph, **form), as_json=as_json)
 
 
 def export_merged(

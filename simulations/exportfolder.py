@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -19,27 +18,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from client.adapterfiles import read_bounded
-from shared.canonical import canonical_json, sha256_hex
-from shared.crypto import Signature
-from shared.documents import LARGEST_DOCUMENT, check_signed
-from shared.errors import (
-    AdapterCorrupt,
-    AdapterUntrusted,
-    InvalidValue,
-    OutOfDisk,
-    RunFolderExists,
+from client.exports.record import (
+    ADAPTER,
+    DOMAIN,
+    EXPORT,
+    EXPORT_SIGNATURE,
+    SCHEMA,
+    file_entry,
+    read_record,
 )
+from shared.canonical import canonical_json, sha256_hex
+from shared.errors import AdapterCorrupt, OutOfDisk, RunFolderExists
 from shared.files import disk_errors, write_bytes, write_json
-from shared.manifest import is_file_name
-from shared.regularfile import open_regular
-from simulations.exportsource import ADAPTER, Source, find_source
-
-EXPORT = "export.json"
-EXPORT_SIGNATURE = "export.sig.json"
-DOMAIN = "fedslm-export-v1"
-SCHEMA = 1
-_PIECE = 1 << 20
+from simulations.exportsource import Source, find_source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,18 +108,7 @@ def verify_export(folder: Path, *, public_key: str | None = None) -> Export:
         AdapterCorrupt: if a file is missing, changed, or not listed.
         ReleaseRefused: if the adapter's audit found a violation.
     """
-    data = read_bounded(folder / EXPORT, LARGEST_DOCUMENT)
-    signed_by = _signer(folder, data, public_key)
-    record = _object(data)
-    listed = {entry["name"]: entry for entry in _entries(record)}
-    found = {path.name for path in folder.iterdir()} - {EXPORT, EXPORT_SIGNATURE, ADAPTER}
-    if set(listed) != found:
-        msg = f"{folder.name!r} holds other files than {EXPORT} lists."
-        raise AdapterCorrupt(msg, hint="Export it again.")
-    for name, entry in listed.items():
-        if _entry(folder / name) != entry:
-            msg = f"{name} of the export is not the file that {EXPORT} lists."
-            raise AdapterCorrupt(msg, hint="Export it again.")
+    record, signed_by = read_record(folder, public_key=public_key)
     source = find_source(folder / ADAPTER, public_key=public_key)
     if record.get("adapter") != source.digest:
         msg = f"{EXPORT} is about another adapter."
@@ -164,7 +144,7 @@ def _record(source: Source, kind: str, details: Mapping[str, Any], folder: Path)
         "base_digest": source.base_digest,
         "audit_verdict": source.verdict,
         "privacy": asdict(source.privacy),
-        "files": [_entry(path) for path in files],
+        "files": [file_entry(path) for path in files],
         **details,
     }
 
@@ -178,56 +158,3 @@ def _finish(source: Source, folder: Path, record: Mapping[str, Any]) -> str | No
     signature = source.signer.sign(DOMAIN, sha256_hex(data))
     write_json(folder / EXPORT_SIGNATURE, signature.to_dict())
     return signature.public_key
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    """Return name, size and SHA-256 of a regular file."""
-    digest, size = hashlib.sha256(), 0
-    with open_regular(path) as stream:
-        while piece := stream.read(_PIECE):
-            digest.update(piece)
-            size += len(piece)
-    return {"name": path.name, "size": size, "sha256": digest.hexdigest()}
-
-
-def _signer(folder: Path, data: bytes, public_key: str | None) -> str | None:
-    """Check the signature of ``export.json``, and return whose it is."""
-    place = folder / EXPORT_SIGNATURE
-    if not os.path.lexists(place):
-        if public_key is None:
-            return None
-        msg = f"The export is not signed, expected key {public_key[:12]}."
-        raise AdapterUntrusted(msg, hint="Export from the server's own folder.")
-    try:
-        signature = Signature.from_dict(_object(read_bounded(place, LARGEST_DOCUMENT)))
-    except InvalidValue as error:
-        msg = f"{EXPORT_SIGNATURE} is no signature."
-        raise AdapterCorrupt(msg) from error
-    check_signed(data, signature, domain=DOMAIN, trusted=public_key or signature.public_key)
-    return signature.public_key
-
-
-def _entries(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the list of files; plain names alone."""
-    files = record.get("files")
-    well = isinstance(files, list) and all(
-        isinstance(entry, dict)
-        and set(entry) == {"name", "size", "sha256"}
-        and isinstance(entry["name"], str)
-        and is_file_name(entry["name"])
-        for entry in files
-    )
-    if record.get("schema") != SCHEMA or not well:
-        msg = f"{EXPORT} is no record of schema {SCHEMA}."
-        raise AdapterCorrupt(msg, hint="Is the server newer than this program?")
-    return list(files or ())
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    """Parse a JSON object."""
-    try:
-        value = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        msg = f"{EXPORT} or its signature is no JSON."
-        raise AdapterCorrupt(msg, hint="Export it again.") from error
-    return value if isinstance(value, dict) else {}

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from client.basedigest import base_digest
+from client.exports.plainbase import load_plain
 from client.inference import DEMO, base_folder
-from client.model import BaseModel, load_base
 from shared.errors import BaseModelMismatch, UsageError
+from shared.files import write_bytes
 from simulations.exportfolder import Export, facts_of, write_export
 from simulations.exportsource import Source
 
@@ -39,12 +40,13 @@ def gguf_export(
     from client.exports.fit import spec_of
     from client.exports.ggufadapter import write_adapter_gguf
     from client.exports.ggufbase import write_base_gguf
-    from client.exports.layout import Layout, require_gguf
+    from client.exports.layout import CONFIG, Layout, require_gguf
+    from client.exports.programmaking import facts_of_base
 
     require_gguf()
     folder, found = _open_base(source, base)
     layout = Layout.of_folder(folder)
-    model = load_base(str(folder))
+    model = load_plain(folder)
     spec_of(model, source.factors, source.terms)
 
     def write(into: Path) -> Mapping[str, Any]:
@@ -60,8 +62,12 @@ def gguf_export(
         )
         details: dict[str, Any] = {"type": dtype, "tensors": tensors, "base_type": base_type}
         if base_type is not None:
+            file = f"base-{base_type}.gguf"
+            facts_of_program = facts_of_base(model, file, quantization=base_type)
+            details["program"] = facts_of_program.to_json()
+            write_bytes(into / CONFIG, (folder / CONFIG).read_bytes())
             details["base_tensors"] = write_base_gguf(
-                into / f"base-{base_type}.gguf",
+                into / file,
                 model,
                 dtype=base_type,
                 facts={"fedslm.base": facts["fedslm.base"]},
@@ -71,7 +77,15 @@ def gguf_export(
     return write_export(found, to, kind="gguf", write=write)
 
 
-def onnx_export(source: Source, to: Path, *, base: str | None, graph: bool) -> Export:
+def onnx_export(
+    source: Source,
+    to: Path,
+    *,
+    base: str | None,
+    graph: bool,
+    quantization: str = "none",
+    kv_cache: str = "none",
+) -> Export:
     """Write an adapter for ONNX Runtime.
 
     Args:
@@ -79,6 +93,8 @@ def onnx_export(source: Source, to: Path, *, base: str | None, graph: bool) -> E
         to: a new folder.
         base: as :func:`gguf_export`.
         graph: write the base's graph too; it serves every adapter of the same rank and layers.
+        quantization: of the graph's weights, as :func:`client.exports.onnxgraph.write_graph`.
+        kv_cache: of the graph, as there.
 
     Raises:
         BaseModelMismatch: as :func:`gguf_export`.
@@ -87,17 +103,23 @@ def onnx_export(source: Source, to: Path, *, base: str | None, graph: bool) -> E
         MissingDependency: if the exporter's packages are not installed.
     """
     from client.exports.fit import spec_of
-    from client.exports.onnxgraph import ADAPTER, write_adapter_onnx, write_graph
+    from client.exports.onnxgraph import write_adapter_onnx, write_graph
+    from client.exports.onnxnames import ADAPTER, GRAPH, TOKENIZER
+    from client.exports.programmaking import facts_of_base, write_tokenizer
 
     folder, found = _open_base(source, base)
-    model = load_base(str(folder))
+    model = load_plain(folder)
     spec = spec_of(model, source.factors, source.terms)
 
     def write(into: Path) -> Mapping[str, Any]:
         write_adapter_onnx(into / ADAPTER, found.factors, spec)
+        details = {"graph": graph, "r": spec.r, "target_modules": list(spec.target_modules)}
         if graph:
-            write_graph(into, model, spec, {"fedslm.base": model.digest})
-        return {"graph": graph, "r": spec.r, "target_modules": list(spec.target_modules)}
+            form = {"quantization": quantization, "kv_cache": kv_cache}
+            details["program"] = facts_of_base(model, GRAPH, **form).to_json()
+            write_tokenizer(model, into / TOKENIZER)
+            write_graph(into, model, spec, {"fedslm.base": model.digest}, **form)
+        return details
 
     return write_export(found, to, kind="onnx", write=write)
 
@@ -118,7 +140,7 @@ def merged_export(source: Source, to: Path, *, base: str | None, dtype: str) -> 
     from client.exports.merged import write_merged
 
     folder, found = _open_base(source, base)
-    model: BaseModel = load_base(str(folder))
+    model = load_plain(folder)
 
     def write(into: Path) -> Mapping[str, Any]:
         write_merged(into, model, folder, found.factors, found.terms, dtype=dtype)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from client.adapterfiles import load_files, read_bounded
+from client.exports.record import ADAPTER
 from shared.crypto import Signature, SigningKey
 from shared.documents import LARGEST_DOCUMENT
 from shared.errors import (
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 SIGNATURE = "signature.json"
-ADAPTER = "adapter"
 _NUMBERS: Mapping[str, Any] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
 

@@ -78,10 +78,9 @@ def _take(
     if not again and order.hash == memory.order_hash:
         return memory.current
     from client.adapterstore import AdapterStore
-    from client.basedigest import base_digest
-    from client.inference import base_folder
+    from client.inference import device_base_digest
 
-    digest = base_digest(base_folder(device.config.base))
+    digest = device_base_digest(device)
     bound = AdapterStore(
         store.folder, trusted_key=store.trusted_key, base_digest=digest, policy=store.policy
     )

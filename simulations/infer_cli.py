@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,6 @@ from simulations import registry_cli
 if TYPE_CHECKING:
     from client.generation import Answer
     from client.inference import LocalModel
-    from client.redaction import Restored
 
 LARGEST_PROMPT = 1 << 20
 
@@ -32,13 +32,28 @@ def infer(
     ] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Seed of the draws.")] = None,
     quantization: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help='How the base is kept in memory: "none", "int8", "torchao-int8", "int4" or "nf4".'
+            help='With torch, how the base is kept in memory: "none", "int8", "torchao-int8", '
+            '"int4" or "nf4"; default as on disk.'
         ),
-    ] = "none",
+    ] = None,
     base: Annotated[
-        str | None, typer.Option(help="Folder of the base model; default the device's own.")
+        str | None,
+        typer.Option(
+            help="Folder of the base model, or of an export with it; default the device's own."
+        ),
+    ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(help='"torch", "onnx" or "llama"; default what the base\'s folder is for.'),
+    ] = None,
+    kv_cache: Annotated[
+        str | None,
+        typer.Option(
+            help='Keys and values between tokens: "none"; "int8" with onnx, if exported so; '
+            '"q8_0" or "q4_0" with llama.'
+        ),
     ] = None,
     base_only: Annotated[
         bool, typer.Option("--base-only", help="Answer without an adapter.")
@@ -46,6 +61,25 @@ def infer(
     personal: Annotated[
         bool, typer.Option("--personal", help="Answer with your own adapter, if it is not stale.")
     ] = False,
+    public_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEX",
+            help="Without a device: the key that signed the export, whose own adapter answers.",
+        ),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="A text that ends the answer and is left out; may be repeated."),
+    ] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Print each piece as it is written; with --json, an object a line. "
+            "Default: text alone, and not with --redact.",
+        ),
+    ] = None,
     redact: Annotated[
         bool,
         typer.Option(
@@ -63,29 +97,38 @@ def infer(
     """Answer a question on this device, with its newest verified adapter; nothing leaves it."""
     # Before any library that could look on a hub is imported.
     os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+    _require_whole(stream=stream, redact=redact)
     text = _prompt(prompt)
     from client.inference import LocalModel
 
     model = LocalModel.load(
         home,
         base=base,
+        runtime=runtime,
         quantization=quantization,
+        kv_cache=kv_cache,
         base_only=base_only,
         personal=personal,
+        public_key=public_key,
         warn=lambda note: typer.echo(f"warning: {note}", err=True),
     )
     asking: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    if redact:
-        answer, restored = _redacted(model, text, asking)
-        _show(model, answer, restored, as_json=as_json)
-    elif as_json:
-        answer = model.generate(text, **asking)
-        _show(model, answer, None, as_json=True)
+    asking["stop"] = stop or []
+    piece_by_piece = not (as_json or redact) if stream is None else stream
+    answer, counts = _answer(
+        model,
+        text,
+        asking,
+        redact=redact,
+        say=_say_json if as_json else _say,
+        stream=piece_by_piece,
+    )
+    if as_json:
+        _print_json(_facts(model, answer, counts), lines=piece_by_piece)
     else:
-        answer = model.generate(text, **asking, on_text=_say)
-        typer.echo()
+        typer.echo(None if piece_by_piece else answer.text)
     if stats and answer.latency is not None:
-        typer.echo(answer.latency.line(), err=True)
+        typer.echo(f"{model.runtime}: {answer.latency.line()}", err=True)
 
 
 def add_commands(adapter_app: typer.Typer, client_app: typer.Typer) -> None:
@@ -108,6 +151,21 @@ def _say(piece: str) -> None:
     sys.stdout.flush()
 
 
+def _say_json(piece: str) -> None:
+    """Print a piece as an object on a line of its own."""
+    typer.echo(json.dumps({"piece": piece}, ensure_ascii=False))
+    sys.stdout.flush()
+
+
+def _require_whole(*, stream: bool | None, redact: bool) -> None:
+    """Refuse to print pieces of what is put back only when it is whole."""
+    from shared.errors import UsageError
+
+    if stream and redact:
+        msg = "--stream with --redact, which puts personal data back into whole answers."
+        raise UsageError(msg, hint="Leave one of them out.")
+
+
 def _prompt(prompt: str) -> str:
     """Return the question, from stdin if it is a dash."""
     from shared.errors import UsageError
@@ -125,39 +183,46 @@ def _prompt(prompt: str) -> str:
         raise UsageError(msg, hint="Convert it first: iconv -t utf-8") from error
 
 
-def _redacted(model: LocalModel, text: str, asking: dict[str, Any]) -> tuple[Answer, Restored]:
-    """Answer a question from which personal data was taken, and put it back."""
-    from client.redaction import Session, default_redactor
+def _answer(
+    model: LocalModel,
+    text: str,
+    asking: dict[str, Any],
+    *,
+    redact: bool,
+    say: Callable[[str], None],
+    stream: bool,
+) -> tuple[Answer, dict[str, int] | None]:
+    """Answer a question; with what was taken out of it, by kind, if anything was to be."""
+    if not redact:
+        return model.generate(text, **asking, on_text=say if stream else None), None
+    answer, counts = model.generate_redacted(text, **asking)
+    found = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    typer.echo(f"taken out of the question: {found or 'nothing'}", err=True)
+    return answer, counts
 
-    session = Session()
-    found = default_redactor().redact(text, session)
-    answer = model.generate(found.text, **asking)
-    return answer, session.restore(answer.text)
 
-
-def _show(model: LocalModel, answer: Answer, restored: Restored | None, *, as_json: bool) -> None:
-    """Print an answer that is complete."""
-    text = answer.text if restored is None else restored.text
-    if not as_json:
-        typer.echo(text)
-        return
+def _facts(model: LocalModel, answer: Answer, counts: dict[str, int] | None) -> dict[str, Any]:
+    """Return an answer that is complete in JSON's terms."""
     manifest = model.adapter
-    result: dict[str, Any] = {
-        "text": text,
+    return {
+        "text": answer.text,
         "ended": answer.ended,
         "prompt_tokens": answer.prompt_tokens,
         "tokens": answer.tokens,
         "latency": None if answer.latency is None else answer.latency.to_dict(),
-        "base_digest": model.base.digest,
+        "runtime": model.runtime,
+        "kv_cache": model.kv_cache,
+        "base_digest": model.base_digest,
         "adapter": None if manifest is None else manifest.digest,
         "personal": None if model.personal is None else asdict(model.personal),
         "audit_verdict": None if manifest is None else manifest.verdict,
         "privacy": None if manifest is None else manifest.to_dict()["privacy"],
+        "redacted": counts,
         "warnings": list(model.warnings),
     }
-    _print_json(result)
 
 
-def _print_json(value: dict[str, Any]) -> None:
-    """Print a JSON object on stdout."""
-    typer.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
+def _print_json(value: dict[str, Any], *, lines: bool) -> None:
+    """Print a JSON object on stdout, on one line after others."""
+    indent = None if lines else 2
+    typer.echo(json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False))

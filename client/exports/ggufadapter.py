@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from client.exports.layout import Array, Layout, require_gguf
-from client.model import plain_name
 from shared.errors import AdapterIncompatible, InvalidValue
-from shared.lora import Factors
+from shared.lora import Factors, plain_name
 from shared.loraconfig import LoraTerms
 
 TYPES: Mapping[str, type[np.floating]] = {"f32": np.float32, "f16": np.float16}

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from shared.errors import MissingDependency, UnsupportedModel
 
 Array = NDArray[np.float32]
+CONFIG = "config.json"
 INSTALL = "pip install 'fedslm[export]'"
 _ARCHITECTURES: Mapping[str, str] = {
     "llama": "llama",
@@ -103,7 +104,7 @@ class Layout:
     def of_folder(cls, folder: Path) -> Layout:
         """Read a model folder's ``config.json``; errors as :meth:`of`."""
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             msg = f"Model folder {folder.name!r} has no readable config.json."
             raise UnsupportedModel(msg) from error

@@ -10,9 +10,9 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from client.exports.fit import spec_of
-from client.model import BaseModel, plain_name, quiet
+from client.model import BaseModel, quiet
 from shared.errors import InvalidValue
-from shared.lora import Factors
+from shared.lora import Factors, plain_name
 from shared.loraconfig import LoraTerms
 
 TYPES = {"f32": torch.float32, "bf16": torch.bfloat16}

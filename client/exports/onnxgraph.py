@@ -4,9 +4,12 @@ The factors are inputs that have default values (zeros), so that one graph serve
 Runtime's own ``LoraAdapter`` brings the factors of an adapter, scaled, and without one the graph is
 the bare base. One call takes new tokens and the cache of all before them::
 
-    (input_ids (1, T), past_key_0, past_value_0, ...) -> (logits (1, T, V), key_0, value_0, ...)
+    (input_ids (1, T), past_key_0, past_value_0, ...) -> (logits (1, 1, V), key_0, value_0, ...)
 
-with each cache ``(1, heads, tokens so far, head dimension)``; none so far at the first call.
+with the logits of the token after the last, and each cache ``(1, heads, tokens so far, head
+dimension)``; none so far at the first call. With ``kv_cache="int8"`` keys and values are kept as
+codes of 8 bits, ``past_key_0``, and one float32 scale for each token and head, ``past_key_scale_0``
+``(1, heads, tokens so far, 1)``; one block's at a time are numbers in full precision again.
 """
 
 from __future__ import annotations
@@ -18,19 +21,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional
 
 from client.edge.export import require_exporter
-from client.model import BaseModel, plain_name, quiet
+from client.exports.onnxnames import (
+    GRAPH,
+    IDS,
+    LOGITS,
+    WEIGHTS,
+    cache_names,
+    factor_inputs,
+    factor_names,
+)
+from client.model import BaseModel, quiet
 from shared.errors import InvalidValue, UnsupportedModel
-from shared.lora import AdapterSpec, Factors
+from shared.lora import AdapterSpec, Factors, plain_name
+from shared.registry import suggestion
 
-GRAPH = "model.onnx"
-WEIGHTS = "model.onnx.data"
-ADAPTER = "adapter.onnx_adapter"
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+QUANTIZATIONS = ("none", "int8", "int4")
+KV_CACHES = ("none", "int8")
+_CODES = 127.0
 _INLINE = 256  # bytes; smaller constants are part of the graph, not of the weights' file
 
 
@@ -54,11 +66,19 @@ class _Lora(torch.nn.Module):
 class _Graph(torch.nn.Module):
     """What is exported: tokens, caches and factors in, logits and caches out."""
 
-    def __init__(self, model: Any, layers: list[_Lora], blocks: int) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401
+        layers: list[_Lora],
+        blocks: int,
+        *,
+        scaled: bool,
+    ) -> None:
         super().__init__()
         self.model = model
         self.layers = tuple(layers)
         self.blocks = blocks
+        self.scaled = scaled
 
     def forward(
         self, input_ids: torch.Tensor, past: list[torch.Tensor], factors: list[torch.Tensor]
@@ -68,7 +88,10 @@ class _Graph(torch.nn.Module):
 
         for index, layer in enumerate(self.layers):
             layer.a, layer.b = factors[2 * index], factors[2 * index + 1]
-        pairs = [(past[2 * i], past[2 * i + 1]) for i in range(self.blocks)]
+        plain = past
+        if self.scaled:
+            plain = [past[i].float() * past[i + 1] for i in range(0, len(past), 2)]
+        pairs = [(plain[2 * i], plain[2 * i + 1]) for i in range(self.blocks)]
         cache: Any = DynamicCache(pairs)
         before, new = past[0].shape[2], input_ids.shape[1]
         places = torch.arange(before, before + new, dtype=torch.int64)
@@ -81,14 +104,38 @@ class _Graph(torch.nn.Module):
             position_ids=places[None],
             past_key_values=cache,
             use_cache=True,
+            logits_to_keep=1,
         )
         for layer in self.layers:
             layer.a = layer.b = None
         kept = [t for layer in output.past_key_values.layers for t in (layer.keys, layer.values)]
+        if self.scaled:
+            kept = [
+                joined
+                for index, whole in enumerate(kept)
+                for joined in _joined(past[2 * index], past[2 * index + 1], whole[:, :, before:])
+            ]
         return (output.logits, *kept)
 
 
-def write_graph(folder: Path, base: BaseModel, spec: AdapterSpec, facts: Mapping[str, str]) -> None:
+def _joined(
+    codes: torch.Tensor, scales: torch.Tensor, new: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return codes and scales of what was kept and of new rows; a row's largest is 127."""
+    scale = new.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / _CODES
+    rounded = torch.round(new / scale).clamp(-_CODES, _CODES).to(torch.int8)
+    return torch.cat([codes, rounded], dim=2), torch.cat([scales, scale], dim=2)
+
+
+def write_graph(
+    folder: Path,
+    base: BaseModel,
+    spec: AdapterSpec,
+    facts: Mapping[str, str],
+    *,
+    quantization: str = "none",
+    kv_cache: str = "none",
+) -> None:
     """Write a base model as ``model.onnx`` with its weights in ``model.onnx.data``.
 
     Args:
@@ -96,13 +143,18 @@ def write_graph(folder: Path, base: BaseModel, spec: AdapterSpec, facts: Mapping
         base: not quantised, without an adapter; of no use afterwards.
         spec: which layers have factors, and of which rank; their values do not matter.
         facts: strings to record.
+        quantization: of the weights: "none", or "int8" or "int4" in blocks of 32, as
+            :func:`client.edge.nbits.quantised`.
+        kv_cache: how keys and values are kept between calls: "none" or "int8".
 
     Raises:
-        InvalidValue: if the base is quantised.
+        InvalidValue: if the base is quantised, or for another quantisation.
         UnsupportedModel: for a family that was not tried, or that cannot be exported.
         MissingDependency: if the exporter's packages are not installed.
     """
     require_exporter()
+    _require_known("quantization", quantization, QUANTIZATIONS)
+    _require_known("kv_cache", kv_cache, KV_CACHES)
     if base.quantization != "none":
         msg = f"quantization={base.quantization!r}, expected 'none' to export."
         raise InvalidValue(msg)
@@ -116,8 +168,13 @@ def write_graph(folder: Path, base: BaseModel, spec: AdapterSpec, facts: Mapping
         msg = "The model's attention has a sliding window, which the graph's mask does not have."
         raise UnsupportedModel(msg, hint="Use: fedslm export merged")
     names = factor_names(spec)
-    graph, example = _prepare(model, spec)
+    graph, example = _prepare(model, spec, scaled=kv_cache == "int8")
     program = _program(graph, example, names)
+    if quantization != "none":
+        from client.edge.nbits import quantised
+
+        # Before the factors have defaults, so that no default is taken for a weight.
+        program = quantised(program, bits=8 if quantization == "int8" else 4)
     _default_to_zero(program, names, example[2])
     program.metadata_props.update(facts)
     import onnx_ir
@@ -141,7 +198,7 @@ def write_adapter_onnx(path: Path, factors: Factors, spec: AdapterSpec) -> None:
 
     values = {
         name: onnxruntime.OrtValue.ortvalue_from_numpy(array)
-        for name, array in factor_inputs(factors, spec).items()
+        for name, array in factor_inputs(factors, spec.scale).items()
     }
     adapter = onnxruntime.AdapterFormat()
     adapter.set_adapter_version(1)
@@ -150,35 +207,18 @@ def write_adapter_onnx(path: Path, factors: Factors, spec: AdapterSpec) -> None:
     adapter.export_adapter(str(path))
 
 
-def factor_inputs(
-    factors: Factors, spec: AdapterSpec
-) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    """Return what the graph takes for an adapter: A, and B times the scale, by input."""
-    return {
-        plain_name(name): np.ascontiguousarray(
-            values * np.float32(spec.scale if ".lora_B." in name else 1.0)
-        )
-        for name, values in factors.items()
-    }
-
-
-def factor_names(spec: AdapterSpec) -> list[str]:
-    """Return the graph's inputs for factors, A and B of a layer one after the other."""
-    return [
-        plain_name(factor.name).replace(".lora_A.", f".lora_{kind}.")
-        for factor in spec.of_kind("A")
-        for kind in "AB"
-    ]
-
-
-def cache_names(blocks: int, prefix: str = "") -> list[str]:
-    """Return the names of the caches, keys and values of a block one after the other."""
-    return [f"{prefix}{kind}_{block}" for block in range(blocks) for kind in ("key", "value")]
+def _require_known(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse an unknown word."""
+    if value not in known:
+        msg = f"{name}={value!r}, expected one of: {', '.join(known)}."
+        raise InvalidValue(msg, hint=suggestion(value, known))
 
 
 def _prepare(
     model: Any,  # noqa: ANN401
     spec: AdapterSpec,
+    *,
+    scaled: bool,
 ) -> tuple[_Graph, tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]]:
     """Put the layers that take factors into the model; return it with inputs to trace it by."""
     config = model.config
@@ -195,8 +235,10 @@ def _prepare(
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     # Neither 0 nor 1, which the exporter would take for constants.
     past = [torch.zeros(1, heads, 3, width) for _ in range(2 * blocks)]
+    if scaled:
+        past = [part for one in past for part in (one.to(torch.int8), one[..., :1].clone())]
     ids = torch.zeros(1, 5, dtype=torch.int64)
-    return _Graph(model, layers, blocks).eval(), (ids, past, factors)
+    return _Graph(model, layers, blocks, scaled=scaled).eval(), (ids, past, factors)
 
 
 def _program(graph: _Graph, example: Any, names: list[str]) -> Any:  # noqa: ANN401
@@ -213,8 +255,8 @@ def _program(graph: _Graph, example: Any, names: list[str]) -> Any:  # noqa: ANN
             verbose=False,
             optimize=True,
             dynamic_shapes=({1: free}, caches, [None] * len(example[2])),
-            input_names=["input_ids", *cache_names(graph.blocks, "past_"), *names],
-            output_names=["logits", *cache_names(graph.blocks)],
+            input_names=[IDS, *cache_names(graph.blocks, "past_", scaled=graph.scaled), *names],
+            output_names=[LOGITS, *cache_names(graph.blocks, scaled=graph.scaled)],
         )
     if program is None:
         msg = "PyTorch made no graph of the model."

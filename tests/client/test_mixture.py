@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from client.adapter import AdaptedModel, adapt
 from client.adapterspec import adapter_spec
+from client.answering.withtorch import TorchEngine
 from client.clipping import make_clipper
 from client.evaluation import sequence_losses
 from client.examples import Example
@@ -186,10 +187,10 @@ def test_an_examples_gradient_does_not_know_its_neighbours(mixed: Make) -> None:
 
 def test_writing_with_a_cache_chooses_what_a_whole_pass_chooses(mixed: Make) -> None:
     model = mixed()
-    generator = Generator(model=model.peft_model, tokenizer=model.base.tokenizer)
+    generator = Generator(engine=TorchEngine(model.peft_model, model.base.tokenizer))
     tokens: list[int] = []
     answer = generator.answer("w2 w6 w4", max_tokens=12, temperature=0.0, top_k=1, seed=0)
-    ends = generator._end_tokens()
+    ends = generator.engine.ends
     with torch.inference_mode():
         while len(tokens) < 12:
             rows = torch.tensor([generator._encode("w2 w6 w4", 12)[0] + tokens])
@@ -203,7 +204,7 @@ def test_writing_with_a_cache_chooses_what_a_whole_pass_chooses(mixed: Make) -> 
 
 def test_two_texts_may_be_written_in_turn(mixed: Make) -> None:
     model = mixed()
-    generator = Generator(model=model.peft_model, tokenizer=model.base.tokenizer)
+    generator = Generator(engine=TorchEngine(model.peft_model, model.base.tokenizer))
     options: dict[str, Any] = {"max_tokens": 8, "temperature": 0.0, "top_k": 1, "seed": 0}
     alone = ["".join(generator.pieces(text, **options)) for text in ("w2 w9", "w30 w31 w32")]
     both = [generator.pieces(text, **options) for text in ("w2 w9", "w30 w31 w32")]

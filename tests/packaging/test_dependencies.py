@@ -27,6 +27,7 @@ IMPORTED_AS = {
     "grpcio-reflection": "grpc_reflection",
     "grpcio-tools": "grpc_tools",
     "huggingface-hub": "huggingface_hub",
+    "llama-cpp-python": "llama_cpp",
     "opentelemetry-api": "opentelemetry",
     "protobuf": "google",
     "pyyaml": "yaml",

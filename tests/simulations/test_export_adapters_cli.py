@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from client.adapterspec import adapter_spec
+from client.exports.record import EXPORT, EXPORT_SIGNATURE
 from client.inference import base_folder
 from client.model import load_base
 from server.adapters import write_adapter
@@ -34,7 +35,7 @@ from shared.errors import (
 from shared.lora import AdapterSpec, Factors
 from shared.manifest import PEFT_CONFIG, REPORT, RUN_MANIFEST, WEIGHTS
 from simulations.export_adapters_cli import add_commands
-from simulations.exportfolder import EXPORT, EXPORT_SIGNATURE, verify_export
+from simulations.exportfolder import verify_export
 from tests.adapterkit import STRANGER, report_about, rewrite
 from tests.ggufmodel import GgufModel, read
 
@@ -129,7 +130,11 @@ def test_the_version_in_use_goes_out_as_gguf_with_manifest_and_signature(
     assert (found["type"], found["tensors"], found["base_tensors"]) == ("f32", 24, {"f32": 38})
     assert found["privacy"]["epsilon"] == current.facts.privacy.epsilon
     assert found["warnings"] == []
-    assert {f["name"] for f in found["files"]} == {"adapter.gguf", "base-f32.gguf"}
+    assert {f["name"] for f in found["files"]} == {
+        "adapter.gguf",
+        "base-f32.gguf",
+        "config.json",
+    }
     assert (out / "adapter" / "manifest.json").read_bytes() == current.manifest_bytes
     key = current.signature.public_key
     assert verify_export(out, public_key=key).signed_by == found["signed_by"] == key

@@ -30,9 +30,10 @@ class Adapted:
     folder: Path
     factors: Factors
     terms: LoraTerms
+    quantization: str = "none"
 
     def load(self) -> BaseModel:
-        return load_base(str(self.folder))
+        return load_base(str(self.folder), quantization=self.quantization)
 
     def peft(self) -> Any:
         """Return PEFT's own model of both, in float32."""
@@ -67,11 +68,13 @@ class Adapted:
         return [int(token) for token in out[0, len(IDS) :]]
 
 
-def adapted_folder(folder: Path, *, rslora: bool = False, r: int = 4) -> Adapted:
+def adapted_folder(
+    folder: Path, *, rslora: bool = False, r: int = 4, quantization: str = "none"
+) -> Adapted:
     """Return an adapter with large random factors on a base."""
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     terms = LoraTerms(r=r, lora_alpha=8.0, target_modules=tuple(names), rslora=rslora)
-    base = load_base(str(folder))
+    base = load_base(str(folder), quantization=quantization)
     from client.adapterspec import adapter_spec
 
     spec = adapter_spec(base, r=r, alpha=8.0, target_modules=names, rslora=rslora)
@@ -80,7 +83,7 @@ def adapted_folder(folder: Path, *, rslora: bool = False, r: int = 4) -> Adapted
         f.name: (0.2 * rng.standard_normal(f.shape)).astype(np.float32) for f in spec.factors
     }
     spec_of(base, factors, terms)
-    return Adapted(folder=folder, factors=factors, terms=terms)
+    return Adapted(folder=folder, factors=factors, terms=terms, quantization=quantization)
 
 
 MakeAdaptedFolder = Callable[..., Adapted]

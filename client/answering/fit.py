@@ -1,0 +1,50 @@
+"""A verified adapter on a base model of torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from client.adapter import adapt
+from client.adapterspec import adapter_spec
+from shared.errors import AdapterIncompatible, ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from client.adapter import AdaptedModel
+    from client.model import BaseModel
+    from shared.lora import Factors
+    from shared.loraconfig import LoraTerms
+
+
+def fit(base: BaseModel, factors: Factors, terms: LoraTerms) -> AdaptedModel:
+    """Put an adapter on a base.
+
+    Raises:
+        AdapterIncompatible: if its factors are not those of this base's layers; the base is as it
+            was then.
+    """
+    try:
+        spec = adapter_spec(
+            base,
+            r=terms.r,
+            alpha=terms.lora_alpha,
+            target_modules=terms.target_modules,
+            rslora=terms.rslora,
+            mixture=terms.mixture,
+        )
+    except (AdapterIncompatible, ConfigError, ModelError) as error:
+        msg = "The base has no such layers as the adapter's."
+        raise AdapterIncompatible(msg) from error
+    expected = {factor.name: factor.shape for factor in spec.factors}
+    if {name: values.shape for name, values in factors.items()} != expected:
+        msg = "The adapter's factors are not those of the base's layers."
+        raise AdapterIncompatible(msg)
+    model = adapt(
+        base,
+        r=terms.r,
+        alpha=terms.lora_alpha,
+        target_modules=terms.target_modules,
+        rslora=terms.rslora,
+        mixture=terms.mixture,
+    )
+    model.load(factors)
+    return model

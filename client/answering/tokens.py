@@ -1,0 +1,57 @@
+"""The tokenizer of an export, on the ``tokenizers`` package alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from client.answering.engine import with_begin
+from client.exports.programfacts import ProgramFacts
+from shared.errors import BaseModelMismatch, MissingDependency, TokenizerMissing
+
+
+class ProgramTokenizer:
+    """Text to tokens and back.
+
+    Args:
+        path: of ``tokenizer.json``.
+        facts: of the base model.
+
+    Raises:
+        MissingDependency: if the package is not installed.
+        TokenizerMissing: if the file is no tokenizer.
+    """
+
+    def __init__(self, path: Path, facts: ProgramFacts) -> None:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            msg = "Answers of an exported graph need the tokenizers package."
+            raise MissingDependency(msg, hint="pip install 'fedslm[edge]'") from error
+        self._facts = facts
+        try:
+            self._inner = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # noqa: BLE001 - the package raises nothing narrower
+            msg = f"{path.name} of the export is no tokenizer ({type(error).__name__})."
+            raise TokenizerMissing(msg, hint="Export it again.") from None
+        self._inner.no_truncation()
+        self._inner.no_padding()
+        self._inner.encode_special_tokens = True
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a prompt, with the one that begins a text; markers are text.
+
+        Raises:
+            InvalidValue: for an empty prompt without a token to begin from.
+            BaseModelMismatch: if the model has no such token.
+        """
+        found = self._inner.encode(text, add_special_tokens=False).ids
+        ids = with_begin(found, self._facts.bos, self._facts.eos)
+        if not max(ids) < self._facts.vocabulary:
+            msg = "The tokenizer of the export has tokens that its model does not embed."
+            raise BaseModelMismatch(msg, hint="Export it again.")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return tokens as text, markers included."""
+        return str(self._inner.decode(list(ids), skip_special_tokens=False))
