@@ -97,12 +97,17 @@ def onnx_export(
         kv_cache: of the graph, as there.
 
     Raises:
+        UsageError: if the graph is to be of some form, and is not written.
         BaseModelMismatch: as :func:`gguf_export`.
         AdapterIncompatible: as :func:`gguf_export`.
         UnsupportedModel: if the base cannot be exported.
         MissingDependency: if the exporter's packages are not installed.
     """
     from client.exports.fit import spec_of
+
+    if not graph and {quantization, kv_cache} != {"none"}:
+        msg = "--quantization and --kv-cache are of the graph, which is not written."
+        raise UsageError(msg, hint="Add --graph.")
     from client.exports.onnxgraph import write_adapter_onnx, write_graph
     from client.exports.onnxnames import ADAPTER, GRAPH, TOKENIZER
     from client.exports.programmaking import facts_of_base, write_tokenizer

@@ -99,6 +99,9 @@ class LlamaEngine:
     def wear(self, factors: Factors, terms: LoraTerms) -> None:
         """Put an adapter on the base.
 
+        llama.cpp reads adapters from files alone: it is written into a folder that only this user
+        may open, and removed as soon as it was read.
+
         Raises:
             AdapterIncompatible: if it is not one of this base's layers.
         """

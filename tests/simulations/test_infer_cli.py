@@ -208,6 +208,23 @@ def test_a_question_is_answered_on_the_device(device: Path) -> None:
     }
 
 
+@pytest.mark.slow
+def test_pieces_are_lines_of_json_and_a_stop_text_ends_the_answer(device: Path) -> None:
+    asked = ("The cat", "--home", device, "--base-only", "--max-tokens", "8", "--json")
+    *pieces, last = map(json.loads, infer(*asked, "--stream").splitlines())
+    assert len(pieces) > 1
+    assert "".join(found["piece"] for found in pieces) == last["text"]
+    assert (last["runtime"], last["kv_cache"], last["redacted"]) == ("torch", "none", None)
+    word = last["text"].split()[1]
+    cut = json.loads(infer(*asked, "--stop", "no such text", "--stop", word))
+    assert cut["ended"] == "stop"
+    assert cut["text"] == last["text"][: last["text"].index(word)]
+    with pytest.raises(UsageError, match="whole answers"):
+        infer(*asked, "--stream", "--redact")
+    with pytest.raises(UsageError, match="not for onnx"):
+        infer(*asked, "--runtime", "onnx")
+
+
 def test_without_an_adapter_nothing_is_answered_by_accident(device: Path) -> None:
     with pytest.raises(AdapterUntrusted, match="No adapter is installed"):
         infer("The cat", "--home", device)
@@ -247,3 +264,6 @@ def test_personal_data_is_taken_out_and_put_back(
     answer = infer(question, "--home", device, "--base-only", "--redact")
     assert "jane.roe" not in asked[0]
     assert answer == f"You said: {question}\n"
+    found = json.loads(infer(question, "--home", device, "--base-only", "--redact", "--json"))
+    assert found["redacted"] == {"EMAIL_ADDRESS": 1}
+    assert found["text"] == f"You said: {question}"

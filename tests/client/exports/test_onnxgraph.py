@@ -14,7 +14,7 @@ from client.exports.onnxgraph import write_graph
 from client.exports.onnxnames import ADAPTER, GRAPH, WEIGHTS, cache_names
 from client.model import load_base
 from server.adapters import write_adapter
-from shared.errors import InvalidValue, UnsupportedModel
+from shared.errors import InvalidValue, UnsupportedModel, UsageError
 from simulations.exportfolder import verify_export
 from simulations.exportrun import onnx_export
 from simulations.exportsource import find_source
@@ -63,6 +63,8 @@ def exported(
     done = onnx_export(source, folder / "onnx", base=str(case.folder), graph=True)
     assert (done.record["graph"], done.record["r"]) == (True, case.terms.r)
     assert verify_export(folder / "onnx").record["adapter"] == source.digest
+    with pytest.raises(UsageError, match="of the graph"):
+        onnx_export(source, folder / "x", base=str(case.folder), graph=False, kv_cache="int8")
     return case, folder / "onnx"
 
 
@@ -122,3 +124,6 @@ def test_other_families_windows_and_quantised_bases_are_refused(
     small = load_base(str(case.folder), quantization="int8")
     with pytest.raises(InvalidValue, match="expected 'none'"):
         write_graph(tmp_path, small, spec, {})
+    for form in ({"quantization": "int3"}, {"kv_cache": "q8_0"}):
+        with pytest.raises(InvalidValue, match="expected one of"):
+            write_graph(tmp_path, loaded, spec, {}, **form)
