@@ -226,6 +226,7 @@ class LocalModel:
         *,
         redactor: Redactor | None = None,
         session: Session | None = None,
+        on_text: Callable[[str], None] | None = None,
         **options: Any,  # noqa: ANN401  (those of generate)
     ) -> tuple[Answer, dict[str, int]]:
         """Answer a prompt of which the runtime sees no personal data that the redactor finds.
@@ -234,7 +235,8 @@ class LocalModel:
             prompt: as :meth:`generate`.
             redactor: finds personal data; the one that ships by default.
             session: of a conversation; a new one by default.
-            options: further arguments of :meth:`generate`, but for ``on_text``.
+            on_text: is given each piece of the answer, with the personal data back in place.
+            options: further arguments of :meth:`generate`.
 
         Returns:
             The answer with the personal data back in place, and how many pieces of each kind were
@@ -243,11 +245,19 @@ class LocalModel:
         Raises:
             MissingDependency: if the extra ``query`` is not installed.
         """
-        from client.redaction import Session, default_redactor
+        from client.redaction import RestoringStream, Session, default_redactor
 
         known = Session() if session is None else session
         found = (redactor or default_redactor()).redact(prompt, known)
-        answer = self.generate(found.text, **options)
+        stream = RestoringStream(known)
+
+        def tell(piece: str) -> None:
+            if on_text is not None and (restored := stream.push(piece)):
+                on_text(restored)
+
+        answer = self.generate(found.text, **options, on_text=tell)
+        if on_text is not None and (last := stream.finish()):
+            on_text(last)
         return replace(answer, text=known.restore(answer.text).text), found.counts()
 
 

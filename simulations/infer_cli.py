@@ -77,7 +77,7 @@ def infer(
         typer.Option(
             "--stream/--no-stream",
             help="Print each piece as it is written; with --json, an object a line. "
-            "Default: text alone, and not with --redact.",
+            "default for text.",
         ),
     ] = None,
     redact: Annotated[
@@ -97,7 +97,6 @@ def infer(
     """Answer a question on this device, with its newest verified adapter; nothing leaves it."""
     # Before any library that could look on a hub is imported.
     os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
-    _require_whole(stream=stream, redact=redact)
     text = _prompt(prompt)
     from client.inference import LocalModel
 
@@ -114,7 +113,7 @@ def infer(
     )
     asking: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     asking["stop"] = stop or []
-    piece_by_piece = not (as_json or redact) if stream is None else stream
+    piece_by_piece = not as_json if stream is None else stream
     answer, counts = _answer(
         model,
         text,
@@ -157,15 +156,6 @@ def _say_json(piece: str) -> None:
     sys.stdout.flush()
 
 
-def _require_whole(*, stream: bool | None, redact: bool) -> None:
-    """Refuse to print pieces of what is put back only when it is whole."""
-    from shared.errors import UsageError
-
-    if stream and redact:
-        msg = "--stream with --redact, which puts personal data back into whole answers."
-        raise UsageError(msg, hint="Leave one of them out.")
-
-
 def _prompt(prompt: str) -> str:
     """Return the question, from stdin if it is a dash."""
     from shared.errors import UsageError
@@ -193,9 +183,10 @@ def _answer(
     stream: bool,
 ) -> tuple[Answer, dict[str, int] | None]:
     """Answer a question; with what was taken out of it, by kind, if anything was to be."""
+    told = say if stream else None
     if not redact:
-        return model.generate(text, **asking, on_text=say if stream else None), None
-    answer, counts = model.generate_redacted(text, **asking)
+        return model.generate(text, **asking, on_text=told), None
+    answer, counts = model.generate_redacted(text, **asking, on_text=told)
     found = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     typer.echo(f"taken out of the question: {found or 'nothing'}", err=True)
     return answer, counts

@@ -9,6 +9,7 @@ from __future__ import annotations
 from client.redaction.engine import KINDS, Redactor, default_redactor
 from client.redaction.mapfile import read_map, write_map
 from client.redaction.placeholders import Redacted, Restored, Session
+from client.redaction.restoring import RestoringStream
 from client.redaction.spans import Finder, Span
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Redacted",
     "Redactor",
     "Restored",
+    "RestoringStream",
     "Session",
     "Span",
     "default_redactor",

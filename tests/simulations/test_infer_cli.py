@@ -219,8 +219,6 @@ def test_pieces_are_lines_of_json_and_a_stop_text_ends_the_answer(device: Path) 
     cut = json.loads(infer(*asked, "--stop", "no such text", "--stop", word))
     assert cut["ended"] == "stop"
     assert cut["text"] == last["text"][: last["text"].index(word)]
-    with pytest.raises(UsageError, match="whole answers"):
-        infer(*asked, "--stream", "--redact")
     with pytest.raises(UsageError, match="not for onnx"):
         infer(*asked, "--runtime", "onnx")
 
@@ -255,9 +253,12 @@ def test_personal_data_is_taken_out_and_put_back(
 
     asked: list[str] = []
 
-    def echo(self: LocalModel, prompt: str, **options: object) -> Answer:
+    def echo(self: LocalModel, prompt: str, **options: Any) -> Answer:
         asked.append(prompt)
-        return Answer(text=f"You said: {prompt}", prompt_tokens=1, tokens=1, ended="end")
+        text = f"You said: {prompt}"
+        for letter in text:
+            options["on_text"](letter)
+        return Answer(text=text, prompt_tokens=1, tokens=1, ended="end")
 
     monkeypatch.setattr(LocalModel, "generate", echo)
     question = "Write to jane.roe@example.org today."
@@ -267,3 +268,5 @@ def test_personal_data_is_taken_out_and_put_back(
     found = json.loads(infer(question, "--home", device, "--base-only", "--redact", "--json"))
     assert found["redacted"] == {"EMAIL_ADDRESS": 1}
     assert found["text"] == f"You said: {question}"
+    whole = infer(question, "--home", device, "--base-only", "--redact", "--no-stream")
+    assert whole == answer
