@@ -135,6 +135,8 @@ def _session(path: str, threads: int) -> Any:  # noqa: ANN401
     options.inter_op_num_threads = 1
     # An arena keeps the most that any call needed, for the life of the process.
     options.enable_cpu_mem_arena = False
+    # Every call has another length, so that no plan of the memory would be used twice.
+    options.enable_mem_pattern = False
     options.log_severity_level = 4
     with _runtime_errors():
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
