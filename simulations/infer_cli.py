@@ -76,7 +76,7 @@ def infer(
         bool | None,
         typer.Option(
             "--stream/--no-stream",
-            help="Print each piece as it is written; with --json, an object a line. "
+            help="Print each piece as it is written; with --json, an object a line; "
             "default for text.",
         ),
     ] = None,
@@ -126,6 +126,9 @@ def infer(
         _print_json(_facts(model, answer, counts), lines=piece_by_piece)
     else:
         typer.echo(None if piece_by_piece else answer.text)
+    if counts is not None:
+        found = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        typer.echo(f"taken out of the question: {found or 'nothing'}", err=True)
     if stats and answer.latency is not None:
         typer.echo(f"{model.runtime}: {answer.latency.line()}", err=True)
 
@@ -186,10 +189,7 @@ def _answer(
     told = say if stream else None
     if not redact:
         return model.generate(text, **asking, on_text=told), None
-    answer, counts = model.generate_redacted(text, **asking, on_text=told)
-    found = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    typer.echo(f"taken out of the question: {found or 'nothing'}", err=True)
-    return answer, counts
+    return model.generate_redacted(text, **asking, on_text=told)
 
 
 def _facts(model: LocalModel, answer: Answer, counts: dict[str, int] | None) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def main(arguments: Sequence[str]) -> None:
     """Measure and print."""
     import torch
 
+    from client.answering.withtorch import TorchEngine
     from client.generation import Generator
     from client.latency import peak_rss_bytes
     from client.model import load_base
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str]) -> None:
         model = _adapted(base, order["adapter"], path.with_name("factors.safetensors"))
     touch(model)
     loaded = status("VmHWM")
-    found = _answers(Generator(model=model, tokenizer=base.tokenizer), order)
+    found = _answers(Generator(engine=TorchEngine(model, base.tokenizer)), order)
     peaks = {
         "load_peak_bytes": max(0, loaded - before) if counted else None,
         "peak_bytes": max(0, status("VmHWM") - before) if counted else None,

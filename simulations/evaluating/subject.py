@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from client.exports.record import ADAPTER
 from shared.errors import BaseModelMismatch, UsageError
-from simulations.exportsource import ADAPTER, Source, find_source
+from simulations.exportsource import Source, find_source
 from simulations.runfolder import CONFIG
 
 if TYPE_CHECKING:
