@@ -65,7 +65,7 @@ def runtime_of(folder: Path) -> str:
     if (folder / EXPORT).exists():
         try:
             found = json.loads(read_bounded(folder / EXPORT, LARGEST_DOCUMENT))
-            return FORMATS.get(str(found["format"]), "torch")
+            return {**FORMATS, "merged": "torch"}[str(found["format"])]
         except (ValueError, RecursionError, KeyError, TypeError) as error:
             msg = f"{EXPORT} of {folder.name!r} is no record of an export."
             raise AdapterCorrupt(msg, hint="Export it again.") from error
