@@ -68,6 +68,14 @@ def test_the_demo_model_scenarios_and_templates_are_in_it(names: list[str]) -> N
     assert data <= set(names)
 
 
+def test_the_native_client_can_be_built_from_it(names: list[str]) -> None:
+    folder = ROOT / "client" / "native"
+    sources = {p.relative_to(ROOT).as_posix() for p in (folder / "src").glob("*.*")}
+    sources |= {f"client/native/{n}" for n in ("Makefile", "CMakeLists.txt", "protocol.json")}
+    assert len(sources) > 20
+    assert sources <= set(names)
+
+
 def test_no_tests_caches_or_private_files(names: list[str]) -> None:
     suspicious = [
         name

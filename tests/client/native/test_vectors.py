@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from client.fleet.records import decode
 from client.fleet.worker import to_flower
 from client.native.numbers import ORDERS, subsampled_gaussian_epsilon
 from client.native.vectors import PATH, text
+from shared.redact import known_codes
 from shared.wire import decode_instruction, decode_introduction, decode_update, failure_code
 
 VECTORS: dict[str, Any] = json.loads(PATH.read_text(encoding="ascii"))
@@ -28,6 +30,13 @@ VECTORS: dict[str, Any] = json.loads(PATH.read_text(encoding="ascii"))
 
 def test_the_file_is_what_our_code_writes() -> None:
     assert PATH.read_text(encoding="ascii") == text(), "run python -m client.native.vectors"
+
+
+def test_the_native_client_says_known_codes_alone() -> None:
+    sources = "".join(p.read_text() for p in sorted((PATH.parent / "src").glob("*.cpp")))
+    said = set(re.findall(r'(?:Refusal\(|code == )"([a-z-]+)"', sources))
+    assert len(said) > 10
+    assert said <= known_codes()
 
 
 def contents(name: str) -> Any:

@@ -1,0 +1,46 @@
+// One device: answers contents, whatever brings them.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "config.h"
+#include "ledger.h"
+#include "noise.h"
+#include "objects.h"
+#include "step.h"
+
+namespace fedslm {
+
+// What gives a gradient of one example at the factors that train.
+using GradientOf = std::function<Floats(std::size_t example, const Floats& moving)>;
+
+// Steps of DP-SGD: each a Poisson-subsampled Gaussian at sensitivity `clip`, empty samples too.
+Floats private_steps(const Floats& start, std::size_t examples, std::int64_t steps, std::int64_t batch,
+                     double rate, double clip, double noise, double probability, NoiseSource& source,
+                     const GradientOf& gradient);
+// Plain steps over random batches, without protection of their own.
+Floats plain_steps(const Floats& start, std::size_t examples, std::int64_t steps, std::int64_t batch,
+                   double rate, NoiseSource& source, const GradientOf& gradient);
+
+class Client {
+ public:
+  explicit Client(const Config& config);
+  const Config& config() const { return config_; }
+  double epsilon() const { return ledger_.epsilon(config_.delta); }
+  std::size_t answers() const { return ledger_.answers(); }
+
+  // Answers a message of a kind; what goes wrong is a Refusal.
+  Tree answer(const std::string& kind, const Content& content, const std::string& scenario,
+              const std::string& plan);
+
+ private:
+  Tree train(const Content& content, const Terms& terms);
+  const Config config_;
+  const Manifest manifest_;
+  std::unique_ptr<Engine> engine_;
+  Ledger ledger_;
+};
+
+}  // namespace fedslm

@@ -1,0 +1,133 @@
+#include "ledger.h"
+
+#include <fcntl.h>
+#include <openssl/evp.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <memory>
+
+#include "json.h"
+#include "noise.h"
+
+namespace fedslm {
+namespace {
+
+constexpr std::size_t kLongest = std::size_t{64} << 20;
+
+[[noreturn]] void broken(const std::string& why) { throw Refusal("ledger", "the device's ledger " + why); }
+[[noreturn]] void tampered() { throw Refusal("ledger-tampered", "the device's ledger was changed"); }
+
+std::string spelt(double value) {
+  char text[40];
+  std::snprintf(text, sizeof text, "%.17g", value);
+  return text;
+}
+
+void sync_folder(const std::string& folder) {
+  const int descriptor = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const bool done = descriptor >= 0 && fsync(descriptor) == 0;
+  if (descriptor >= 0) close(descriptor);
+  if (!done) broken("cannot be written");
+}
+
+// Ed25519 (RFC 8032) over "fedslm-ledger-head-v1|seq|hash".
+bool signed_by(const std::string& key, const Head& head, const std::string& signature) {
+  const std::string text = "fedslm-ledger-head-v1|" + std::to_string(head.seq) + "|" + head.hash;
+  const auto bytes = [](const std::string& data) { return reinterpret_cast<const unsigned char*>(data.data()); };
+  const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> public_key(
+      EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, nullptr, bytes(key), key.size()), EVP_PKEY_free);
+  const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> digest(EVP_MD_CTX_new(), EVP_MD_CTX_free);
+  return public_key && EVP_DigestVerifyInit(digest.get(), nullptr, nullptr, nullptr, public_key.get()) == 1 &&
+         EVP_DigestVerify(digest.get(), bytes(signature), signature.size(), bytes(text), text.size()) == 1;
+}
+
+}  // namespace
+
+Head head_of(const Config& config, const Header& header) {
+  if (config.server_key.empty()) return {};
+  if (header.count("ledger-seq") == 0) refuse("the instruction has no signed head of the server's ledger");
+  const Head head{whole_of(header, "ledger-seq"), text_of(header, "ledger-hash")};
+  if (text_of(header, "ledger-public_key") != config.server_key)
+    refuse("the head of the server's ledger is signed by another key");
+  if (head.seq < 0 || !is_digest(head.hash) ||
+      !signed_by(unhex(config.server_key), head, unhex(text_of(header, "ledger-signature"))))
+    throw Refusal("ledger-tampered", "the head of the server's ledger has no valid signature");
+  return head;
+}
+
+Ledger::Ledger(const std::string& folder) : last_(64, '0'), renyi_(255, 0.0) {
+  if (mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) broken("has no folder");
+  const std::string path = folder + "/ledger.jsonl";
+  descriptor_ = open(path.c_str(), O_RDWR | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+  if (descriptor_ < 0) broken("cannot be opened");
+  try {
+    if (flock(descriptor_, LOCK_EX | LOCK_NB) != 0) broken("is in use by another process");
+    sync_folder(folder);
+    read(read_file(path, kLongest));
+  } catch (...) {
+    close(descriptor_);
+    throw;
+  }
+}
+
+Ledger::~Ledger() { close(descriptor_); }
+
+void Ledger::read(const Bytes& text) {
+  std::size_t at = 0;
+  for (std::size_t end; (end = text.find('\n', at)) != std::string::npos; at = end + 1) add(text.substr(at, end - at));
+  // A line without its end was never finished, so nothing was released for it.
+  if (at < text.size() && ftruncate(descriptor_, static_cast<off_t>(at)) != 0) broken("cannot be written");
+}
+
+void Ledger::add(const std::string& line) {
+  try {
+    const Json entry = parse_json(line);
+    if (entry.members.size() != 10 || entry.at("before").string() != last_) tampered();
+    const double q = entry.at("sampling_probability").real(), s = entry.at("noise_multiplier").real();
+    const std::int64_t releases = entry.at("releases").whole();
+    if (!(q > 0 && q <= 1 && s > 0 && releases >= 1)) tampered();
+    const std::vector<double> one = renyi_of(q, s);
+    for (std::size_t i = 0; i < one.size(); ++i) renyi_[i] += static_cast<double>(releases) * one[i];
+    answered_.push_back(canonical(entry.at("run")) + canonical(entry.at("round")));
+    plans_[entry.at("run").string()] = entry.at("plan").string();
+    seen_ = {entry.at("head").whole(), entry.at("head_hash").string()};
+  } catch (const Refusal&) {
+    tampered();
+  }
+  last_ = sha256(line);
+}
+
+double Ledger::epsilon(double delta) const { return answered_.empty() ? 0.0 : epsilon_of(renyi_, delta); }
+
+void Ledger::charge(const Config& config, const Terms& terms, const Head& head, const std::string& run,
+                    std::int64_t server_round) {
+  const std::string name = quoted(run) + std::to_string(server_round);
+  if (std::find(answered_.begin(), answered_.end(), name) != answered_.end())
+    refuse("round " + std::to_string(server_round) + " was answered before");
+  const auto planned = plans_.find(run);
+  if (planned != plans_.end() && planned->second != terms.plan_digest) refuse("the run came with another plan before");
+  if (head.seq < seen_.seq || (head.seq == seen_.seq && !seen_.hash.empty() && head.hash != seen_.hash))
+    throw Refusal("ledger-tampered", "the server's ledger went back or has two histories");
+  std::vector<double> after = renyi_;
+  const std::vector<double> one = renyi_of(terms.charged_probability(), terms.noise_multiplier);
+  for (std::size_t i = 0; i < one.size(); ++i) after[i] += static_cast<double>(terms.charged_releases()) * one[i];
+  if (!(epsilon_of(after, config.delta) <= config.max_epsilon))
+    throw Refusal("budget-exhausted", "the owner's epsilon is spent");
+  const std::string line =
+      "{\"before\":" + quoted(last_) + ",\"head\":" + std::to_string(head.seq) + ",\"head_hash\":" +
+      quoted(head.hash) + ",\"mode\":" + quoted(terms.mode) +
+      ",\"noise_multiplier\":" + spelt(terms.noise_multiplier) + ",\"plan\":" + quoted(terms.plan_digest) +
+      ",\"releases\":" + std::to_string(terms.charged_releases()) + ",\"round\":" + std::to_string(server_round) +
+      ",\"run\":" + quoted(run) + ",\"sampling_probability\":" + spelt(terms.charged_probability()) + "}";
+  const std::string whole = line + "\n";
+  const ssize_t written = write(descriptor_, whole.data(), whole.size());
+  if (written != static_cast<ssize_t>(whole.size()) || fsync(descriptor_) != 0) broken("cannot be written");
+  add(line);
+}
+
+}  // namespace fedslm
