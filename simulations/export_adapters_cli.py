@@ -1,4 +1,4 @@
-"""``fedslm export gguf|onnx|merged|verify``: released adapters, for other runtimes."""
+"""``fedslm export gguf|onnx|executorch|merged|verify``: released adapters, for other runtimes."""
 
 from __future__ import annotations
 
@@ -95,6 +95,36 @@ def export_onnx(
     _show(onnx_export(found, to, base=base, graph=graph, **form), as_json=as_json)
 
 
+def export_executorch(
+    adapter: Adapter,
+    to: To,
+    base: Base = None,
+    version: Version = None,
+    weights: Annotated[
+        bool,
+        typer.Option(
+            "--weights", help="Write the base's weights too; needed once, not every round."
+        ),
+    ] = False,
+    context: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 256,
+    quantization: Annotated[
+        str, typer.Option(help="Of the base: none (float32), int8 or int4.")
+    ] = "none",
+    key: Key = None,
+    public_key: PublicKey = None,
+    sealing_keys: SealingKeys = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write an adapter and its base as a program for ExecuTorch, which answers token by token."""
+    from simulations.exportrun import executorch_export
+
+    found = _find(adapter, version, key, public_key, sealing_keys)
+    done = executorch_export(
+        found, to, base=base, context=context, quantization=quantization, weights=weights
+    )
+    _show(done, as_json=as_json)
+
+
 def export_merged(
     adapter: Adapter,
     to: To,
@@ -128,6 +158,7 @@ def add_commands(export_app: typer.Typer) -> None:
     """Add these commands to the app of ``fedslm export``."""
     export_app.command("gguf")(export_gguf)
     export_app.command("onnx")(export_onnx)
+    export_app.command("executorch")(export_executorch)
     export_app.command("merged")(export_merged)
     export_app.command("verify")(export_verify)
 

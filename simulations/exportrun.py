@@ -129,6 +129,56 @@ def onnx_export(
     return write_export(found, to, kind="onnx", write=write)
 
 
+def executorch_export(
+    source: Source,
+    to: Path,
+    *,
+    base: str | None,
+    context: int,
+    quantization: str,
+    weights: bool,
+) -> Export:
+    """Write an adapter and its base as a program for ExecuTorch.
+
+    Args:
+        source: the verified adapter.
+        to: a new folder.
+        base: as :func:`gguf_export`.
+        context: tokens that its cache has room for.
+        quantization: of the base's weights.
+        weights: write them too; they serve every adapter of the base.
+
+    Raises:
+        BaseModelMismatch: as :func:`gguf_export`.
+        AdapterIncompatible: as :func:`gguf_export`.
+        InvalidValue: for a context or a quantisation that is out of range.
+        UnsupportedModel: if the base cannot be exported.
+        MissingDependency: if ExecuTorch is not installed.
+    """
+    from client.edge.export import require_exporter
+
+    require_exporter("executorch")
+    from client.exports.etgraph import write_program
+    from client.exports.fit import spec_of
+
+    folder, found = _open_base(source, base)
+    model = load_base(str(folder))
+    spec = spec_of(model, source.factors, source.terms)
+
+    def write(into: Path) -> Mapping[str, Any]:
+        return write_program(
+            into,
+            model,
+            found.factors,
+            spec,
+            context=context,
+            quantization=quantization,
+            weights=weights,
+        )
+
+    return write_export(found, to, kind="executorch", write=write)
+
+
 def merged_export(source: Source, to: Path, *, base: str | None, dtype: str) -> Export:
     """Write the base with the adapter folded in.
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from client.edge.trace import TracedStep
 
 _INLINE = 256  # bytes; smaller constants are part of the program, not of the base
+_APART = "base"
 _LOGGERS = ("torch.export", "torch.utils._pytree", "torchao", "executorch", "root")
 
 
@@ -48,13 +50,17 @@ def write_executorch(traced: TracedStep, folder: Path, *, quantization: str) -> 
         lowered = lower(exported)
         with (folder / PTE).open("wb") as stream:
             lowered.write_to_file(stream)
-        lowered.write_tensor_data_to_file(str(folder))
-    if not (folder / PTD).exists():
-        (folder / PTD).touch()
+    (folder / PTD).write_bytes(weights_file(lowered))
 
 
-def lower(exported: torch.export.ExportedProgram) -> Any:  # noqa: ANN401  (untyped)
-    """Return ExecuTorch's form of a program, with large constants apart, under the name "base".
+def lower(
+    exported: torch.export.ExportedProgram, *, inside: Callable[[str], bool] = lambda _: False
+) -> Any:  # noqa: ANN401  (untyped)
+    """Return ExecuTorch's form of a program, with large constants in a file of their own.
+
+    Args:
+        exported: the program.
+        inside: tells by a constant's name whether it stays in the program, whatever its size.
 
     Raises:
         UnsupportedModel: if ExecuTorch has no operation for a part of it.
@@ -71,11 +77,17 @@ def lower(exported: torch.export.ExportedProgram) -> Any:  # noqa: ANN401  (unty
         edge = exir.to_edge_transform_and_lower(
             exported, compile_config=exir.EdgeCompileConfig(_check_ir_validity=False)
         )
-        return edge.to_executorch(exir.ExecutorchBackendConfig(external_constants=_where))
+        apart = partial(_where, inside=inside)
+        return edge.to_executorch(exir.ExecutorchBackendConfig(external_constants=apart))
     except (ExportError, InternalError, RuntimeError) as error:
         reason = type(error).__name__
     msg = f"ExecuTorch has no program for this model ({reason})."
     raise UnsupportedModel(msg, hint="Export it for ONNX Runtime: --runtime onnx.")
+
+
+def weights_file(lowered: Any) -> bytes:  # noqa: ANN401  (untyped)
+    """Return the file of the constants that :func:`lower` put apart; empty without any."""
+    return bytes(lowered._tensor_data.get(_APART, b""))
 
 
 @contextmanager
@@ -94,7 +106,8 @@ def quiet_executorch() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _where(node: torch.fx.Node) -> str | None:
+def _where(node: torch.fx.Node, *, inside: Callable[[str], bool]) -> str | None:
     """Return the file that a constant belongs to; None for the program itself."""
     value = node.meta["val"]
-    return Path(PTD).stem if value.numel() * value.element_size() >= _INLINE else None
+    small = value.numel() * value.element_size() < _INLINE
+    return None if small or inside(str(node.target)) else _APART

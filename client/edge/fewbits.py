@@ -12,7 +12,9 @@ taken apart by ``floor(byte / 16)``, for want of shifts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -84,7 +86,9 @@ class _Blocks:
         return call(_ATEN.mm.default, (left, matrix))
 
 
-def quantise_graph(graph: GraphModule, *, bits: int) -> int:
+def quantise_graph(
+    graph: GraphModule, *, bits: int, skip: Callable[[str], bool] = lambda _: False
+) -> int:
     """Keep the constant matrices of a traced step in few bits.
 
     A matrix is taken if every use of it is a product or a look-up. Tables that are looked up, and
@@ -93,33 +97,50 @@ def quantise_graph(graph: GraphModule, *, bits: int) -> int:
     Args:
         graph: changed in place.
         bits: 8 or 4.
+        skip: tells by its name whether a constant stays as it is.
 
     Returns:
         How many matrices were taken.
     """
     taken = 0
-    places: dict[str, list[Node]] = {}
-    for node in graph.graph.nodes:
-        if node.op == "get_attr":
-            places.setdefault(str(node.target), []).append(node)
-    for name, nodes in places.items():
-        weight = getattr(graph, name)
-        uses = [use for node in nodes for use in _uses(node)] if _is_matrix(weight) else []
+    for name, nodes in _matrices(graph).items():
+        uses = [] if skip(name) else [use for node in nodes for use in _uses(node)]
         if not uses or not all(_known(use) for use in uses):
             continue
+        weight, plain = attrgetter(name)(graph), name.replace(".", "_")
         looked_up = any(use.node.target is _ATEN.embedding.default for use in uses)
         few = bits == 4 and not looked_up and weight.shape[1] % _BLOCK == 0
-        kept = _blocks(graph, name, weight) if few else _rows(graph, name, weight)
+        kept = _blocks(graph, plain, weight) if few else _rows(graph, plain, weight)
         for use in uses:
             _replace(graph.graph, use, kept)
         taken += 1
     graph.graph.eliminate_dead_code()
-    graph.delete_all_unused_submodules()
-    alive = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
-    for name in set(places) - alive:
-        delattr(graph, name)
+    _forget_unused(graph)
     graph.recompile()
     return taken
+
+
+def _matrices(graph: GraphModule) -> dict[str, list[Node]]:
+    """Return where each constant matrix is read, under one name where layers share it."""
+    places: dict[str, list[Node]] = {}
+    names: dict[int, str] = {}
+    for node in graph.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        value = attrgetter(str(node.target))(graph)
+        if _is_matrix(value):
+            name = names.setdefault(value.data_ptr(), str(node.target))
+            places.setdefault(name, []).append(node)
+    return places
+
+
+def _forget_unused(graph: GraphModule) -> None:
+    """Drop constants that nothing reads any more."""
+    alive = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    for owner, module in list(graph.named_modules()):
+        for leaf in [*module._parameters, *module._buffers]:
+            if f"{owner}.{leaf}".lstrip(".") not in alive:
+                delattr(module, leaf)
 
 
 def _is_matrix(value: object) -> bool:

@@ -25,15 +25,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 SEEDED: dict[str, Any] = {"noise_source": "seeded-simulation"}
 
 
-@pytest.mark.parametrize("mode", ["example", "client-central"])
-def test_the_update_is_that_of_torch_for_the_same_noise(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "runtime"),
+    [("example", "onnx"), ("client-central", "onnx"), ("example", "executorch")],
+)
+def test_the_update_is_that_of_torch_for_the_same_noise(
+    tmp_path: Path, mode: str, runtime: str
+) -> None:
     config = edge_scenario(mode, **(SEEDED if mode == "example" else {}))
     asked = make_round(mode, config=config)
     replies = []
-    for name in ("torch", "onnx"):
+    for name in ("torch", runtime):
         (tmp_path / name).mkdir()
         device = make_device(tmp_path / name, mode, seeded_noise=True)
-        device = on_the_edge(device) if name == "onnx" else device
+        device = on_the_edge(device, name) if name == runtime else device
         reply = ask(device, asked)
         assert code(reply) == ""
         replies.append(vector_of(reply))

@@ -165,7 +165,7 @@ def test_a_violation_never_leaves(server: Path, tmp_path: Path, demo: Demo) -> N
     run = tmp_path / "run"
     weights = demo.write(run / "adapter", 4)
     (run / REPORT).write_text(json.dumps(report_about(weights, "violation")))
-    for command in ("gguf", "onnx", "merged"):
+    for command in ("gguf", "onnx", "executorch", "merged"):
         with pytest.raises(ReleaseRefused, match="verdict=violation"):
             export(command, server, "--version", digest, "--to", tmp_path / "out")
         with pytest.raises(ReleaseRefused, match="verdict=violation"):
