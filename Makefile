@@ -38,10 +38,10 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 # machine made a round of the quickstart four times slower (docs/log.md).
 demo check fast: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check fast lint clean
+.PHONY: help demo test check fast lint aarch64 clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 16
 
 demo: $(DEMO_STAMP) ## install, run the quickstart, print its table and the path of its report
 	@$(BIN)/fedslm simulate quickstart
@@ -62,6 +62,9 @@ lint:
 
 fast: $(TEST_STAMP) ## the tests that take under two seconds each
 	$(BIN)/python -m pytest -q -m "not slow and not statistical" tests
+
+aarch64: ## resolve what an ARM board would install; fails if CUDA would come along
+	@"$(PYTHON)" packaging/aarch64.py
 
 clean: ## remove the environment and all caches; runs are kept
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage

@@ -4,7 +4,7 @@ A row's scale d is its largest magnitude divided by 127.5 (at least float32's ep
 weight is the nearest integer q from -128 to 127, which stands for ``q * d``. Codes and scales are
 those of torchao's ``Int8WeightOnlyConfig`` bit for bit, and folders are written and read in
 torchao's own layout (:mod:`client.torchaostore`), so that other programs share them. torchao itself
-is not needed: importing it costs more memory than most bases that are stored this way.
+is not needed: no device installs one more library for a product that is computed here anyway.
 
 Unlike ``int8`` it needs no bitsandbytes, which has no build for every device.
 Weights only: activations are never quantised (see :mod:`client.quantization`).

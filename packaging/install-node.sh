@@ -5,8 +5,9 @@
 set -euo pipefail
 
 readonly MIN_PYTHON="3.11"
-readonly MIN_MEMORY_MIB=1800
-readonly MIN_DISK_MIB=3072
+# With torch. A node on an exported step (--edge) needs less.
+min_memory_mib=1800
+min_disk_mib=3072
 readonly UNIT="fedslm-client.service"
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -18,6 +19,8 @@ python=""
 token_file=""
 data=""
 base=""
+extra="client"
+changed=0
 service=1
 dry_run=0
 
@@ -28,6 +31,7 @@ usage: install-node.sh [options]
                      FEDSLM_TOKEN; without either an enrolled device stays as it is)
   --data FILE        the records that this device may train on
   --base DIR         folder of the base model (default: the embedded demo model)
+  --edge             a node without torch: --base is the folder of an exported step (docs/edge.md)
   --home DIR         folder of the device (default: ~/.local/share/fedslm)
   --prefix DIR       where the program goes (default: ~/.local/lib/fedslm)
   --source PATH      folder of the sources, or a wheel (default: the folder around this script)
@@ -67,6 +71,7 @@ parse() {
       --prefix) value "$@" && prefix="$2" && shift ;;
       --source) value "$@" && source_dir="$2" && shift ;;
       --python) value "$@" && python="$2" && shift ;;
+      --edge) extra="edge" && min_memory_mib=450 && min_disk_mib=1024 ;;
       --no-service) service=0 ;;
       --dry-run) dry_run=1 ;;
       -h | --help) usage && exit 0 ;;
@@ -92,13 +97,13 @@ check_machine() {
 
   local memory disk
   memory="$(awk '/^MemTotal:/ {print int($2 / 1024)}' /proc/meminfo)"
-  ((memory >= MIN_MEMORY_MIB)) \
-    || die "this machine has $memory MiB of memory, expected at least $MIN_MEMORY_MIB"
+  ((memory >= min_memory_mib)) \
+    || die "this machine has $memory MiB of memory, expected at least $min_memory_mib"
   local folder="$prefix"
   while [[ ! -d $folder ]]; do folder="$(dirname "$folder")"; done
   disk="$(df -Pm "$folder" | awk 'NR == 2 {print $4}')"
-  [[ -x $prefix/bin/fedslm ]] || ((disk >= MIN_DISK_MIB)) \
-    || die "$disk MiB are free for $prefix, expected at least $MIN_DISK_MIB"
+  [[ -x $prefix/bin/fedslm ]] || ((disk >= min_disk_mib)) \
+    || die "$disk MiB are free for $prefix, expected at least $min_disk_mib"
   if [[ -r /sys/fs/cgroup/cgroup.controllers ]] \
     && ! grep -qw memory /sys/fs/cgroup/cgroup.controllers; then
     warn "the kernel does not limit memory: MemoryMax has no effect. On a Raspberry Pi add" \
@@ -129,10 +134,13 @@ find_python() {
 }
 
 install_program() {
-  local constraints="$source_dir/constraints/cpu.txt" target="$source_dir" key="" stamp
+  local pins="cpu.txt" constraints target="$source_dir" key="" stamp
   local -a limits=()
+  # On ARM, torch's default build would bring CUDA; this file lets no package of it in.
+  case "$(uname -m)" in aarch64 | arm64) pins="aarch64.txt" ;; esac
+  constraints="$source_dir/constraints/$pins"
   if [[ -f $source_dir && $source_dir == *.whl ]]; then
-    constraints="$(dirname "$source_dir")/constraints/cpu.txt"
+    constraints="$(dirname "$source_dir")/constraints/$pins"
   elif [[ ! -f $source_dir/pyproject.toml ]]; then
     die "$source_dir is neither the folder of the sources nor a wheel"
   fi
@@ -145,19 +153,22 @@ install_program() {
   else
     key="$(cksum <"$source_dir" | cut -d' ' -f1)"
   fi
-  stamp="$prefix/installed-$key"
+  stamp="$prefix/installed-$extra-$key"
   if [[ -e $stamp && -x $prefix/bin/fedslm ]]; then
     say "program: installed already in $prefix"
     return
   fi
-  say "program: installing into $prefix (once; torch alone is about 200 MB)"
+  say "program: installing fedslm[$extra] into $prefix (once; torch alone is about 200 MB)"
+  changed=1
   [[ -x $prefix/bin/python ]] || run "$python" -m venv "$prefix"
   local -a pip=("$prefix/bin/python" -m pip install --no-input --disable-pip-version-check
     --progress-bar off "${limits[@]}")
   run "${pip[@]}" hatchling
-  run "${pip[@]}" --no-build-isolation "${target}[client]" || die "the installation failed.
+  run "${pip[@]}" --no-build-isolation "${target}[$extra]" || die "the installation failed.
   If pip did not find torch's \"+cpu\" build: set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index
   (PyTorch's installation page names it) and run this again."
+  # An older stamp would call this version installed after the next one has taken its place.
+  run rm -f "$prefix"/installed-*
   run touch "$stamp"
 }
 
@@ -198,7 +209,9 @@ install_service() {
   fi
   command -v systemctl >/dev/null || die "systemctl is missing; use --no-service and start it yourself"
   [[ -f $unit ]] || die "$unit is missing beside this script"
-  wanted="$(sed -e "s|%h/.local/lib/fedslm|$prefix|g" -e "s|%h/.local/share/fedslm|$home|g" "$unit")"
+  local -a edits=(-e "s|%h/.local/lib/fedslm|$prefix|g" -e "s|%h/.local/share/fedslm|$home|g")
+  [[ $extra != edge ]] || edits+=(-e "s|^MemoryHigh=.*|MemoryHigh=600M|" -e "s|^MemoryMax=.*|MemoryMax=800M|")
+  wanted="$(sed "${edits[@]}" "$unit")"
   if [[ -f $unit_dir/$UNIT && $(<"$unit_dir/$UNIT") == "$wanted" ]]; then
     say "service: $UNIT is up to date"
   elif ((dry_run)); then
@@ -210,6 +223,8 @@ install_service() {
   fi
   run systemctl --user daemon-reload
   run systemctl --user enable --now "$UNIT"
+  # A node that runs still runs the version before.
+  ((!changed)) || run systemctl --user try-restart "$UNIT"
   run loginctl enable-linger "$(id -un)" \
     || warn "without lingering the node stops at logout: ask for  loginctl enable-linger $(id -un)"
 }

@@ -107,7 +107,7 @@ def test_the_library_reads_ours_and_writes_the_same(
 ) -> None:
     """torchao's own codes are ours bit for bit, and its folder is read as ours is.
 
-    In a process of its own: the library takes seconds, 85 MB, and writes to standard error.
+    In a process of its own: the library changes torch's settings while it quantises.
     """
     theirs = tmp_path / "theirs"
     command = [sys.executable, "-c", LIBRARY, str(model_folder()), str(stored), str(theirs)]

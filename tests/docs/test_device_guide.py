@@ -52,7 +52,37 @@ def test_the_limits_of_the_sizing_page_are_those_of_the_benchmark() -> None:
     assert f"{M135.parameters:,}" in SIZING
 
 
-@pytest.mark.parametrize("page", [GUIDE, PACKAGING], ids=["guide", "packaging"])
+BOARDS = {
+    name: (ROOT / "docs" / "deploy" / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("raspberry-pi", "jetson", "container")
+}
+
+
+@pytest.mark.parametrize("page", BOARDS.values(), ids=BOARDS)
+def test_what_was_not_tried_is_said_and_no_torch_comes_by_itself(page: str) -> None:
+    assert re.search(r"\*\*No (Raspberry Pi|Jetson|image) was", page)
+    blocks = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert "pip install torch" not in "".join(blocks)
+    assert "constraints/aarch64.txt" in page
+
+
+def test_the_limits_of_the_boards_are_those_of_script_and_unit() -> None:
+    script = (ROOT / "packaging" / "install-node.sh").read_text(encoding="utf-8")
+    unit = (ROOT / "packaging" / "systemd" / "fedslm-client.service").read_text(encoding="utf-8")
+    assert "min_memory_mib=450" in script
+    assert "min_disk_mib=1024" in script
+    assert "MemoryMax=800M" in script
+    assert "CPUQuota=300%\n" in unit
+    page = BOARDS["raspberry-pi"]
+    for said in ("450 MiB of memory, 1 GiB of disk", "`CPUQuota=300%`", "with `--edge` 800 MB"):
+        assert said in page
+    options = set(re.findall(r"--[a-z-]+", " ".join(re.findall(r"install-node\.sh (.*)", page))))
+    assert [option for option in options if f"      {option})" not in script] == []
+
+
+@pytest.mark.parametrize(
+    "page", [GUIDE, PACKAGING, *BOARDS.values()], ids=["guide", "packaging", *BOARDS]
+)
 def test_every_file_of_the_repository_that_is_named_exists(page: str) -> None:
     named = re.findall(r"(?<![\w/.])((?:packaging|constraints|client|simulations)/[\w./-]+)", page)
     assert named

@@ -166,6 +166,16 @@ def test_the_server_comes_without_torch() -> None:
     assert "ARG EXTRAS=server,postgres\n" in text
 
 
+def test_a_node_without_torch_is_a_build_argument() -> None:
+    path = PACKAGING / "Containerfile.client"
+    assert "ARG EXTRAS=client\n" in path.read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    edge = " ".join(project["optional-dependencies"]["edge"])
+    assert not re.search(r"torch|transformers|peft|opacus|bitsandbytes|fedslm\[", edge)
+    # Nothing but installing depends on which of the two it is.
+    assert [s.word for s in steps(path) if "EXTRAS" in s.rest] == ["ARG", "RUN"]
+
+
 def test_both_check_the_architecture() -> None:
     for path in FILES:
         assert any("amd64|arm64" in s.rest for s in stages(path)[0] if s.word == "RUN")

@@ -95,6 +95,53 @@ def test_what_is_done_is_left_alone(tmp_path: Path) -> None:
     assert "pip" not in run.stdout
 
 
+def installed(home: Path) -> Path:
+    """Return a prefix with a program of an earlier version, enrolled."""
+    prefix = home / ".local" / "lib" / "fedslm"
+    tool_folder = prefix / "bin"
+    tool_folder.mkdir(parents=True)
+    tool(tool_folder, "fedslm", "exit 0")
+    (prefix / "installed-client-1").touch()
+    device = home / ".local" / "share" / "fedslm"
+    device.mkdir(parents=True)
+    (device / "node.toml").touch()
+    return prefix
+
+
+def test_another_version_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    """And the way back is the same: the old stamp is gone, and the running node is restarted."""
+    prefix = installed(tmp_path / "h")
+    run = dry(tmp_path / "h")
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    said = [line for line in lines if line.startswith("would run: ")]
+    removed = next(i for i, line in enumerate(said) if "rm -f" in line)
+    assert str(prefix / "installed-client-1") in said[removed]
+    assert "touch" in said[removed + 1]
+    assert said[-2].endswith("try-restart fedslm-client.service")
+    assert "done already" in run.stdout
+
+
+def test_a_node_without_torch_needs_less(tmp_path: Path) -> None:
+    tool(tmp_path / "bin", "awk", "echo 900")
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    run = dry(tmp_path / "h", "--edge", PATH=path)
+    assert run.returncode == 1  # 900 is the memory and the disk of this awk
+    assert "900 MiB are free" in run.stderr
+    run = dry(tmp_path / "h", "--edge")
+    assert run.returncode == 0, run.stderr
+    assert r"\[edge\]" in run.stdout
+    assert "[client]" not in run.stdout
+
+
+def test_an_arm_board_gets_no_cuda(tmp_path: Path) -> None:
+    tool(tmp_path / "bin", "uname", "echo aarch64")
+    run = dry(tmp_path / "h", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    assert run.returncode == 0, run.stderr
+    assert f"-c {ROOT / 'constraints' / 'aarch64.txt'}" in run.stdout
+    assert "cpu.txt" not in run.stdout
+
+
 def test_without_a_token_there_is_no_service(tmp_path: Path) -> None:
     run = dry(tmp_path / "h")
     assert run.returncode == 0
@@ -152,5 +199,5 @@ def test_help_names_every_option() -> None:
     )
     lines = SCRIPT.read_text(encoding="utf-8").splitlines()
     cases = [line.split(")")[0].strip() for line in lines if line.startswith("      --")]
-    assert len(cases) == 9
+    assert len(cases) == 10
     assert all(option in run.stdout for option in cases)

@@ -50,6 +50,7 @@ def test_help_is_what_a_bare_make_shows(tmp_path: Path) -> None:
     shown = make(tmp_path / "venv").stdout
     assert "make demo" in shown
     assert "make test" in shown
+    assert "make aarch64" in shown
     assert shown == make(tmp_path / "venv", "help").stdout
 
 

@@ -95,6 +95,8 @@ def test_a_node_gives_way() -> None:
     found = service("fedslm-client.service")
     assert (found["Nice"], found["IOSchedulingClass"]) == (["19"], ["idle"])
     assert found["OOMScoreAdjust"] == ["900"]
+    assert found["CPUQuota"] == ["300%"]
+    assert found["MemoryHigh"] < found["MemoryMax"] == ["2G"]
     assert (found["Type"], found["NotifyAccess"]) == (["notify"], ["main"])
     assert int(found["WatchdogSec"][0]) >= 60
 
