@@ -31,11 +31,14 @@ class Int4Linear(torch.nn.Linear):
         scales: float16, shape ``(d_out, groups)``.
         zeros: uint8, shape ``(d_out, groups)``: what stands for 0 in place of 8; or None. Only
             checkpoints that were quantised elsewhere have them (:mod:`client.int4store`).
+        order: int32, shape ``(d_in,)``: column j of the weight is stored at place ``order[j]``; or
+            None for their own order. Only GPTQ checkpoints with act-order have one.
         bias: float32, shape ``(d_out,)``, or None.
     """
 
     scales: torch.Tensor
     zeros: torch.Tensor | None
+    order: torch.Tensor | None
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         """Quantise a weight of shape ``(d_out, d_in)``."""
@@ -52,6 +55,7 @@ class Int4Linear(torch.nn.Linear):
         columns: int,
         bias: torch.Tensor | None,
         zeros: torch.Tensor | None = None,
+        order: torch.Tensor | None = None,
     ) -> Int4Linear:
         """Return a layer of codes that were chosen elsewhere, as :func:`pack_int4` packs them.
 
@@ -61,11 +65,12 @@ class Int4Linear(torch.nn.Linear):
             columns: d_in.
             bias: ``(d_out,)``, or None.
             zeros: uint8, ``(d_out, groups)``, or None for 8.
+            order: int32, ``(d_in,)``, or None.
         """
         layer = cls.__new__(cls)
         torch.nn.Module.__init__(layer)
         layer.out_features, layer.in_features = packed.shape[0], columns
-        layer._hold(packed, scales, bias, zeros)
+        layer._hold(packed, scales, bias, zeros, order)
         return layer
 
     def _hold(
@@ -74,16 +79,19 @@ class Int4Linear(torch.nn.Linear):
         scales: torch.Tensor,
         bias: torch.Tensor | None,
         zeros: torch.Tensor | None = None,
+        order: torch.Tensor | None = None,
     ) -> None:
         """Take the tensors in, frozen."""
         self.weight = torch.nn.Parameter(packed, requires_grad=False)
         self.register_buffer("scales", scales)
         self.register_buffer("zeros", zeros)
+        self.register_buffer("order", order)
         self.bias = None if bias is None else torch.nn.Parameter(bias.detach(), requires_grad=False)  # type: ignore[assignment]
 
     def dequantized(self) -> torch.Tensor:
         """Return the float32 weight ``(d_out, d_in)`` that the codes stand for."""
-        return dequantize_int4(self.weight.data, self.scales, self.in_features, self.zeros)
+        stored = dequantize_int4(self.weight.data, self.scales, self.in_features, self.zeros)
+        return stored if self.order is None else stored.index_select(1, self.order)
 
 
 def quantize_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,6 +161,21 @@ def dequantize_int4(
     codes.sub_(8.0 if zeros is None else zeros.float().unsqueeze(2))
     blocks = codes.mul_(scales.float().unsqueeze(2))
     return blocks.view(blocks.shape[0], -1)[:, :columns].contiguous()
+
+
+def check_orders(model: torch.nn.Module) -> None:
+    """Require that every stored order of columns names each place once.
+
+    Raises:
+        UnsupportedModel: if one does not; names the layer.
+    """
+    for name, module in model.named_modules():
+        order = module.order if isinstance(module, Int4Linear) else None
+        if order is None:
+            continue
+        if not torch.equal(order.long().sort().values, torch.arange(len(order)).to(order.device)):
+            msg = f"{name} has an order of columns that is none."
+            raise UnsupportedModel(msg, hint="Convert the checkpoint again.")
 
 
 def replace_linear(

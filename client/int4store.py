@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 METHOD = "fedslm-int4"
 SETTINGS = {"quant_method": METHOD, "bits": 4, "group_size": GROUP}
-"""``quantization_config`` of such a folder; with ``zero_points`` if each group has a zero."""
+"""``quantization_config`` of such a folder; with ``zero_points`` if each group has a zero, and
+``act_order`` if columns are stored in another order."""
 _HALF = GROUP // 2
 
 
@@ -39,7 +40,13 @@ class _Settings(QuantizationConfigMixin):
     """What ``config.json`` says of the storage."""
 
     def __init__(
-        self, *, bits: int = 4, group_size: int = GROUP, zero_points: bool = False, **_: object
+        self,
+        *,
+        bits: int = 4,
+        group_size: int = GROUP,
+        zero_points: bool = False,
+        act_order: bool = False,
+        **_: object,
     ) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
         if (bits, group_size) != (4, GROUP):
@@ -47,7 +54,8 @@ class _Settings(QuantizationConfigMixin):
                 f"Stored with bits={bits!r} and group_size={group_size!r}, expected 4 and {GROUP}."
             )
             raise UnsupportedModel(msg, hint="Compress the model again with this version.")
-        self.bits, self.group_size, self.zero_points = bits, group_size, zero_points is True
+        self.bits, self.group_size = bits, group_size
+        self.zero_points, self.act_order = zero_points is True, act_order is True
 
 
 class _Reader(HfQuantizer):
@@ -58,7 +66,7 @@ class _Reader(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **_: object) -> Any:  # noqa: ANN401
         """Replace every linear layer by an empty one of the stored kind."""
         settings: Any = self.quantization_config
-        make_skeleton(model, zero_points=settings.zero_points)
+        make_skeleton(model, zero_points=settings.zero_points, act_order=settings.act_order)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: object) -> Any:  # noqa: ANN401
@@ -87,7 +95,7 @@ def register() -> None:
         register_quantizer(METHOD)(_Reader)
 
 
-def make_skeleton(model: torch.nn.Module, *, zero_points: bool) -> None:
+def make_skeleton(model: torch.nn.Module, *, zero_points: bool, act_order: bool) -> None:
     """Replace every linear layer by an empty 4-bit one on the meta device, in place."""
     from client.quantization import linear_modules
 
@@ -102,6 +110,7 @@ def make_skeleton(model: torch.nn.Module, *, zero_points: bool) -> None:
                 columns,
                 None if module.bias is None else torch.empty(rows),
                 torch.empty((rows, groups), dtype=torch.uint8) if zero_points else None,
+                torch.empty(columns, dtype=torch.int32) if act_order else None,
             )
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, empty)

@@ -22,6 +22,7 @@ from client.basedigest import base_digest, feed, weight_files
 from client.compressed import check_manifest
 from client.encoders import Classifier, is_head, load_classifier, require_unquantised
 from client.families import Family, family_of
+from client.int4 import check_orders
 from client.quantization import (
     check_quantization,
     finish_quantized,
@@ -117,6 +118,7 @@ def load_base(
         else:
             classifier = Classifier(_load_weights(folder, name, quantization, stored, device))
     model = classifier.model
+    check_orders(model)
     finish_quantized(model, quantization, cache=cache_dequantized)
     _check_vocabulary(model, tokenizer, family, name)
     return BaseModel(

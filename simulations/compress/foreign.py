@@ -37,6 +37,7 @@ class Layout:
 
     Attributes:
         method: ``"gptq"`` or ``"awq"``.
+        reordered: whether the columns of a group lie apart (act-order).
         group: weights of a row that share a scale; 0 is the whole row.
         shift: what is added to a stored zero.
     """
@@ -44,6 +45,7 @@ class Layout:
     method: str
     group: int
     shift: int
+    reordered: bool = False
 
 
 def convert(source: Path, out: Path) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def convert(source: Path, out: Path) -> dict[str, Any]:
 
     Raises:
         RunFolderExists: if it is there.
-        UnsupportedModel: for anything but 4 bits in groups of a multiple of 32 in their order.
+        UnsupportedModel: for anything but 4 bits in groups of a multiple of 32.
     """
     from safetensors.torch import load_file, save_file
 
@@ -76,7 +78,7 @@ def convert(source: Path, out: Path) -> dict[str, Any]:
         for pattern in _COPIED:
             for file in source.glob(pattern):
                 shutil.copyfile(file, partial / file.name)
-    stored = {**SETTINGS, "zero_points": True}
+    stored = {**SETTINGS, "zero_points": True, "act_order": layout.reordered}
     written = {**config, "dtype": "float32", "quantization_config": stored}
     written.pop("torch_dtype", None)
     write_json(partial / "config.json", written)
@@ -104,15 +106,19 @@ def layout_of(settings: object) -> Layout:
     )
     known = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm", "GEMM")}.get(str(method), ())
     fits = isinstance(group, int) and (group == -1 or (group > 0 and group % GROUP == 0))
-    if bits != 4 or form not in known or not fits or said.get("desc_act"):
+    reordered = said.get("desc_act", False)
+    fits = fits and reordered in ((True, False) if method == "gptq" else (False,))
+    if bits != 4 or form not in known or not fits:
         msg = (
             f"Found quant_method={method!r}, bits={bits!r}, group_size={group!r}, format={form!r}, "
-            f"desc_act={said.get('desc_act', False)!r}."
+            f"desc_act={reordered!r}."
         )
-        hint = "Expected gptq or awq (gemm) of 4 bits, groups of a multiple of 32, desc_act false."
+        hint = "Expected gptq or awq (gemm) of 4 bits in groups of a multiple of 32."
         raise UnsupportedModel(msg, hint=hint)
     shift = 1 if (method, form) == ("gptq", "gptq") else 0
-    return Layout(method=str(method), group=max(0, int(group)), shift=shift)
+    return Layout(
+        method=str(method), group=max(0, int(group)), shift=shift, reordered=bool(reordered)
+    )
 
 
 def convert_tensors(tensors: Mapping[str, torch.Tensor], layout: Layout) -> dict[str, torch.Tensor]:
@@ -146,15 +152,41 @@ def _layer(
         raise _misfit(stem) from error
     width, rows = codes.shape
     group = layout.group or width
-    order = tensors.get(f"{stem}.g_idx")
     expected = (-(-width // group), rows)
-    plain = order is None or torch.equal(order.long(), torch.arange(width) // group)
+    places = _places(tensors.get(f"{stem}.g_idx"), width, group)
+    own = places is not None and torch.equal(places, torch.arange(width))
+    in_order = places is not None and (own or layout.reordered)
     halved = scales.to(torch.float16)
     exact = bool(torch.isfinite(halved).all()) and torch.equal(halved.float(), scales.float())
     fits = tuple(zeros.shape) == expected and tuple(scales.shape) == expected
-    if not (plain and exact and fits and stem != "lm_head" and int(zeros.max()) <= 15):
+    fits = in_order and exact and fits and stem != "lm_head" and int(zeros.max()) <= 15
+    if not fits or places is None:
         raise _misfit(stem)
-    return _stored(stem, codes.t(), zeros.t(), halved.t(), group)
+    found = _stored(stem, codes[places].t(), zeros.t(), halved.t(), group)
+    if layout.reordered:
+        order = torch.empty(width, dtype=torch.int32)
+        order[places] = torch.arange(width, dtype=torch.int32)
+        found[f"{stem}.order"] = order
+    return found
+
+
+def _places(of_group: torch.Tensor | None, width: int, group: int) -> torch.Tensor | None:
+    """Return the columns in the order of their groups, int64 ``(width,)``.
+
+    Args:
+        of_group: the group of each column (``g_idx``); None is their own order.
+        width: number of columns.
+        group: columns of a group.
+
+    Returns:
+        None if the groups are not all full, save for the last.
+    """
+    full = torch.arange(width) // group
+    if of_group is None:
+        return torch.arange(width)
+    places = torch.argsort(of_group.long(), stable=True)
+    same = of_group.shape == full.shape and torch.equal(of_group.long()[places], full)
+    return places if same else None
 
 
 def _stored(
@@ -188,7 +220,7 @@ def _unpack(packed: torch.Tensor, order: tuple[int, ...] = tuple(range(8))) -> t
 def _misfit(stem: str) -> UnsupportedModel:
     """Return the error for a layer that cannot be read exactly."""
     msg = f"{stem}: codes, zeros, scales and order do not fit together, or not into 4 bits."
-    return UnsupportedModel(msg, hint="Quantise again without act-order, and not the output head.")
+    return UnsupportedModel(msg, hint="Quantise it again, and not the output head.")
 
 
 def _config(source: Path) -> dict[str, Any]:

@@ -32,6 +32,12 @@ FORMS = {
         "desc_act": False,
         "checkpoint_format": "gptq_v2",
     },
+    "gptq act-order": {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": GROUP,
+        "desc_act": True,
+    },
     "awq": {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"},
 }
 
@@ -58,8 +64,11 @@ def quantised(folder: Path, form: str, **changes: Any) -> dict[str, np.ndarray]:
         codes = rng.integers(0, 16, (width, rows))
         zeros = rng.integers(1, 16, (groups, rows))
         scales = (rng.random((groups, rows)) * 0.02 + 0.001).astype(np.float16)
-        spread = scales.astype(np.float32).repeat(GROUP, axis=0)
-        truth[name.removesuffix(".weight")] = ((codes - zeros.repeat(GROUP, axis=0)) * spread).T
+        of_group = np.arange(width) // GROUP
+        if form == "gptq act-order":
+            of_group = rng.permutation(of_group)
+        spread = scales.astype(np.float32)[of_group]
+        truth[name.removesuffix(".weight")] = ((codes - zeros[of_group]) * spread).T
         stem, plain = name.removesuffix(".weight"), tuple(range(8))
         if form == "awq":
             order = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -67,8 +76,8 @@ def quantised(folder: Path, form: str, **changes: Any) -> dict[str, np.ndarray]:
             tensors[f"{stem}.qzeros"] = pack(zeros, order)
         else:
             tensors[f"{stem}.qweight"] = pack(codes.T, plain).t().contiguous()
-            tensors[f"{stem}.qzeros"] = pack(zeros - (form == "gptq"), plain)
-            tensors[f"{stem}.g_idx"] = torch.arange(width, dtype=torch.int32) // GROUP
+            tensors[f"{stem}.qzeros"] = pack(zeros - (form != "gptq_v2"), plain)
+            tensors[f"{stem}.g_idx"] = torch.from_numpy(of_group.astype(np.int32))
         tensors[f"{stem}.scales"] = torch.from_numpy(scales)
     tensors["model.norm.weight"] = tensors["model.norm.weight"].half()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -106,6 +115,26 @@ def test_every_weight_is_the_number_that_the_format_says(
     assert base.model.get_submodule("model.norm").weight.dtype == torch.float32
 
 
+def test_an_order_that_is_none_is_refused(plain: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(plain, tmp_path / "source"))
+    quantised(source, "gptq act-order")
+    path = source / "model.safetensors"
+    tensors = load_file(path)
+    stem = "model.layers.1.mlp.down_proj"
+    convert(source, tmp_path / "out")
+    # Groups of other sizes: no order of the columns fills them.
+    broken = {**tensors, f"{stem}.g_idx": torch.zeros_like(tensors[f"{stem}.g_idx"])}
+    save_file(broken, path)
+    with pytest.raises(UnsupportedModel, match=r"layers\.1\.mlp\.down_proj"):
+        convert(source, tmp_path / "again")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    stored[f"{stem}.order"] = torch.zeros_like(stored[f"{stem}.order"])
+    save_file(stored, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "out" / "compression.json").unlink()
+    with pytest.raises(UnsupportedModel, match="order of columns"):
+        load_base(str(tmp_path / "out"), quantization="int4")
+
+
 def test_such_a_checkpoint_is_refused_with_the_way_out(plain: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(plain, tmp_path / "source"))
     quantised(source, "gptq")
@@ -123,7 +152,8 @@ def test_such_a_checkpoint_is_refused_with_the_way_out(plain: Path, tmp_path: Pa
         {"bits": 8},
         {"group_size": 48},
         {"group_size": 0},
-        {"desc_act": True},
+        {"desc_act": "sometimes"},
+        {"quant_method": "awq", "version": "gemm", "desc_act": True},
         {"checkpoint_format": "marlin"},
         {"quant_method": "eetq"},
     ],
