@@ -212,6 +212,7 @@ def doctor(
         _print_json(to_dict(checks))
     else:
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
         colours = {"ok": "green", "warning": "yellow", "failed": "red"}
@@ -220,7 +221,8 @@ def doctor(
             table.add_column(column, overflow="fold")
         for check in checks:
             status = f"[{colours[check.status]}]{check.status}[/]"
-            table.add_row(check.name, status, check.found, check.hint)
+            # In an install line, [client] is no style.
+            table.add_row(check.name, status, escape(check.found), escape(check.hint))
         Console().print(table)
     if exit_code(checks):
         raise typer.Exit(1)

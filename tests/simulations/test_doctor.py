@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from client.machine import available_memory
 from simulations import doctor, doctor_machine
+from simulations.cli import run
 from simulations.doctor_machine import Check
 
 CORE = Requirement("numpy>=2.0")
@@ -194,3 +195,15 @@ def test_telemetry() -> None:
     assert doctor_machine.telemetry({"FLWR_TELEMETRY_ENABLED": "0"}).status == "ok"
     assert doctor_machine.telemetry({"FLWR_TELEMETRY_ENABLED": "1"}).status == "warning"
     assert doctor_machine.telemetry({}).status == "warning"
+
+
+def test_install_lines_are_printed_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Square brackets are styles to what draws the table."""
+    lacking = Check(
+        "torch", "warning", "not installed", "installed", "pip install 'fedslm[client]'"
+    )
+    monkeypatch.setattr(doctor, "run_checks", lambda home=None: [lacking])
+    assert run(["doctor"]) == 0
+    assert "'fedslm[client]'" in "".join(capsys.readouterr().out.split())
