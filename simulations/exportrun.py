@@ -162,7 +162,7 @@ def executorch_export(
     from client.exports.fit import spec_of
 
     folder, found = _open_base(source, base)
-    model = load_base(str(folder))
+    model = load_plain(folder)
     spec = spec_of(model, source.factors, source.terms)
 
     def write(into: Path) -> Mapping[str, Any]:
