@@ -78,6 +78,9 @@ def runtime_of(folder: Path) -> str:
 def open_program(folder: Path, *, trusted: str | None) -> Program:
     """Verify an export that has a base in it.
 
+    The files are compared where they lie and opened again by the runtime: a folder that somebody
+    else may write to is no place for them.
+
     Args:
         folder: of the export.
         trusted: the only key whose signature counts; None takes any, and none.

@@ -76,6 +76,21 @@ def make_field(root: Path, case: Adapted) -> Field:
     return Field(case=case, root=root, registry=registry, home=home)
 
 
+def enrolled(folder: Path, step: Path, digest: str, **more: object) -> DeviceHome:
+    """Return a device that holds an exported step."""
+    said: dict[str, object] = {
+        "name": "phone-1",
+        "fleet": "127.0.0.1:9092",
+        "control": "127.0.0.1:9093",
+        "base": str(step),
+        "runtime": "onnx",
+        "step": digest,
+        "adapter_key": SIGNER.public_key,
+        **more,
+    }
+    return DeviceHome.create(folder, NodeConfig.of(said))
+
+
 @pytest.fixture(scope="module")
 def field(
     adapted_base: MakeAdaptedFolder,

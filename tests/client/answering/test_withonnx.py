@@ -25,7 +25,7 @@ from shared.errors import (
     UsageError,
 )
 from tests.adapterkit import SIGNER, STRANGER
-from tests.client.answering.conftest import Field
+from tests.client.answering.conftest import Field, enrolled
 from tests.client.exports.conftest import IDS
 
 ROOT = Path(__file__).parents[3]
@@ -208,3 +208,19 @@ def test_texts_may_be_written_in_turn(field: Field) -> None:
         for index, pieces in enumerate(both):
             said[index] += next(pieces, "")
     assert said == alone
+
+
+def test_a_device_with_a_step_answers_by_the_export_that_its_owner_names(
+    field: Field, tmp_path: Path
+) -> None:
+    """The adapters folder is that of a device that fetched; the step itself is not looked at."""
+    home = enrolled(tmp_path / "home", tmp_path, "0" * 64, answers=str(field.export("onnx")))
+    home.adapters.rmdir()
+    field.home.adapters.rename(home.adapters)
+    try:
+        model = LocalModel.load(home)
+        assert (model.runtime, model.warnings) == ("onnx", ())
+        found = model.generate("The king", max_tokens=6)
+    finally:
+        home.adapters.rename(field.home.adapters)
+    assert found == LocalModel.load(field.home).generate("The king", max_tokens=6)
