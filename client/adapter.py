@@ -28,6 +28,7 @@ from client.injection import (
 from client.lowrank import low_rank_layers
 from client.mixture import Router
 from client.model import BaseModel
+from client.vectors import vectors_of
 from shared.errors import AdapterIncompatible, InvalidValue, UnsupportedModel
 from shared.lora import AdapterSpec, Factors, Vector
 from shared.mixture import Mixture
@@ -47,12 +48,15 @@ def adapt(
     rslora: bool = False,
     mixture: Mixture | None = None,
     frozen_router: bool = False,
+    method: str = "",
+    prompt_tokens: int = 8,
 ) -> AdaptedModel:
     """Inject LoRA layers into a base model.
 
     The base is changed in place (its weights are not): it carries one adapter until
     :meth:`AdaptedModel.release`. All factors start at zero, so the adapted model equals the base
-    and cannot learn until an A is loaded (:func:`shared.lora.initial_factors`).
+    and cannot learn until an A is loaded (:func:`shared.lora.initial_factors`). Zeros are no start
+    for IA3 or a prompt, which have to be loaded too.
 
     Args:
         base: a loaded base model without an adapter.
@@ -63,6 +67,8 @@ def adapt(
         rslora: as there.
         mixture: as there.
         frozen_router: as there.
+        method: as there.
+        prompt_tokens: as there.
 
     Raises:
         UnsupportedModel: if a target matches no linear layer, or a mixture cannot read the model.
@@ -82,19 +88,23 @@ def adapt(
         rslora=rslora,
         mixture=mixture,
         frozen_router=frozen_router,
+        method=method,
+        prompt_tokens=prompt_tokens,
     )
     return AdaptedModel(base, inject(base, spec, dropout), spec, dropout)
 
 
 class AdaptedModel:
-    """A frozen base with one LoRA adapter in float32, whatever the base is stored in.
+    """A frozen base with one adapter in float32, whatever the base is stored in.
 
     Attributes:
         base: the base model.
         peft_model: PEFT's model around it; ``save_pretrained`` writes PEFT's format.
         spec: names, shapes and order of the factors.
         dropout: probability on the adapter's input while training.
-        layers: the adapted layers, as :mod:`client.lowrank` computes them.
+        layers: the layers with a pair of factors, as :mod:`client.lowrank` computes them.
+        vectors: what trains of IA3 or of a prompt in place of pairs (:mod:`client.rescaled`,
+            :mod:`client.softprompt`); empty for LoRA.
         beneath: a residual that lies in the base's weights, under policy ``fedex``.
         head: the dense layer that trains whole, if there is one.
         router: what chooses among the adapters of a mixture; None for one adapter.
@@ -122,6 +132,7 @@ class AdaptedModel:
         self._views = self._share_storage()
         self._adapter_modules = adapter_modules(peft_model)
         self.layers = low_rank_layers(peft_model, self.router)
+        self.vectors = vectors_of(peft_model, spec)
         by_a = {id(layer.a): layer for layer in self.layers}
         ordered = [by_a[id(self._parameters[a.name])] for a, _ in spec.pairs()]
         self.beneath = Beneath(ordered, spec)
@@ -284,17 +295,21 @@ class AdaptedModel:
         """Compute the adapted layers by PEFT's own forward inside the ``with`` block.
 
         Raises:
-            UnsupportedModel: for a mixture, whose gates PEFT does not know.
+            UnsupportedModel: for a mixture, whose gates PEFT does not know, or for a prompt.
         """
         if self.router is not None:
             msg = "PEFT's own layers have no gates, which a mixture of adapters needs."
             raise UnsupportedModel(msg, hint="Use clipper='fused' or 'microbatch'.")
-        for layer in self.layers:
+        if self.spec.prepended:
+            msg = "PEFT's own forward gives outputs for a prompt too, which losses do not expect."
+            raise UnsupportedModel(msg, hint="Use clipper='fused' or 'microbatch'.")
+        own = [*self.layers, *self.vectors]
+        for layer in own:
             layer.detach()
         try:
             yield
         finally:
-            for layer in self.layers:
+            for layer in own:
                 layer.attach()
 
     def enable_checkpointing(self, *, reentrant: bool = False) -> None:
@@ -326,7 +341,7 @@ class AdaptedModel:
     def release(self) -> BaseModel:
         """Take the adapter out and return the bare base; this object is of no use afterwards."""
         self._disable_checkpointing()
-        for layer in self.layers:
+        for layer in (*self.layers, *self.vectors):
             layer.detach()
         if self.router is not None:
             self.router.remove()

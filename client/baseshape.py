@@ -28,6 +28,8 @@ def read_shape(
     target_modules: str | Sequence[str],
     rslora: bool = False,
     mixture: Mixture | None = None,
+    method: str = "",
+    prompt_tokens: int = 8,
 ) -> tuple[BaseShape, AdapterSpec]:
     """Return the shape of a base and of the adapter that a scenario puts on it.
 
@@ -39,6 +41,8 @@ def read_shape(
         target_modules: as in :func:`client.adapter.adapter_spec`.
         rslora: as there.
         mixture: as there.
+        method: as there.
+        prompt_tokens: as there.
 
     Raises:
         ModelNotFound: if there is no such configuration.
@@ -54,6 +58,8 @@ def read_shape(
         target_modules=target_modules,
         rslora=rslora,
         mixture=mixture,
+        method=method,
+        prompt_tokens=prompt_tokens,
     )
     return _shape(model, config), spec
 

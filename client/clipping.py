@@ -1,7 +1,8 @@
-"""Per-example clipped gradients of LoRA factors, by three engines that agree.
+"""Per-example clipped gradients of adapters, by three engines that agree.
 
-- ``fused``: the autograd functions of :mod:`client.lowrank`, :mod:`client.densehead` and
-  :mod:`client.mixture` keep each example's gradient of each factor, of the head and of the router.
+- ``fused``: the autograd functions of :mod:`client.lowrank`, :mod:`client.densehead`,
+  :mod:`client.mixture`, :mod:`client.rescaled` and :mod:`client.softprompt` keep each example's
+  gradient of each factor, of the head, of the router and of the vectors of IA3 or of a prompt.
   At LoRA's ranks that costs as much as the batch gradient. It works on quantised bases and under
   gradient checkpointing, and is the default.
 - ``microbatch``: one example at a time; the least memory, any layer. For phones.
@@ -33,8 +34,10 @@ if TYPE_CHECKING:
     from client.densehead import DenseHead
     from client.lowrank import LowRankLayer
     from client.mixture import Router
+    from client.rescaled import RescaledLayer
+    from client.softprompt import SoftPrompt
 
-    Recorder = LowRankLayer | DenseHead | Router
+    Recorder = LowRankLayer | DenseHead | Router | RescaledLayer | SoftPrompt
 
 # Clipping to a bound that is smaller by this fraction keeps every clipped norm, which is computed
 # in float64, below the real bound after rounding.
@@ -199,7 +202,8 @@ class FusedClipper:
         by_factor |= {id(layer.b): (layer, "B") for layer in model.layers}
         whole = [layer for layer in (model.head, model.router) if layer is not None]
         by_factor |= {id(p): (h, n) for h in whole for n, p in h.module.named_parameters()}
-        self._layers: list[Recorder] = [*model.layers, *whole]
+        by_factor |= {id(p): (v, n) for v in model.vectors for n, p in v.trained.items()}
+        self._layers: list[Recorder] = [*model.layers, *whole, *model.vectors]
         require_covered(model, [p for p in model.peft_model.parameters() if id(p) in by_factor])
         self._factors = [by_factor[id(parameter)] for _, parameter in model.trainable]
 
@@ -246,6 +250,9 @@ class OpacusClipper:
             msg = "clipper='opacus' cannot work under gradient checkpointing that is not reentrant."
             hint = "Use clipper='fused' or 'microbatch', or enable_checkpointing(reentrant=True)."
             raise UnsupportedModel(msg, hint=hint)
+        if model.vectors:
+            msg = "clipper='opacus' knows no layer that rescales, and no prompt."
+            raise UnsupportedModel(msg, hint="Use clipper='fused' or 'microbatch'.")
         require_covered(model, self._parameters)
 
     def __enter__(self) -> Self:
@@ -360,7 +367,7 @@ def require_covered(model: AdaptedModel, covered: Sequence[torch.Tensor]) -> Non
         some = ", ".join(loose[:3]) or "no trainable factor at all"
         msg = f"Per-example clipping does not cover what trains: {some}."
         raise UnsupportedModel(
-            msg, hint="Only LoRA factors, a head and a router can train privately."
+            msg, hint="Only what an adapter trains, a head and a router can train privately."
         )
 
 

@@ -56,7 +56,10 @@ def require_gradient(model: AdaptedModel) -> None:
     ]
     factors = model.factors() if still else {}
     for name in still:
-        if any(bool((factors[partner] != 0).any()) for partner in _partners(name, factors)):
+        # Vectors that rescale, and a prompt, have no partner that could hold them at zero.
+        if model.spec.method is not None or any(
+            bool((factors[partner] != 0).any()) for partner in _partners(name, factors)
+        ):
             msg = f"{name} gets a gradient of zeros: training would not reach it."
             raise UnsupportedModel(msg, hint="Use model.quantization = 'none' for this model.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import torch
@@ -13,13 +13,16 @@ import torch
 from client.encoders import is_head, untouched
 from client.families import FAMILIES
 from client.model import BaseModel
+from client.prompted import Prompted
+from client.softprompt import PROMPT_LAYER
+from shared.adaptermethod import PROMPT_TENSOR, VECTOR
 from shared.errors import AdapterIncompatible, InvalidValue, UnsupportedModel
 from shared.lora import AdapterSpec, module_names
 from shared.registry import suggestion
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
 ALL_LINEAR: Final = "all-linear"
 MARK: Final = "_fedslm_adapted"
@@ -72,9 +75,38 @@ def is_conv1d(model: torch.nn.Module) -> bool:
 
 def inject(base: BaseModel, spec: AdapterSpec, dropout: float) -> PeftModel:
     """Let PEFT put its layers into the base, without touching torch's global generator."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    config = LoraConfig(
+    if spec.prepended:
+        setattr(base.model, MARK, True)
+        return cast("PeftModel", Prompted(base, spec.prepended))
+    config = _ia3_config(base, spec) if spec.method else _lora_config(base, spec, dropout)
+    # PEFT draws A from torch's global generator; the caller's stream goes on as if it had not.
+    with peft_warnings(), torch.random.fork_rng(devices=[]):
+        peft_model = get_peft_model(base.model, config)
+    setattr(base.model, MARK, True)
+    return peft_model
+
+
+def _ia3_config(base: BaseModel, spec: AdapterSpec) -> PeftConfig:
+    """Return PEFT's configuration of vectors that rescale."""
+    from peft import IA3Config
+
+    inner = () if spec.method is None else spec.method.feedforward
+    return IA3Config(
+        task_type="CAUSAL_LM",
+        target_modules=list(spec.target_modules),
+        exclude_modules=excluded(base),
+        feedforward_modules=list(inner),
+        fan_in_fan_out=spec.fan_in_fan_out,
+    )
+
+
+def _lora_config(base: BaseModel, spec: AdapterSpec, dropout: float) -> PeftConfig:
+    """Return PEFT's configuration of pairs of factors."""
+    from peft import LoraConfig
+
+    return LoraConfig(
         task_type=None if spec.head else "CAUSAL_LM",
         r=spec.r,
         lora_alpha=spec.lora_alpha,  # type: ignore[arg-type]
@@ -85,11 +117,6 @@ def inject(base: BaseModel, spec: AdapterSpec, dropout: float) -> PeftModel:
         fan_in_fan_out=spec.fan_in_fan_out,
         use_rslora=spec.rslora,
     )
-    # PEFT draws A from torch's global generator; the caller's stream goes on as if it had not.
-    with peft_warnings(), torch.random.fork_rng(devices=[]):
-        peft_model = get_peft_model(base.model, config)
-    setattr(base.model, MARK, True)
-    return peft_model
 
 
 def excluded(base: BaseModel) -> list[str] | None:
@@ -110,15 +137,22 @@ def named_factors(peft_model: PeftModel, spec: AdapterSpec) -> dict[str, torch.n
     """
     dense = {factor.name for factor in spec.factors if not factor.low_rank}
     found = {
-        name.replace(".default.", "."): parameter
+        _own_name(name): parameter
         for name, parameter in peft_model.named_parameters()
-        if ".lora_" in name or name in dense
+        if ".lora_" in name or f".{VECTOR}." in name or _own_name(name) in dense
     }
     expected = {factor.name: factor.shape for factor in spec.factors}
     if {name: tuple(parameter.shape) for name, parameter in found.items()} != expected:
         msg = "PEFT made other LoRA factors than the adapter's specification expects."
         raise AdapterIncompatible(msg)
     return found
+
+
+def _own_name(name: str) -> str:
+    """Return the name that PEFT's files give to one of PEFT's parameters."""
+    if name.endswith(f".{PROMPT_LAYER}.weight"):
+        return PROMPT_TENSOR
+    return name.replace(".default.", ".").removesuffix(".default")
 
 
 def adapter_modules(peft_model: PeftModel) -> list[torch.nn.Module]:

@@ -30,6 +30,7 @@ from client.quantization import (
     quantized_storage,
 )
 from client.torchaoint8 import is_int8_weight_only
+from shared.adaptermethod import VECTOR
 from shared.errors import ConflictingSettings, ModelNotFound, TokenizerMissing, UnsupportedModel
 from shared.lora import plain_name
 
@@ -339,7 +340,7 @@ def _check_vocabulary(
 def _frozen_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every frozen tensor under the base model's own name."""
     for prefix, module in model.named_modules():
-        if ".lora_" in f".{prefix}" or is_head(module):
+        if ".lora_" in f".{prefix}" or f".{VECTOR}." in f".{prefix}." or is_head(module):
             continue
         dotted = f"{prefix}." if prefix else ""
         for name, tensor in (

@@ -66,10 +66,16 @@ class ClientRuntime(Participant):
         self.model = model
         self._steps: LocalSteps = LocalSteps(config, plan, model, self.ranks)
         size = group_size(config, dimension=self.dimension)
-        # Heads are not trained side by side, nor what each client keeps; what dropout drops is
-        # drawn client by client, and other engines keep no client apart.
+        # Heads are not trained side by side, nor what each client keeps, nor what is no pair of
+        # factors; what dropout drops is drawn client by client, and other engines keep no client
+        # apart.
         classifies = config.task.classifies or bool(config.policy_facts.kept)
-        alone = classifies or model.dropout > 0 or config.performance.clipper != "fused"
+        alone = (
+            classifies
+            or bool(model.vectors)
+            or model.dropout > 0
+            or config.performance.clipper != "fused"
+        )
         self._trained = LookAhead(self.train_group, clients=1 if alone else size)
         self._measured = LookAhead(self.measure_group, clients=1 if classifies else size)
         self.remember_in(None)

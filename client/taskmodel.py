@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from client.adapter import AdaptedModel, adapt
 from client.model import load_base
+from shared.adaptermethod import PROMPT
 from shared.adapterterms import adapter_terms
 from shared.errors import ConflictingSettings
 
@@ -22,7 +23,8 @@ def load_adapted(config: RunConfig, base: str, *, revision: str | None = None) -
         revision: of a hub id.
 
     Raises:
-        ConflictingSettings: if the scenario's texts are longer than a classifier reads.
+        ConflictingSettings: if the scenario's texts are longer than a classifier reads, or than
+            the model reads behind a prompt.
         ModelError: as :func:`client.model.load_base`.
     """
     loaded = load_base(
@@ -38,6 +40,13 @@ def load_adapted(config: RunConfig, base: str, *, revision: str | None = None) -
         msg = f"data.max_length={config.data.max_length}, and the model reads {longest} tokens."
         raise ConflictingSettings(msg, hint=f"Set data.max_length to at most {longest}.")
     terms = adapter_terms(config)
+    ahead = terms.prompt_tokens if terms.method == PROMPT else 0
+    if longest is not None and ahead and config.data.max_length + ahead > longest:
+        msg = (
+            f"data.max_length={config.data.max_length} behind a prompt of {ahead} tokens, and the "
+        )
+        msg += f"model reads {longest}."
+        raise ConflictingSettings(msg, hint=f"Set data.max_length to at most {longest - ahead}.")
     return adapt(
         loaded,
         r=terms.r,
@@ -47,4 +56,6 @@ def load_adapted(config: RunConfig, base: str, *, revision: str | None = None) -
         rslora=terms.rslora,
         mixture=terms.mixture,
         frozen_router=terms.frozen_router,
+        method=terms.method,
+        prompt_tokens=terms.prompt_tokens,
     )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from shared.adaptermethod import peft_config
 from shared.errors import AdapterCorrupt, AdapterIncompatible
 from shared.files import write_bytes, write_json
 from shared.lora import AdapterSpec, Factors
@@ -61,11 +62,23 @@ def write_adapter(
     tensors = {f.name: factors[f.name] for f in spec.factors} | _identities(spec)
     weights = save(tensors, metadata={"format": "pt"})
     digest = hashlib.sha256(weights).hexdigest()
+    said = {
+        "task_type": "SEQ_CLS" if spec.head else "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+    }
+    config = {**said, **(_pairs(spec, dropout) if spec.method is None else method_config(spec))}
+    write_bytes(folder / WEIGHTS, weights)
+    write_json(folder / PEFT_CONFIG, config)
+    mixed = {} if spec.mixture is None else {"mixture": spec.mixture.to_json()}
+    write_json(folder / MANIFEST, {**manifest, **mixed, "weights_sha256": digest})
+    return digest
+
+
+def _pairs(spec: AdapterSpec, dropout: float) -> dict[str, Any]:
+    """Return PEFT's configuration of pairs of factors, or that of a mixture."""
     whole = whole_modules(spec)
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if spec.head else "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
         "r": spec.r,
         "lora_alpha": spec.lora_alpha,
         "lora_dropout": dropout,
@@ -81,11 +94,20 @@ def write_adapter(
         config["exclude_modules"] = whole
     if spec.mixture is not None:
         config |= {"peft_type": PEFT_TYPE, "mixture": spec.mixture.to_json()}
-    write_bytes(folder / WEIGHTS, weights)
-    write_json(folder / PEFT_CONFIG, config)
-    mixed = {} if spec.mixture is None else {"mixture": spec.mixture.to_json()}
-    write_json(folder / MANIFEST, {**manifest, **mixed, "weights_sha256": digest})
-    return digest
+    return config
+
+
+def method_config(spec: AdapterSpec) -> dict[str, Any]:
+    """Return PEFT's configuration of an adapter that is no low-rank product."""
+    if spec.method is None:
+        msg = "An adapter of pairs has no configuration of another method."
+        raise AdapterIncompatible(msg)
+    return peft_config(
+        spec.method,
+        targets=spec.target_modules,
+        fan_in_fan_out=spec.fan_in_fan_out,
+        shape=spec.factors[0].shape,
+    )
 
 
 def whole_modules(spec: AdapterSpec) -> list[str]:
@@ -113,6 +135,8 @@ def read_released(folder: Path, spec: AdapterSpec) -> tuple[Factors, Residual | 
         AdapterCorrupt: as :func:`read_adapter`.
         AdapterIncompatible: also if its rank is smaller.
     """
+    if spec.method is not None:
+        return read_adapter(folder, spec), None
     try:
         said = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))["r"]
     except (OSError, KeyError, TypeError, ValueError) as error:

@@ -22,7 +22,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from server.adapters import MANIFEST, PEFT_CONFIG, WEIGHTS, read_adapter, whole_modules
+from server.adapters import (
+    MANIFEST,
+    PEFT_CONFIG,
+    WEIGHTS,
+    method_config,
+    read_adapter,
+    whole_modules,
+)
 from shared.config import RunConfig
 from shared.errors import AdapterCorrupt, AdapterIncompatible, NotResumable
 from shared.files import write_bytes
@@ -181,6 +188,14 @@ def describe(note: Mapping[str, Any], *, charged_together: bool, private: bool) 
 
 def _require_same_form(folder: Path, spec: AdapterSpec) -> None:
     """Refuse another rank, scale, or choice of layers."""
+    if spec.method is not None:
+        found = _object(folder / PEFT_CONFIG)
+        if any(found.get(key) != value for key, value in method_config(spec).items()):
+            msg = (
+                f"The earlier adapter is not of lora.variant={spec.method.name!r} on these layers."
+            )
+            raise AdapterIncompatible(msg)
+        return
     terms = read_lora_config(_bytes(folder / PEFT_CONFIG), whole=whole_modules(spec))
     compared: dict[str, tuple[object, object]] = {
         "r": (terms.r, spec.r),

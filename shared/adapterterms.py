@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from shared.adaptermethod import METHODS
 from shared.config import RunConfig
 from shared.mixture import Mixture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterTerms:
-    """What a scenario says about the pairs of factors of its adapter, or of its adapters together.
+    """What a scenario says about its adapter, or about its adapters together.
 
     Attributes:
         r: rank of a pair: that of one adapter times their number.
@@ -20,6 +21,8 @@ class AdapterTerms:
         rslora: whether the scale is ``alpha / sqrt(r)``.
         mixture: None for one adapter.
         frozen_router: whether the router stays as it is drawn.
+        method: ``"ia3"``, ``"prompt"``, or ``""`` for pairs of factors.
+        prompt_tokens: number of vectors of a prompt.
     """
 
     r: int
@@ -28,6 +31,8 @@ class AdapterTerms:
     rslora: bool
     mixture: Mixture | None
     frozen_router: bool
+    method: str = ""
+    prompt_tokens: int = 8
 
 
 def adapter_terms(config: RunConfig) -> AdapterTerms:
@@ -44,4 +49,6 @@ def adapter_terms(config: RunConfig) -> AdapterTerms:
         rslora=rslora,
         mixture=mixture,
         frozen_router=mixture is not None and said.router == "frozen",
+        method=lora.variant if lora.variant in METHODS else "",
+        prompt_tokens=lora.prompt_tokens,
     )

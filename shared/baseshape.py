@@ -73,7 +73,12 @@ def stored_bytes(shape: BaseShape, quantization: str) -> int:
 
 
 def with_rank(spec: AdapterSpec, r: int) -> AdapterSpec:
-    """Return the same adapter at another rank and the same scale; head and router stay whole."""
+    """Return the same adapter at another rank and the same scale; head and router stay whole.
+
+    What has no rank stays what it is.
+    """
+    if spec.method is not None:
+        return spec
     factors = tuple(
         replace(f, shape=(r, f.shape[1]) if f.kind == "A" else (f.shape[0], r))
         if f.low_rank or not (spec.head or spec.mixture)

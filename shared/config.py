@@ -71,8 +71,10 @@ class LoraSection(Section):
     alpha: PositiveReal = Field(default=8.0, description="scale numerator; s = alpha / r")
     variant: Literal["lora", "rslora", "dora", "ia3", "prompt"] = Field(
         default="lora",
-        description='"lora", or "rslora" (s = alpha / sqrt(r)); others are refused with the reason',
+        description='"lora", "rslora" (s = alpha / sqrt(r)), "ia3" or "prompt", which have no r or '
+        'alpha; "dora" is refused with the reason',
     )
+    prompt_tokens: PositiveInt = Field(default=8, description="vectors of a prompt")
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
         default="all-linear", description="module names that carry an adapter"
     )

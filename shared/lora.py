@@ -2,7 +2,8 @@
 
 ``y = W0 x + s B A x`` with ``A (r, d_in)``, ``B (d_out, r)`` and ``s = alpha / r``, or
 ``alpha / sqrt(r)`` in rsLoRA (arXiv:2312.03732); several adapters that a router mixes are pairs
-of a larger rank (:mod:`shared.mixture`). A vector is the concatenation of the row-major
+of a larger rank (:mod:`shared.mixture`), and IA3 and prompts are no pairs at all
+(:mod:`shared.adaptermethod`). A vector is the concatenation of the row-major
 factors in the canonical order of the :class:`AdapterSpec`; it is what is clipped, noised, sent and
 averaged. Nothing here needs torch.
 """
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.adaptermethod import PROMPT, Method
 from shared.canonical import canonical_json, sha256_hex
 from shared.errors import AdapterIncompatible, InvalidValue
 from shared.mixture import ROUTER, Mixture
@@ -77,6 +79,7 @@ class AdapterSpec:
         rslora: whether ``s`` is ``lora_alpha / sqrt(r)`` and not ``lora_alpha / r``.
         mixture: how the adapters are mixed that each pair holds, ``r / adapters`` rows of A and
             columns of B each; None for one adapter.
+        method: what the adapter is if it is no low-rank product; all its tensors are of kind B.
     """
 
     factors: tuple[Factor, ...]
@@ -88,6 +91,7 @@ class AdapterSpec:
     head: str = ""
     identities: tuple[tuple[str, int], ...] = ()
     mixture: Mixture | None = None
+    method: Method | None = None
 
     def __post_init__(self) -> None:
         """Check order, uniqueness and that factors come in pairs."""
@@ -95,6 +99,9 @@ class AdapterSpec:
         if not names or names != sorted(set(names)):
             msg = "An adapter needs at least one factor, sorted by unique names."
             raise AdapterIncompatible(msg)
+        if self.method is not None:
+            self.method.check([(f.name, f.kind, f.shape) for f in self.factors])
+            return
         kinds = {f.kind for f in self.factors}
         whole = self.head or self.mixture
         pairs = [f.kind for f in self.factors if f.low_rank or not whole]
@@ -117,6 +124,12 @@ class AdapterSpec:
         return self.lora_alpha / (math.sqrt(self.r) if self.rslora else self.r)
 
     @property
+    def prepended(self) -> int:
+        """Number of trained vectors in front of every text: those of a prompt."""
+        prompt = self.method is not None and self.method.name == PROMPT
+        return self.factors[0].shape[0] if prompt else 0
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """PEFT's names of the layers that carry a pair of factors, in canonical order."""
         return tuple(f.name.removesuffix(".lora_A.weight") for f in self.of_kind("A") if f.low_rank)
@@ -127,7 +140,7 @@ class AdapterSpec:
 
     def pairs(self) -> tuple[tuple[Factor, Factor], ...]:
         """Return A and B of each adapted layer, in canonical order; head and router are no pair."""
-        whole = self.head or self.mixture
+        whole = self.head or self.mixture or self.method
         low = [factor for factor in self.factors if factor.low_rank or not whole]
         a, b = ([factor for factor in low if factor.kind == kind] for kind in "AB")
         return tuple(zip(a, b, strict=True))
@@ -193,6 +206,7 @@ class AdapterSpec:
             **({"head": self.head} if self.head else {}),
             **({"identities": list(map(list, self.identities))} if self.identities else {}),
             **({} if self.mixture is None else {"mixture": self.mixture.to_json()}),
+            **({} if self.method is None else {"method": self.method.to_json()}),
         }
 
     @classmethod
@@ -217,6 +231,7 @@ class AdapterSpec:
                 head=str(data.get("head", "")),
                 identities=tuple((str(n), int(w)) for n, w in data.get("identities", ())),
                 mixture=Mixture.from_json(data["mixture"]) if "mixture" in data else None,
+                method=Method.from_json(data["method"]) if "method" in data else None,
             )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             msg = "An adapter specification is malformed."
@@ -230,7 +245,8 @@ def initial_factors(spec: AdapterSpec, seed: int) -> Factors:
     B is zero, so that the adapted model equals the base. Orthonormal rows make the product's noise
     independent of A's scale, and A costs no bytes: the seed is enough (docs/privacy.md). A router
     is drawn from the same seed, standard normal, and the rows of A of two adapters are orthogonal:
-    adapters that began alike would get one gradient and stay alike.
+    adapters that began alike would get one gradient and stay alike. IA3 starts at ones and a prompt
+    at vectors of the seed (:meth:`shared.adaptermethod.Method.first`).
 
     Args:
         spec: shapes of the factors.
@@ -244,6 +260,9 @@ def initial_factors(spec: AdapterSpec, seed: int) -> Factors:
     """
     factors: Factors = {}
     for factor in spec.factors:
+        if spec.method is not None:
+            factors[factor.name] = spec.method.first(factor.name, factor.shape, seed)
+            continue
         if factor.routes:
             drawn = data_rng(seed, "router", factor.name).standard_normal(factor.shape)
             factors[factor.name] = drawn.astype(np.float32)

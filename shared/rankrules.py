@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from shared.adaptermethod import METHODS
 from shared.errors import Problem
 from shared.problems import conflict
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 def may_mix_ranks(config: RunConfig) -> bool:
     """Tell whether a scenario's way to aggregate takes clients of different ranks."""
-    return config.policy_facts.exact and config.aggregation.robust == "mean"
+    ranked = config.lora.variant not in METHODS
+    return ranked and config.policy_facts.exact and config.aggregation.robust == "mean"
 
 
 def rank_conflicts(config: RunConfig) -> Iterator[Problem]:

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from shared.adaptermethod import METHODS
 from shared.classtally import MOST_LABELS
 from shared.errors import Problem
+from shared.methodrules import method_conflicts
 from shared.problems import conflict
 
 if TYPE_CHECKING:
@@ -18,10 +20,6 @@ REFUSED_VARIANTS: Mapping[str, str] = MappingProxyType(
         "dora": "its weight is m (W0 + B A) / |W0 + B A|, not linear in m, A or B: no mean of "
         "clients' tensors is the mean of their models under any policy, and |W0 + B A| belongs to "
         "each client's own quantised copy of the base.",
-        "ia3": "its mean would be right, but no engine here makes one gradient per example of "
-        "vectors that rescale activations yet.",
-        "prompt": "its mean would be right, but no engine here makes one gradient per example of "
-        "vectors in front of a text yet.",
     }
 )
 """Why each of the other variants is refused."""
@@ -34,8 +32,10 @@ def task_conflicts(config: RunConfig) -> Iterator[Problem]:
         yield conflict(
             key="lora.variant",
             message=f'"{config.lora.variant}" cannot be federated here: {reason}',
-            hint='Use "lora", or "rslora" where ranks are large.',
+            hint='Use "lora" or "rslora"; "ia3" trains magnitudes alone, whose mean is exact.',
         )
+    if config.lora.variant in METHODS:
+        yield from method_conflicts(config)
     task = config.task
     if not task.classifies and task.labels:
         yield conflict(key="task.labels", message='needs task.kind = "classification".')

@@ -188,6 +188,7 @@ def _summary(
         "base_digest": model.base.digest,
         "quantization": config.model.quantization,
         "lora": {
+            "variant": config.lora.variant,
             "r": config.lora.r,
             "alpha": config.lora.alpha,
             "target_modules": list(model.spec.target_modules),

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shared.adapterterms import adapter_terms
 from shared.baseshape import BaseShape
 from shared.config import RunConfig
 from shared.configfile import parse_override, resolve
@@ -114,13 +115,16 @@ def read_base(config: RunConfig, *, base_dir: Path) -> tuple[BaseShape, AdapterS
         msg = "mixture.adapters is above 1, and the planner knows costs of one adapter alone."
         hint = "Plan with --set mixture.adapters=1 and lora.r times as large: about the same cost."
         raise ConflictingSettings(msg, hint=hint)
+    terms = adapter_terms(config)
     return read_shape(
         base_path(config.model.base, base_dir=base_dir),
         revision=config.model.revision,
-        r=config.lora.r,
-        alpha=config.lora.alpha,
-        target_modules=config.lora.target_modules,
-        rslora=config.lora.variant == "rslora",
+        r=terms.r,
+        alpha=terms.alpha,
+        target_modules=terms.target_modules,
+        rslora=terms.rslora,
+        method=terms.method,
+        prompt_tokens=terms.prompt_tokens,
     )
 
 

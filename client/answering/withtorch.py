@@ -9,6 +9,7 @@ import torch
 
 from client.answering.engine import Logits, with_begin
 from client.exports.programmaking import end_tokens
+from client.prompted import taken_of_window
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +49,7 @@ class TorchEngine:
     def window(self) -> int | None:
         """Return the most tokens of a text."""
         found = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
-        return None if found is None else int(found)
+        return None if found is None else int(found) - taken_of_window(self.model)
 
     @property
     def ends(self) -> frozenset[int]:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from shared.adaptermethod import METHODS
 from shared.baseshape import with_rank
 from shared.errors import ConflictingSettings, InvalidValue
 
@@ -43,6 +44,12 @@ def terms_of(config: RunConfig) -> StepTerms:
         _refuse("task.kind='classification'", "Exported steps train language models.")
     if config.mixture.adapters > 1:
         _refuse("mixture.adapters", "A step has one adapter: leave [mixture] out.")
+    if config.lora.variant in METHODS:
+        _refuse(
+            f"lora.variant={config.lora.variant!r}", 'A step trains pairs of factors: use "lora".'
+        )
+    if config.devices.ranks:
+        _refuse("devices.ranks", "A step has one rank: leave devices.ranks out.")
     if config.lora.dropout > 0:
         _refuse(f"lora.dropout={config.lora.dropout:g}", "Set lora.dropout=0.")
     policy = config.policy_facts

@@ -242,10 +242,12 @@ def _extended(dossier: Dossier) -> list[object]:
     """Return what lets the costly audits train and search on this run's model."""
     runtime, model = dossier.assembly.runtime, dossier.assembly.model
     real = dossier.assembly.dataset.population - dossier.config.audit.client_canaries
-    return [
-        RuntimeInverter.of_run(runtime, released=dossier.released, population=real),
-        TrainedShadows(model, dossier.config),
-    ]
+    shadows = TrainedShadows(model, dossier.config)
+    if model.vectors:
+        # The search reads inputs off the row spaces of A and B, and there are none.
+        return [shadows]
+    inverter = RuntimeInverter.of_run(runtime, released=dossier.released, population=real)
+    return [inverter, shadows]
 
 
 def _passage(record: Record) -> Passage:

@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from client.mixture import keep_rows
+from client.prompted import taken_of_window
 from server.audit.target import TOP_K
 from shared import validate
 from shared.errors import AuditError, InvalidValue
@@ -88,7 +89,8 @@ class Writer:
             msg = "An empty prompt, and a tokenizer without a start or end token to begin from."
             raise AuditError(msg)
         window = getattr(self.model.get_base_model().config, "max_position_embeddings", None)
-        room = len(ids) if window is None else int(window) - max_tokens
+        ahead = taken_of_window(self.model)
+        room = len(ids) if window is None else int(window) - ahead - max_tokens
         if not room >= 1:
             msg = f"max_tokens={max_tokens}, expected below the model's window of {window} tokens."
             raise InvalidValue(msg)

@@ -99,7 +99,7 @@ def test_the_run_folder_holds_everything(finished: Result) -> None:
     assert json.loads((finished.folder / "summary.json").read_text()) == finished.summary
     assert set(finished.summary) >= CONTRACT
     assert set(finished.summary["privacy"]) >= PRIVACY_CONTRACT
-    about = {"r", "alpha", "target_modules", "trainable_parameters", "mixture"}
+    about = {"variant", "r", "alpha", "target_modules", "trainable_parameters", "mixture"}
     assert set(finished.summary["lora"]) == about
     rounds = [json.loads(x) for x in (finished.folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["round"] for r in rounds] == [1, 2, 3]
