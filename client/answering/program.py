@@ -59,16 +59,22 @@ def runtime_of(folder: Path) -> str:
     """Return the runtime that a folder is for, from what is in it; nothing is verified.
 
     Raises:
-        UsageError: for an exported step, which trains and does not answer.
+        UsageError: for an exported step, which trains and does not answer, and for an export of
+            another runtime.
         AdapterCorrupt: if the record of an export cannot be read.
     """
     if (folder / EXPORT).exists():
         try:
             found = json.loads(read_bounded(folder / EXPORT, LARGEST_DOCUMENT))
-            return {**FORMATS, "merged": "torch"}[str(found["format"])]
+            kind = str(found["format"])
         except (ValueError, RecursionError, KeyError, TypeError) as error:
             msg = f"{EXPORT} of {folder.name!r} is no record of an export."
             raise AdapterCorrupt(msg, hint="Export it again.") from error
+        runtimes = {**FORMATS, "merged": "torch"}
+        if kind not in runtimes:
+            msg = f"{folder.name!r} is an export for {kind[:20]!r}, by which nothing here answers."
+            raise UsageError(msg, hint=f"Expected one of: {', '.join(sorted(runtimes))}.")
+        return runtimes[kind]
     if (folder / STEP).exists() and not (folder / "config.json").exists():
         msg = f"{folder.name!r} holds an exported step: it trains, and cannot answer."
         raise UsageError(msg, hint=f'{_ONCE} Then: answers = "FOLDER" in node.toml, or --base.')

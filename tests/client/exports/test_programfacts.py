@@ -73,6 +73,14 @@ def test_a_folder_with_a_damaged_record_is_for_no_runtime(tmp_path: Path, text: 
         runtime_of(tmp_path)
 
 
+def test_an_export_for_another_runtime_says_so(tmp_path: Path) -> None:
+    (tmp_path / EXPORT).write_text('{"format": "executorch"}')
+    with pytest.raises(UsageError, match="'executorch', by which nothing"):
+        runtime_of(tmp_path)
+    (tmp_path / EXPORT).write_text('{"format": "merged"}')
+    assert runtime_of(tmp_path) == "torch"
+
+
 def test_an_export_without_the_base_says_how_to_get_it(tmp_path: Path) -> None:
     record = {"schema": 1, "format": "gguf", "files": [], "base_digest": "0" * 64}
     (tmp_path / EXPORT).write_text(json.dumps(record))
