@@ -33,6 +33,7 @@ from simulations.plan_cli import plan_device
 from simulations.rotate_cli import rotate
 from simulations.server_cli import server_app
 from simulations.study_cli import study_app
+from simulations.trim_cli import add_commands as add_trimming
 from simulations.up_cli import add_commands as add_up
 from simulations.user_cli import user_app
 
@@ -62,6 +63,7 @@ server_app.command("rotate")(rotate)
 add_enrolment(client_app)
 add_node(client_app)
 add_fetching(client_app)
+add_trimming(client_app)
 add_answers(adapter_app, client_app)
 add_exports(export_app)
 add_personal(client_app)

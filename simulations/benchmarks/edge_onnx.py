@@ -6,10 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from simulations.benchmarks.edge_runtimes import (
+    ALPHA,
     LENGTH,
     MAX_GRAD_NORM,
+    RANK,
     SEED,
     SIZE_OF_FACTORS,
+    TARGETS,
     Answer,
     Step,
 )
@@ -19,27 +22,33 @@ _QUANTIZATIONS = {"fp32": "none"}
 
 def prepare(what: str, base: Path, quantization: str, folder: Path) -> None:
     """Export the step, or the graph that answers."""
+    if what == "train":
+        export(base, quantization, folder, runtime="onnx")
+        return
+    from client.adapterspec import adapter_spec
+    from client.exports.onnxgraph import write_graph
+    from client.model import load_base
+
+    loaded = load_base(str(base))
+    spec = adapter_spec(loaded, r=RANK, alpha=ALPHA, target_modules=TARGETS)
+    folder.mkdir()
+    write_graph(folder, loaded, spec, {})
+
+
+def export(base: Path, quantization: str, folder: Path, *, runtime: str) -> None:
+    """Export the step for a runtime."""
+    from client.edge.export import export_step
     from client.model import load_base
     from simulations.benchmarks.edge_torch import adapted
 
-    model = adapted(load_base(str(base)))
-    if what == "train":
-        from client.edge.export import export_step
-
-        export_step(
-            model,
-            folder,
-            length=LENGTH,
-            max_grad_norm=MAX_GRAD_NORM,
-            quantization=_QUANTIZATIONS.get(quantization, quantization),
-        )
-        return
-    from client.exports.onnxgraph import write_graph
-
-    spec = model.spec
-    loaded = load_base(str(base))
-    folder.mkdir()
-    write_graph(folder, loaded, spec, {})
+    export_step(
+        adapted(load_base(str(base))),
+        folder,
+        length=LENGTH,
+        max_grad_norm=MAX_GRAD_NORM,
+        quantization=_QUANTIZATIONS.get(quantization, quantization),
+        runtime=runtime,
+    )
 
 
 def imports(what: str) -> None:
@@ -58,14 +67,14 @@ def trainer(folder: Path, quantization: str) -> Step:
     """Load the step; each gradient is measured and clipped again, as the device does."""
     import numpy as np
 
-    from client.edge.engine import OnnxStep
+    from client.edge.engines import open_engine
     from client.edge.program import load_step
     from client.edge.training import EdgeAdapter
     from client.examples import Example
 
     del quantization
     manifest = load_step(folder)
-    adapter = EdgeAdapter(OnnxStep(folder, manifest), manifest.trained)
+    adapter = EdgeAdapter(open_engine(folder, manifest), manifest.trained)
     rng = np.random.default_rng(SEED)
     drawn = rng.standard_normal(adapter.spec.size("AB"), dtype=np.float32)
     adapter.load(np.float32(SIZE_OF_FACTORS) * drawn, "AB")

@@ -106,5 +106,12 @@ RUNTIMES: Final[Mapping[str, Runtime]] = MappingProxyType(
             answers=("fp32",),
             needs=("onnx", "onnxscript", "onnxruntime"),
         ),
+        "executorch": Runtime(
+            module="edge_executorch",
+            trains=("fp32", "int8", "int4"),
+            answers=(),
+            needs=("torch", "executorch"),
+            torch=True,
+        ),
     }
 )
