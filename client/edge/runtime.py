@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.edge.adapter import EdgeAdapter
 from client.edge.engines import open_engine
 from client.edge.program import TOKENIZER, StepManifest
 from client.edge.terms import require_step_for, spec_of_run
 from client.edge.tokens import StepTokenizer
 from client.edge.training import (
-    EdgeAdapter,
     train_plain,
     train_private,
     train_unprotected_poisson,

@@ -67,9 +67,9 @@ def trainer(folder: Path, quantization: str) -> Step:
     """Load the step; each gradient is measured and clipped again, as the device does."""
     import numpy as np
 
+    from client.edge.adapter import EdgeAdapter
     from client.edge.engines import open_engine
     from client.edge.program import load_step
-    from client.edge.training import EdgeAdapter
     from client.examples import Example
 
     del quantization

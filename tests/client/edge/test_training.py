@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from client import training as torch_training
+from client.edge.adapter import EdgeAdapter
 from client.edge.program import StepFile, StepManifest
-from client.edge.training import EdgeAdapter, train_plain, train_private, train_unprotected_poisson
+from client.edge.training import train_plain, train_private, train_unprotected_poisson
 from client.examples import IGNORED, Example
 from client.stepping import NoisedSteps, TrainSettings
 from shared.errors import ConflictingSettings, NoUsableText, SensitivityError

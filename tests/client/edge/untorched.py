@@ -32,9 +32,10 @@ def main(folder: Path) -> None:
 
     import numpy as np
 
+    from client.edge.adapter import EdgeAdapter
     from client.edge.engine import OnnxStep
     from client.edge.program import load_step
-    from client.edge.training import EdgeAdapter, train_private
+    from client.edge.training import train_private
     from client.examples import Example
     from client.stepping import TrainSettings
     from shared.lora import initial_factors
