@@ -48,8 +48,6 @@ def terms_of(config: RunConfig) -> StepTerms:
         _refuse(
             f"lora.variant={config.lora.variant!r}", 'A step trains pairs of factors: use "lora".'
         )
-    if config.devices.ranks:
-        _refuse("devices.ranks", "A step has one rank: leave devices.ranks out.")
     if config.lora.dropout > 0:
         _refuse(f"lora.dropout={config.lora.dropout:g}", "Set lora.dropout=0.")
     policy = config.policy_facts
