@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import torch
 
 from client.adapter import AdaptedModel
 from client.edge.etengine import ExecutorchStep
+from client.edge.export import require_exporter
 from client.edge.program import MANIFEST, PTD, PTE, load_step
 from client.evaluation import sequence_losses
 from client.examples import IGNORED, Example
-from shared.errors import BaseModelMismatch
+from shared.errors import BaseModelMismatch, MissingDependency
 from tests.client.conftest import (
     make_examples,
     relative_error,
@@ -133,3 +135,16 @@ def test_a_program_that_is_not_what_its_manifest_says_is_refused(
     (tmp_path / PTE).write_bytes((step.folder / PTE).read_bytes())
     with pytest.raises(BaseModelMismatch, match="cannot run"):
         ExecutorchStep(tmp_path, found)  # the program without its weights
+
+
+def test_a_device_without_the_package_is_told_what_to_install(
+    make_step: MakeStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = make_step("gpt2", runtime="executorch")
+    monkeypatch.setitem(sys.modules, "executorch.extension.pybindings", None)
+    with pytest.raises(MissingDependency, match="executorch") as caught:
+        step.engine()
+    assert "fedslm[export]" in str(caught.value.hint)
+    monkeypatch.setattr("client.edge.export.find_spec", lambda _: None)
+    with pytest.raises(MissingDependency, match="needs executorch"):
+        require_exporter("executorch")
