@@ -135,7 +135,8 @@ def tensor_bytes(model: torch.nn.Module) -> int:
     """Return the bytes of a model's tensors, scales of quantised layers too, shared ones once."""
     from client.quantization import quantized_storage
 
-    seen: dict[int, int] = {}
+    # Held until all are counted: an address that is free again would name another tensor.
+    seen: dict[int, torch.Tensor] = {}
     for module in model.modules():
         held: list[tuple[str, Any]] = [
             *module.named_parameters(recurse=False),
@@ -143,8 +144,8 @@ def tensor_bytes(model: torch.nn.Module) -> int:
             *quantized_storage(module),
         ]
         for _, tensor in held:
-            seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-    return sum(seen.values())
+            seen[tensor.data_ptr()] = tensor
+    return sum(tensor.numel() * tensor.element_size() for tensor in seen.values())
 
 
 def _adapt(base: BaseModel, source: Source) -> AdaptedModel:

@@ -26,6 +26,7 @@ from simulations.evaluating.scoring import Row, loglikelihoods
 from simulations.evaluating.subject import Named, find, load, tensor_bytes
 
 DEMO = str(ASSETS / "demo")
+SMALL_TYPES = {torch.uint8, torch.int8}
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +242,18 @@ def test_what_cannot_be_evaluated_has_its_own_exit_code(
     assert found == code, err
 
 
+def test_questions_without_the_harness_are_refused_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulations.evaluating.harness.find_spec", lambda name: None)
+    out = ["--out", str(tmp_path / "eval")]
+    code, _, err = evaluate(["demo", "--tasks", "word-order", *out], capsys)
+    assert code == 3
+    assert "pip install 'fedslm[eval]'" in err
+    assert "loading" not in err
+    assert evaluate(["demo", "--tasks", "size", *out], capsys)[0] == 0
+
+
 def test_an_unknown_task_is_answered_with_the_known(capsys: pytest.CaptureFixture[str]) -> None:
     _, _, err = evaluate(["demo", "--tasks", "crowspairs"], capsys)
     assert "crows_pairs" in err
@@ -257,6 +270,20 @@ def test_without_an_adapter_there_is_no_after(
     code, said, _ = evaluate(told, capsys)
     assert code == 0
     assert "1.00" in said
+
+
+def test_every_tensor_of_a_quantised_base_is_counted_once(base: BaseModel) -> None:
+    for quantization in ("nf4", "int8"):
+        model = load_base(DEMO, quantization=quantization).model
+        weights = {name: p for name, p in model.named_parameters() if p.dtype in SMALL_TYPES}
+        stored = sum(p.numel() for p in weights.values())
+        rest = sum(4 * p.numel() for n, p in model.named_parameters() if n not in weights)
+        rest += sum(b.numel() * b.element_size() for b in model.buffers())
+        # Scales for each block or row, and for each layer two codebooks of 16 and 256 numbers.
+        scales = tensor_bytes(model) - stored - rest
+        assert 0 < scales < 0.05 * stored + 2000 * len(weights)
+        assert scales >= len(weights) * (16 * 4 if quantization == "nf4" else 4)
+        assert tensor_bytes(model) == tensor_bytes(model) < tensor_bytes(base.model)
 
 
 def test_perplexity_is_the_exponential_of_the_mean_loss(base: BaseModel) -> None:
