@@ -54,8 +54,8 @@ Manifest Manifest::load(const std::string& folder, const std::string& digest) {
   found.clip = clip.is_null() ? 0.0 : clip.real();
   if (found.trained != "B" || found.length < 2 || found.length > 1 << 16 || found.vocabulary < 1)
     throw Refusal("unsupported-model", "the step trains other factors than B");
-  for (const char* key : {"rslora", "head", "identities", "mixture"})
-    if (adapter.find(key) != nullptr) throw Refusal("unsupported-model", std::string("the step has ") + key);
+  // Factors, r, lora_alpha, target_modules, fan_in_fan_out: whatever else there may be has a key more.
+  if (adapter.members.size() != 5) throw Refusal("unsupported-model", "the step has more than LoRA's two factors");
   std::size_t total = 0;
   for (const Json& one : adapter.at("factors").list()) {
     if (one.list().size() != 3) wrong("step.json is malformed");
