@@ -23,10 +23,11 @@ from client.edge.etprogram import lower, quiet_executorch, weights_file
 from client.edge.export import require_exporter
 from client.edge.fewbits import quantise_graph
 from client.edge.program import QUANTIZATIONS
-from client.exports.onnxgraph import FAMILIES, factor_inputs
-from client.model import BaseModel, plain_name, quiet
+from client.exports.onnxgraph import FAMILIES
+from client.exports.onnxnames import factor_inputs
+from client.model import BaseModel, quiet
 from shared.errors import InvalidValue, UnsupportedModel
-from shared.lora import AdapterSpec, Factors
+from shared.lora import AdapterSpec, Factors, plain_name
 from shared.registry import suggestion
 
 PROGRAM = "model.pte"
@@ -69,7 +70,7 @@ def write_program(
     """
     require_exporter("executorch")
     _require_plain(base, context, quantization)
-    graph = _Graph(base.model, factor_inputs(factors, spec), context).eval()
+    graph = _Graph(base.model, factor_inputs(factors, spec.scale), context).eval()
     example = (torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
     with quiet_executorch(), quiet(), torch.no_grad():
         exported = torch.export.export(graph, example, strict=False)
