@@ -190,11 +190,12 @@ def memory_of(shape: BaseShape, spec: AdapterSpec, setup: Setup) -> Memory:
     cache = FLOAT * shape.linear_weights if quantized and setup.cache else 0
     # W + s B A lives for one product, and so does a weight that is dequantised for it.
     copies = 1 if not quantized or setup.cache else 2
+    places = setup.max_length + spec.prepended
     return Memory(
         runtime=RUNTIME_BYTES,
         base=stored_bytes(shape, setup.quantization),
         cache=cache,
-        activations=setup.at_once * setup.max_length * _token_bytes(shape, spec, setup.kinds),
+        activations=setup.at_once * places * _token_bytes(shape, spec, setup.kinds),
         adapter=_adapter_bytes(spec, setup),
         workspace=_WORKSPACE + copies * FLOAT * shape.largest_linear,
     )
@@ -207,12 +208,14 @@ def step_macs(shape: BaseShape, spec: AdapterSpec, setup: Setup) -> int:
         Two passes through every linear layer, the output embedding and the attention; the thin
         products of the adapter; calls; and what dequantising the base for each pass is worth.
     """
-    tokens = setup.batch_size * setup.max_length
+    places = setup.max_length + spec.prepended
+    tokens = setup.batch_size * places
     # Scores and their use, of which a causal model needs half.
-    attention = shape.layers * setup.max_length * shape.attention
+    attention = shape.layers * places * shape.attention
     once = shape.linear_weights + shape.hidden * shape.vocabulary + attention
-    thin = spec.size("AB")
-    of_factors = thin + sum(f.size for f in spec.of_kind(setup.kinds))
+    # A prompt is no product; rescaling costs one for each of IA3's numbers.
+    thin = 0 if spec.prepended else spec.size("AB")
+    of_factors = 0 if spec.prepended else thin + spec.size(setup.kinds)
     per_token = 2 * once + thin + of_factors
     dequantized = 0 if setup.cache else _DEQUANTIZE[setup.quantization]
     per_pass = 2 * dequantized * shape.linear_weights + _PASS * shape.layers
@@ -264,6 +267,9 @@ def _token_bytes(shape: BaseShape, spec: AdapterSpec, kinds: str) -> int:
     if "A" in kinds:
         block += 2 * shape.hidden + shape.inner
     thin = len(spec.of_kind("B")) * spec.r if "B" in kinds else 0
+    if spec.method is not None:
+        # IA3 keeps what it rescales; a prompt keeps nothing.
+        thin = 0 if spec.prepended else spec.size("B")
     ends = 3 * shape.hidden + shape.vocabulary
     return FLOAT * (shape.layers * block + thin + ends)
 

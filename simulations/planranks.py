@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from shared.adaptermethod import METHODS
 from shared.baseshape import with_rank
 from shared.config import RunConfig
 from shared.devices import PROFILES
@@ -29,8 +30,10 @@ def own_rank(config: RunConfig, plan: DevicePlan) -> dict[str, Any]:
     """Return the rank of one device, and how it alone gets it.
 
     ``set`` is None where the rank is the scenario's, or may not be the device's own: a profile that
-    is not built in has no place in ``devices.mix``.
+    is not built in has no place in ``devices.mix``. IA3 and prompts have no rank to thin.
     """
+    if config.lora.variant in METHODS:
+        return {"rank": config.lora.r, "of": config.lora.r, "set": None}
     name, r = plan.profile.name, plan.r
     own = may_mix_ranks(config) and name in PROFILES and r < config.lora.r
     return {"rank": r, "of": config.lora.r, "set": ranks_line({name: r}) if own else None}

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shared.adaptermethod import METHODS
 from shared.adapterterms import adapter_terms
 from shared.baseshape import BaseShape
 from shared.config import RunConfig
@@ -263,7 +264,8 @@ def _levers(config: RunConfig, plan: DevicePlan, planner: Planner) -> Iterable[d
             smaller.append(f"{section}.sampling_probability={share * batch / setup.batch_size}")
     cases.append((smaller, replace(base, batch_size=batch), r))
     thin = max(1, config.lora.r // 2)
-    cases.append(([f"lora.r={thin}"], base, thin))
+    if config.lora.variant not in METHODS:
+        cases.append(([f"lora.r={thin}"], base, thin))
     for changes, lever, rank in cases:
         if all(_is_said(config, change) for change in changes):
             continue

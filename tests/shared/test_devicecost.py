@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.adaptermethod import PROMPT_TENSOR, Method
 from shared.baseshape import GEMMA_270M, QUANTIZATIONS, stored_bytes, with_rank
 from shared.configlink import LinkSection
 from shared.devicecost import (
@@ -23,6 +24,7 @@ from shared.devicecost import (
 )
 from shared.devices import PROFILES
 from shared.link import Downlink, uplink
+from shared.lora import AdapterSpec, Factor
 from shared.wire import ClientUpdate, Instruction, encode_instruction, encode_update, payload_bytes
 from tests.shared.deviceshapes import DEMO, spec_of
 
@@ -165,3 +167,19 @@ def test_coded_adapters_take_the_bytes_of_the_encoded_messages(down: str) -> Non
         coded=Downlink(section, np.zeros_like(vector)).encode(vector),
     )
     assert bytes_down(spec, setup) == payload_bytes(encode_instruction(order))
+
+
+def test_a_prompts_vectors_are_places_of_every_text_and_all_that_is_sent() -> None:
+    def prompt(tokens: int) -> AdapterSpec:
+        factor = Factor(name=PROMPT_TENSOR, kind="B", shape=(tokens, DEMO.hidden))
+        return AdapterSpec(
+            factors=(factor,), r=1, lora_alpha=1.0, target_modules=(), method=Method(name="prompt")
+        )
+
+    short = Setup(max_length=56, batch_size=4, physical_batch=4, local_steps=1)
+    longer = replace(short, max_length=60)
+    assert step_macs(DEMO, prompt(8), short) == step_macs(DEMO, prompt(4), longer)
+    apart = [memory_of(DEMO, prompt(8), short), memory_of(DEMO, prompt(4), longer)]
+    assert apart[0].activations == apart[1].activations
+    sent = [bytes_up(prompt(tokens), short) for tokens in (4, 8)]
+    assert sent[1] - sent[0] == 4 * 4 * DEMO.hidden
