@@ -144,7 +144,7 @@ def test_audits_attack_it_and_those_that_need_pairs_say_so(method: str, tmp_path
 
 def test_on_flowers_engine_it_is_the_same(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="engine flower needs the extra fedslm[ray]")
-    settings = (*RUN, "lora.variant=ia3", "privacy.mode=example")
+    settings = (*RUN, "lora.variant=prompt", "privacy.mode=example")
     here = run_small(tmp_path / "here", settings)
     there = run_small(tmp_path / "there", [*settings, "run.engine=flower"])
     assert same(here, there, 1e-4)
