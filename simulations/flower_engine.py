@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import traceback
 import warnings
 from collections.abc import Mapping
 from functools import lru_cache
@@ -69,15 +71,48 @@ def run_on_flower(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _require_room(client_cpus, client_gpus)
+        _start_ray()
         run_simulation(
             server_app=server,
             client_app=client,
             num_supernodes=population,
             backend_config={
                 "client_resources": {"num_cpus": client_cpus, "num_gpus": client_gpus},
-                "init_args": dict(_RAY_OPTIONS),
             },
         )
+
+
+def _start_ray() -> None:
+    """Start Ray as Flower would, and once more where its first node did not come up.
+
+    Ray gives a node thirty seconds, whatever else the machine does, and then leaves the processes
+    that it started behind. Flower uses the Ray that it finds and shuts it down in the end.
+    """
+    import ray
+
+    path = os.pathsep.join(filter(None, sys.path))
+    variables = {"env_vars": {"PYTHONPATH": path}}
+    for last in (False, True):
+        try:
+            ray.init(include_dashboard=False, runtime_env=variables, **_RAY_OPTIONS)
+        except Exception as error:  # Ray raises no class of its own here
+            _end_half_started(error)
+            if last:
+                raise
+        else:
+            return
+
+
+def _end_half_started(error: BaseException) -> None:
+    """End the processes of a Ray node whose start failed, wherever the failure holds it."""
+    from ray._private.node import Node
+
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        node = frame.f_locals.get("self")
+        if isinstance(node, Node):
+            options = {"check_alive": False, "allow_graceful": False, "wait": True}
+            node.kill_all_processes(**options)  # type: ignore[no-untyped-call]
+            return
 
 
 def _require_room(cpus: float, gpus: float) -> None:

@@ -122,7 +122,10 @@ def test_some_block_stays_and_some_goes(layers: int) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
 def test_every_method_writes_a_base_that_loads(tmp_path: Path, family: str) -> None:
     base = save_model(tmp_path / family, family)
-    names = list(METHODS)
+    conv1d = family == "gpt2"
+    # torchao's own format has no codes for GPT-2's layers (tests/client/test_torchaoint8.py).
+    names = [name for name in METHODS if not (conv1d and name == "torchao-int8")]
+    assert len(names) == len(METHODS) - conv1d
     order = Order(
         base=str(base), methods=names, text=TEXT, settings=settings(layers=1), out=tmp_path / "out"
     )
