@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_importing_the_model_code_is_silent_about_kernels_of_other_machines() -> None:
     code = "import torchao, client.model, transformers.modeling_utils, peft"
     # The order of a real start: the package first, what it imports after that.
