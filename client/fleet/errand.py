@@ -43,6 +43,9 @@ _LOOK_SECONDS: Final = 5.0
 _NOT_YET_SECONDS: Final = 0.2
 # How long a worker that was just started may take over its first answer, too late or not.
 _COLD_SECONDS: Final = 600.0
+# Flower asks how long the work took. That follows the sample that was drawn and the length of its
+# texts, which no event pays for.
+UNTOLD: Final = 0.0
 
 
 class Owner:
@@ -173,7 +176,7 @@ class Errands:
         self._board.note("message", state="working", **facts)
         try:
             content, seconds, code = self._answer(node_id, question)
-            sent = self._deliver(node_id, question, content, seconds)
+            sent = self._deliver(node_id, question, content)
         except RunOver:
             self.forget(question.run_id)
             return
@@ -262,7 +265,7 @@ class Errands:
             self._runs.popitem(last=False)
         return run
 
-    def _deliver(self, node_id: int, question: Question, content: Tree, seconds: float) -> bool:
+    def _deliver(self, node_id: int, question: Question, content: Tree) -> bool:
         """Send an answer until the server has all of it; returns False if nobody waits for it."""
         now = self._clock.now()
         if now >= question.expires:
@@ -281,7 +284,7 @@ class Errands:
         for _ in range(_UPLOADS):
             upload = self._patiently(
                 question,
-                lambda: self._client.push_message(node_id, answered, seconds=seconds),
+                lambda: self._client.push_message(node_id, answered, seconds=UNTOLD),
             )
             if not upload.wanted:
                 # Announced before, and the server's word was lost on the way: it may wait still.

@@ -69,6 +69,8 @@ class Server:
         return RunInfo(run_id=run_id, series_id=0, bundle=self.bundle, config={"a": 1})
 
     def push_message(self, node_id: int, answered: Answered, *, seconds: float) -> Upload:
+        """Take an announcement; none may say how long the work took, as that follows the data."""
+        assert seconds == 0.0
         self._call()
         self.announced.append(answered)
         wanted = () if self.forgets_sessions else tuple(answered.tree.contents)
