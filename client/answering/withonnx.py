@@ -7,8 +7,7 @@ with its tokens and not with their square.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from client.answering.engine import Logits
 from client.answering.tokens import ProgramTokenizer
 from client.exports.onnxnames import IDS, LOGITS, TOKENIZER, factor_inputs
+from client.onnxfailures import onnx_failures
 from shared.errors import AdapterIncompatible, BaseModelMismatch, MissingDependency
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class OnnxTurn:
             BaseModelMismatch: if the program fails.
         """
         said = {IDS: np.array([list(ids)], dtype=np.int64), **self._past, **self._adapter}
-        with _runtime_errors():
+        with onnx_failures("the exported graph", "Export it again"):
             logits, *cache = self._session.run(None, said)
         self._past = dict(zip(self._past, cache, strict=True))
         found: Logits = np.asarray(logits[0, -1], dtype=np.float32)
@@ -138,7 +138,7 @@ def _session(path: str, threads: int) -> Any:  # noqa: ANN401
     # Every call has another length, so that no plan of the memory would be used twice.
     options.enable_mem_pattern = False
     options.log_severity_level = 4
-    with _runtime_errors():
+    with onnx_failures("the exported graph", "Export it again"):
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -156,20 +156,3 @@ def _not_ours() -> NoReturn:
     """Raise the error of a graph that fedslm export did not write."""
     msg = "The exported graph takes or gives something else than fedslm export writes."
     raise BaseModelMismatch(msg, hint="Export it again.")
-
-
-@contextmanager
-def _runtime_errors() -> Iterator[None]:
-    """Turn ONNX Runtime's errors, which may quote values, into one without a cause."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile")
-    kinds = tuple(getattr(state, name) for name in (*names, "NotImplemented", "RuntimeException"))
-    reason = ""
-    try:
-        yield
-    except kinds as error:
-        reason = type(error).__name__
-    if reason:
-        msg = f"ONNX Runtime cannot run the exported graph ({reason})."
-        raise BaseModelMismatch(msg, hint="Export it again; onnxruntime's version is pinned.")

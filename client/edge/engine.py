@@ -6,8 +6,7 @@ gradient cannot depend on another example. Nothing here needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from client.edge.program import PROGRAM, StepManifest
 from client.examples import IGNORED
+from client.onnxfailures import onnx_failures
 from shared.errors import BaseModelMismatch, InvalidValue, MissingDependency
 from shared.lora import Vector
 
@@ -99,7 +99,7 @@ class OnnxStep:
         """Call the program on one example; None for all that it gives."""
         ids, labels = padded(self.manifest, example)
         said = [ids, labels, *(factors[name] for name in self._names)]
-        with _runtime_errors():
+        with onnx_failures(PROGRAM, "Export the step again"):
             found = self._session.run(outputs, dict(zip(self._inputs, said, strict=True)))
         return list(found)
 
@@ -157,7 +157,7 @@ def _session(path: Path, threads: int) -> Any:  # noqa: ANN401  (ONNX Runtime ha
     # One block for all that a call needs, planned ahead, is larger than its parts and slower.
     options.enable_mem_pattern = False
     options.log_severity_level = 4
-    with _runtime_errors():
+    with onnx_failures(PROGRAM, "Export the step again"):
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -175,21 +175,3 @@ def _require_interface(session: Any, manifest: StepManifest) -> None:  # noqa: A
         if told != [(name, shape, f"tensor({kind})") for name, shape, kind in expected]:
             msg = f"{PROGRAM} takes or gives something else than its manifest says."
             raise BaseModelMismatch(msg, hint="Export the step again.")
-
-
-@contextmanager
-def _runtime_errors() -> Iterator[None]:
-    """Turn ONNX Runtime's errors, which may quote values, into one without a cause."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile")
-    kinds = tuple(getattr(state, name) for name in (*names, "NotImplemented", "RuntimeException"))
-    reason = ""
-    try:
-        yield
-    except kinds as error:
-        reason = type(error).__name__
-    if reason:
-        msg = f"ONNX Runtime cannot run {PROGRAM} ({reason})."
-        hint = "Export the step again; onnxruntime's version is pinned."
-        raise BaseModelMismatch(msg, hint=hint)
