@@ -15,20 +15,18 @@ them in use, and the old one is kept to go back to.
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from client.adapterfiles import Source, VerifiedAdapter, copy_files, load_files, read_bounded
+from client.adapterfiles import Source, VerifiedAdapter, load_files, read_bounded
 from client.adapterrules import AdapterPolicy, Memory, Refusal
+from client.adapterversions import VersionFolder
 from shared.canonical import sha256_hex
 from shared.crypto import Signature
-from shared.documents import LARGEST_DOCUMENT, SCHEMA, is_digest
+from shared.documents import SCHEMA, is_digest
 from shared.errors import (
     AdapterCorrupt,
     AdapterError,
@@ -43,10 +41,7 @@ from shared.orders import Order, read_order
 from shared.privatefiles import make_private_folder, replace_private
 
 STATE = "state.json"
-MANIFEST = "manifest.json"
-SIGNATURE = "signature.json"
 _LARGEST_STATE = 1 << 17
-_LARGEST_SIGNATURE = 1 << 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +109,7 @@ class AdapterStore:
                 raise InvalidValue(msg, hint="Enroll again, or ask whoever runs the server.")
         make_private_folder(folder)
         self.folder = folder
+        self._versions = VersionFolder(folder)
         self.trusted_key = trusted_key
         self.base_digest = base_digest
         self.policy = policy or AdapterPolicy()
@@ -154,11 +150,7 @@ class AdapterStore:
         Raises:
             InvalidValue: for what is no digest.
         """
-        if not is_digest(digest):
-            msg = "A download is named by 64 lower-case hexadecimal digits."
-            raise InvalidValue(msg)
-        make_private_folder(self.folder / "incoming")
-        return self.folder / "incoming" / digest
+        return self._versions.incoming(digest)
 
     def install(
         self,
@@ -194,13 +186,12 @@ class AdapterStore:
         with self._locked(), self._remembering(digest):
             offer = self._decide(manifest, signature, order, order_signature, again=again)
             if not (offer.installed and self._holds(digest)):
-                self._place(offer, manifest, signature, weights)
+                self._versions.place(offer.manifest, manifest, signature, weights)
             self._write(self.memory().taking(offer.manifest, offer.order))
-            self._prune()
-            for path in (self.folder / "incoming").glob("*"):
-                _remove(path)
+            self._versions.prune(self.candidates())
+            self._versions.forget_downloads()
         return InstalledAdapter(
-            digest=digest, folder=self._version(digest), manifest=offer.manifest
+            digest=digest, folder=self._versions.of(digest), manifest=offer.manifest
         )
 
     def current(self) -> InstalledAdapter | None:
@@ -214,7 +205,7 @@ class AdapterStore:
         if digest is None:
             return None
         manifest = self._manifest(digest)
-        return InstalledAdapter(digest=digest, folder=self._version(digest), manifest=manifest)
+        return InstalledAdapter(digest=digest, folder=self._versions.of(digest), manifest=manifest)
 
     def candidates(self) -> tuple[str, ...]:
         """Return the digests to try when an adapter is loaded: the one in use, then the one before.
@@ -233,7 +224,7 @@ class AdapterStore:
             AdapterCorrupt: if a file is missing or damaged.
             AdapterIncompatible: if it is no plain LoRA.
         """
-        return load_files(self._manifest(digest), self._version(digest))
+        return load_files(self._manifest(digest), self._versions.of(digest))
 
     def rollback(self) -> InstalledAdapter:
         """Go back to the adapter that was in use before; the owner's own decision.
@@ -249,9 +240,9 @@ class AdapterStore:
             digest = str(memory.current)
             self.load(digest)
             self._write(memory)
-            self._prune()
+            self._versions.prune(self.candidates())
         return InstalledAdapter(
-            digest=digest, folder=self._version(digest), manifest=self._manifest(digest)
+            digest=digest, folder=self._versions.of(digest), manifest=self._manifest(digest)
         )
 
     def refusals(self) -> tuple[Refusal, ...]:
@@ -301,44 +292,9 @@ class AdapterStore:
             installed=memory.current == found.digest,
         )
 
-    def _place(
-        self, offer: Offer, manifest: bytes, signature: Signature, weights: Source | None
-    ) -> None:
-        """Copy a version beside the others, check it as a loader would, and rename it in."""
-        versions = self.folder / "versions"
-        make_private_folder(versions)
-        staged = versions / f".{offer.digest}.{secrets.token_hex(8)}"
-        source = self.incoming(offer.digest) if weights is None else weights
-        try:
-            with disk_errors(staged):
-                staged.mkdir(mode=0o700)
-            copy_files(offer.manifest, source, staged)
-            replace_private(staged / MANIFEST, manifest)
-            signed = json.dumps(signature.to_dict(), indent=2, sort_keys=True)
-            replace_private(staged / SIGNATURE, signed.encode())
-            load_files(offer.manifest, staged)
-            final = self._version(offer.digest)
-            with disk_errors(final):
-                _remove(final)
-                staged.rename(final)
-                _sync(versions)
-        except FedSLMError:
-            _remove(staged)
-            # A damaged download is not the beginning of a good one.
-            for name in (offer.digest, *(entry.sha256 for entry in offer.files)):
-                _remove(self.incoming(name))
-            raise
-
     def _manifest(self, digest: str) -> AdapterManifest:
         """Verify the manifest of an installed adapter against key, base and policy."""
-        folder = self._version(digest)
-        data = read_bounded(folder / MANIFEST, LARGEST_DOCUMENT)
-        raw = read_bounded(folder / SIGNATURE, _LARGEST_SIGNATURE)
-        try:
-            signature = Signature.from_dict(_object(raw))
-        except (InvalidValue, ValueError, RecursionError) as error:
-            msg = f"adapter {digest[:12]}: its signature is damaged."
-            raise AdapterCorrupt(msg, hint="Fetch it again.") from error
+        data, signature = self._versions.signed(digest)
         manifest = read_manifest(data, signature, trusted=self.trusted_key)
         if manifest.digest != digest:
             msg = f"adapter {digest[:12]}: its folder holds adapter {manifest.digest[:12]}."
@@ -353,17 +309,6 @@ class AdapterStore:
         except AdapterError:
             return False
         return True
-
-    def _version(self, digest: str) -> Path:
-        """Return the folder of an adapter."""
-        return self.folder / "versions" / digest
-
-    def _prune(self) -> None:
-        """Remove what is neither in use nor the one before, and what crashes left."""
-        kept = set(self.candidates())
-        for path in (self.folder / "versions").glob("*"):
-            if path.name not in kept:
-                _remove(path)
 
     def _write(self, memory: Memory) -> None:
         """Remember something durably."""
@@ -389,26 +334,3 @@ class AdapterStore:
             with suppress(FedSLMError):
                 self._write(self.memory().refusing(digest, error))
             raise
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    """Parse a JSON object; anything else has no keys."""
-    value = json.loads(data.decode("utf-8"))
-    return value if isinstance(value, dict) else {}
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder or file if it is there; a link is removed, never followed."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

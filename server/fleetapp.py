@@ -12,12 +12,12 @@ from server.adapters import write_adapter
 from server.fleetdb import FleetDatabase
 from server.fleetdirectory import FleetDirectory
 from server.fleetruns import ADAPTER, LOCK, ORDER, OUTCOME, Outcome, read_order, write_outcome
+from server.flowermessages import pull_without_delay
 from server.locks import held_within
 from server.logs import MOST_BYTES, JsonFormatter
 from server.messenger import Messenger
 from server.prepared import open_prepared, read_metrics
 from server.strategy import FederatedRun
-from server.superlink import pull_without_delay
 from shared.errors import FedSLMError, FleetError, PrivacyBudgetExhausted
 from shared.lora import initial_factors
 from shared.residual import stacked

@@ -20,20 +20,12 @@ import httpx
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.fleetdb import FleetDatabase
+from server.flowermessages import activated_node, beating_node, speaks_for_itself
 from server.freshtls import context_factory
 from server.frontbody import Answer, Body, Refusal
 from server.frontgate import RateLimit, signer_of
 from server.home import ServerHome
-from server.superlink import (
-    FLEET_CALLS,
-    MEDIA_TYPE,
-    Receive,
-    Scope,
-    Send,
-    activated_node,
-    beating_node,
-    speaks_for_itself,
-)
+from server.superlinkdoor import FLEET_CALLS, MEDIA_TYPE, Receive, Scope, Send
 from shared.errors import AccessDenied, FedSLMError, ProtocolError
 
 logger = logging.getLogger("fedslm.front")

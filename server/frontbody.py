@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 
-from server.superlink import Receive, Send
+from server.superlinkdoor import Receive, Send
 
 _SECURITY = (
     (b"strict-transport-security", b"max-age=31536000"),

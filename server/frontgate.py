@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from server.superlink import (
+from server.superlinkdoor import (
     CLOCK_AHEAD_SECONDS,
     CLOCK_BEHIND_SECONDS,
     PUBLIC_KEY_HEADER,

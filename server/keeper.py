@@ -23,7 +23,7 @@ from server.fleetdb import FleetDatabase
 from server.fleetruns import ADAPTER, FINAL, LOCK, OUTCOME, FleetRuns, Outcome, RunProgress
 from server.home import ServerHome
 from server.locks import is_held
-from server.superlink import FlowerNode, FlowerRun, SuperLinkClient
+from server.superlinkclient import FlowerNode, FlowerRun, SuperLinkClient
 from shared.errors import (
     AlreadyRunning,
     FedSLMError,
@@ -49,7 +49,7 @@ _SPACE_SECONDS = 30.0
 
 
 class SuperLink(Protocol):
-    """What the keeper asks of a SuperLink; see :class:`server.superlink.SuperLinkClient`."""
+    """What the keeper asks of a SuperLink; see :class:`server.superlinkclient.SuperLinkClient`."""
 
     def nodes(self) -> tuple[FlowerNode, ...]:
         """Return all registered nodes."""

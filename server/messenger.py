@@ -179,7 +179,7 @@ class _Pull:
             Exception: whatever the connection to the SuperLink raised.
         """
         if self._error is not None:
-            from server.superlink import is_unreadable
+            from server.flowermessages import is_unreadable
 
             if not is_unreadable(self._error):
                 raise self._error

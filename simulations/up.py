@@ -16,14 +16,11 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from client.home import DeviceHome
@@ -33,7 +30,6 @@ from server.fleetdb import FleetDatabase
 from server.fleetruns import FINAL, FleetRuns, RunView
 from server.home import ServerHome
 from server.locks import held_within
-from server.processes import Service, ServiceRunner, wait_for_all
 from server.settings import ServerConfig
 from server.supervisor import read_status
 from shared.config import RunConfig
@@ -45,19 +41,19 @@ from shared.errors import (
     RunFolderExists,
     ServerUnreachable,
 )
-from shared.files import disk_errors
 from shared.privatefiles import make_private_folder, replace_private
 from shared.scenarioplan import plan_of
 from simulations.assemble import base_path, open_clients
 from simulations.updeal import RECORDS, DealtDataset, deal, policy_for
 from simulations.upports import free_block, require_free
+from simulations.upprocesses import NODES, SERVER, Processes
+from simulations.upsignals import interrupted_by_signals, not_interrupted
 
-SERVER, NODES, RUNS, LOGS = "server", "nodes", "runs", "logs"
+RUNS = "runs"
 STATE, PASSWORD, LOCK = "up.json", "operator-password", ".up.lock"
 OPERATOR = "operator"
 TICK = 0.25
 START_SECONDS = 180.0
-_NODE_RESTARTS = 5
 _HOPELESS_ATTEMPTS = 4
 _TOKEN_SECONDS = 3600.0
 _PORTS = ("fleet_port", "control_port", "dashboard_port", "superlink_port")
@@ -118,7 +114,7 @@ class Fleet:
             self._folder / NODES / f"node-{number}" for number in range(1, request.nodes + 1)
         ]
         self._server: ServerHome | None = None
-        self._runners: list[ServiceRunner] = []
+        self._processes = Processes(self._folder)
         self._seen = 0
         self.summary: dict[str, Any] | None = None
 
@@ -215,10 +211,10 @@ class Fleet:
 
     def _start_server(self) -> None:
         """Start the server and wait until all of it works."""
-        self._start("server", ["server", "run", str(self.home.path)], grace=15.0)
+        self._processes.start("server", ["server", "run", str(self.home.path)], grace=15.0)
         end = time.monotonic() + START_SECONDS
         while read_status(self.home)["state"] != "healthy":
-            self._tend()
+            self._processes.tend()
             if time.monotonic() > end:
                 msg = f"The server did not come up within {START_SECONDS:.0f} s."
                 raise ServerUnreachable(msg, hint=f"Look into {self.home.logs}.")
@@ -263,12 +259,13 @@ class Fleet:
             )
             replace_private(done.home.policy, policy.encode())
             self._view.event("enrolled", node=home.name, client=done.home.config.client_index)
-            self._tend()
+            self._processes.tend()
 
     def _start_nodes(self) -> None:
         """Start every node."""
         for home in self._homes:
-            self._start(home.name, ["client", "run", "--home", str(home), "--json"], grace=6.0)
+            words = ["client", "run", "--home", str(home), "--json"]
+            self._processes.start(home.name, words, grace=6.0)
         self._view.event("nodes-started", nodes=len(self._homes))
 
     def _order(self) -> None:
@@ -287,7 +284,7 @@ class Fleet:
         """Wait until the run is over; show its rounds."""
         runs, name = FleetRuns(self.home), self._request.run
         while True:
-            self._tend()
+            self._processes.tend()
             self._show_rounds(runs)
             view = runs.view(name)
             if view.state in FINAL:
@@ -339,30 +336,22 @@ class Fleet:
             return
         self._view.event("adapter-in-use", digest=version.digest)
         key = DeviceHome.open(self._homes[0]).config.adapter_key or ""
-        self._let_fetch()
+        self._processes.let_fetch()
         end = time.monotonic() + 20.0 + 10.0 * len(self._homes)
         while time.monotonic() < end:
-            self._tend()
+            self._processes.tend()
             found = devices_with(self._homes, version.digest, adapter_key=key)
             if found == len(self._homes):
                 break
             time.sleep(1.0)
         self._view.event("adapter-fetched", devices=found, of=len(self._homes))
 
-    def _let_fetch(self) -> None:
-        """Tell the nodes to look for an adapter now, not within a quarter of an hour."""
-        for runner in self._runners[1:]:
-            process = runner.state.process
-            # A node that is only starting has no handler for the signal yet, and would end.
-            if process is not None and runner.running and self._node_state(runner) is not None:
-                process.send_signal(signal.SIGUSR1)
-
     def _stay(self) -> None:
         """Stay until told to stop."""
         self._view.event("staying", folder=str(self._folder), server=str(self.home.path))
         runs = FleetRuns(self.home)
         while True:
-            self._tend()
+            self._processes.tend()
             self._view.look(self._standing(runs.view(self._request.run)))
             time.sleep(1.0)
 
@@ -371,105 +360,12 @@ class Fleet:
         return {
             "server": read_status(self.home)["state"],
             "run": view.to_dict(),
-            "nodes": [
-                {"name": runner.service.name, **(self._node_state(runner) or {"state": "starting"})}
-                for runner in self._runners[1:]
-            ],
+            "nodes": self._processes.nodes(),
         }
-
-    def _node_state(self, runner: ServiceRunner) -> dict[str, Any] | None:
-        """Return what a running node says about itself; None before it has said anything."""
-        from client.fleet.status import read_status as read_node
-
-        said = read_node(self._folder / NODES / runner.service.name)
-        process = runner.state.process
-        if said is None or process is None or said.get("pid") != process.pid:
-            return None
-        counts = {key: said.get(key, 0) for key in ("answered", "refused", "failed")}
-        return {"state": said.get("state"), **counts}
-
-    def _start(self, name: str, words: list[str], *, grace: float) -> None:
-        """Start one process of ours on a leash."""
-        logs = self._folder / LOGS
-        with disk_errors(logs):
-            logs.mkdir(exist_ok=True)
-        runner = ServiceRunner(
-            Service(
-                name=name,
-                command=[sys.executable, "-P", "-m", "simulations.cli", *words],
-                grace_seconds=grace,
-            ),
-            environment=_environment(),
-            folder=self._folder,
-            logs=logs,
-            pids=logs,
-        )
-        self._runners.append(runner)
-        runner.tend(now=time.monotonic())
-
-    def _tend(self) -> None:
-        """Start again what has ended, a few times.
-
-        Raises:
-            FleetError: if something does not stay up.
-        """
-        for runner in self._runners:
-            runner.tend(now=time.monotonic())
-            if runner.state.restarts > _NODE_RESTARTS:
-                log = self._folder / LOGS / f"{runner.service.name}.log"
-                msg = f"{runner.service.name} ended {runner.state.restarts} times."
-                raise FleetError(msg, hint=f"Look into {log}.")
 
     def _down(self) -> None:
         """Stop everything; nodes first, so that they can say goodbye."""
         with not_interrupted():
             self._view.event("stopping")
-            wait_for_all(self._runners[1:])
-            wait_for_all(self._runners[:1])
-            self._runners.clear()
+            self._processes.end()
             self._view.event("stopped")
-
-
-@contextmanager
-def interrupted_by_signals() -> Iterator[None]:
-    """Raise KeyboardInterrupt at SIGTERM and SIGHUP too while the block runs."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise KeyboardInterrupt
-
-    with _handled(leave):
-        yield
-
-
-@contextmanager
-def not_interrupted() -> Iterator[None]:
-    """Finish the block whatever signals come; who cannot wait may kill us, and the leash holds."""
-
-    def stay(number: int, frame: FrameType | None) -> None:
-        del number, frame
-
-    with _handled(stay):
-        yield
-
-
-@contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle the signals that end a program while the block runs."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    earlier = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, before in earlier.items():
-            signal.signal(number, before)
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment of the processes: ours, without telemetry, unbuffered."""
-    return os.environ | {
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-    }

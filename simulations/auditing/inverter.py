@@ -19,7 +19,8 @@ from shared.errors import NoUsableText
 from shared.lora import Factors, Vector
 from shared.seeding import data_rng
 from simulations.auditing.onestep import OneStep
-from simulations.auditing.textsearch import SearchSettings, TextSearch
+from simulations.auditing.searchsettings import SearchSettings
+from simulations.auditing.textsearch import TextSearch
 
 if TYPE_CHECKING:
     from client.runtime import ClientRuntime

@@ -19,7 +19,7 @@ LAMP's discrete half. Its other half, soft tokens optimised by Adam, is left out
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,8 +28,8 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 
 from client.losses import Batch, token_losses
 from shared.errors import AuditError
-from shared.validate import positive_integer
 from simulations.auditing.rowspaces import fed_by_tokens, inputs_of, row_spaces
+from simulations.auditing.searchsettings import SearchSettings
 
 if TYPE_CHECKING:
     from client.adapter import AdaptedModel
@@ -43,45 +43,6 @@ _STARTS = 1024
 # One whole misfit weighs as much as so many standard deviations of gain.
 _FIRST = 10.0
 _FLOATS = 4_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchSettings:
-    """How hard the search tries.
-
-    Attributes:
-        beams: beginnings that are kept.
-        width: next tokens that each of them tries.
-        polished: grown texts that are improved further.
-        passes: most passes over a text while improving it.
-        pool: tokens tried at each place while improving.
-    """
-
-    beams: int = 8
-    width: int = 32
-    polished: int = 2
-    passes: int = 4
-    pool: int = 90
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that are not positive."""
-        positive_integer(
-            beams=self.beams,
-            width=self.width,
-            polished=self.polished,
-            passes=self.passes,
-            pool=self.pool,
-        )
-
-    def evaluations(self, length: int) -> int:
-        """Return the most gradients that one text of a length takes."""
-        moves = 2 * length * length
-        grown = 3 * self.beams * self.width * length // 2
-        return grown + self.polished * self.passes * (moves + 4 * length * self.pool // 3)
-
-    def shorter(self) -> SearchSettings:
-        """Return what one of several texts gets: half the passes, over the best text alone."""
-        return replace(self, polished=1, passes=max(1, self.passes // 2))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,20 +1,12 @@
-"""Single updates as a server would see them, made by the client's real code, for the span audit.
-
-Whatever the family of the model, the inputs of its adapted layers are found by looking: a layer is
-in the first block, as far as the audit is concerned, if what it is fed at a position depends on the
-token there and on nothing before it.
-"""
+"""Single updates as a server would see them, made by the client's real code, for the span audit."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from client.data import ClientData
@@ -28,9 +20,7 @@ from shared.lora import Factors, Vector
 from shared.privacy.distributed import to_signed
 from shared.seeding import data_rng
 from shared.wire import Instruction
-
-if TYPE_CHECKING:
-    from client.adapter import AdaptedModel
+from simulations.auditing.firstlayers import Group, first_layers, inputs_alone, read_ids
 
 _STAGES: dict[str, Stage] = {
     "none": "plain",
@@ -38,17 +28,8 @@ _STAGES: dict[str, Stage] = {
     "example": "noised",
     "client-distributed": "masked",
 }
-_CHUNK = 4096
 _CLIENTS = 32
 _POSITIONS = 64
-_CLOSE = 1e-4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Group:
-    """Adapted layers that are fed the same, each named as its factors are, without the ending."""
-
-    layers: tuple[str, ...]
 
 
 class RuntimeProbe(UpdateProbe):
@@ -95,8 +76,8 @@ class RuntimeProbe(UpdateProbe):
         self._frozen = self._model.factors()
         travelling = self._model.spec.unflatten(vector, runtime.config.trained_kinds)
         self._start: Factors = {**self._frozen, **travelling}
-        self._groups, self._moving = _first_layers(self._model)
-        self._inputs: dict[tuple[_Group, int], Floats] = {}
+        self._groups, self._moving = first_layers(self._model)
+        self._inputs: dict[tuple[Group, int], Floats] = {}
 
     @classmethod
     def of_run(cls, runtime: ClientRuntime, *, released: Vector, population: int) -> RuntimeProbe:
@@ -153,7 +134,7 @@ class RuntimeProbe(UpdateProbe):
     def sighting(self, number: int) -> Sighting:
         """Return the update of one client."""
         index = self._indices[number]
-        with _read_ids(self._model) as fed:
+        with read_ids(self._model) as fed:
             change = self._leaves(self._runtime, index)
         examples, _ = self._runtime.examples(index)
         return self._sighting(change, self.factors, self._start, fed, examples)
@@ -189,7 +170,7 @@ class RuntimeProbe(UpdateProbe):
         try:
             model.load(start)
             model.set_trainable(kinds)
-            with _read_ids(model) as fed:
+            with read_ids(model) as fed:
                 train_plain(model, [example], settings, rng=rng)
             change = model.read_vector(kinds) - spec.flatten(start, kinds)
         finally:
@@ -236,7 +217,7 @@ class RuntimeProbe(UpdateProbe):
             views=tuple(views), present=present, tokens=tokens, positions=max(1, positions)
         )
 
-    def _views(self, group: _Group, factors: Factors, start: Factors) -> Iterator[View]:
+    def _views(self, group: Group, factors: Factors, start: Factors) -> Iterator[View]:
         """Yield the rows of A of all layers that are fed the same, or else those of each B.
 
         Where B was zero, A has not moved; then B's rows are read with the A that was sent.
@@ -277,12 +258,12 @@ class RuntimeProbe(UpdateProbe):
             longest = max(longest, size)
         return present, tokens, longest
 
-    def _fed(self, group: _Group, position: int) -> Floats:
+    def _fed(self, group: Group, position: int) -> Floats:
         """Return what layers are fed for every token of the vocabulary at a position."""
         key = (group, position)
         if key in self._inputs:
             return self._inputs[key]
-        found = _inputs_of(self._model, group.layers[0], self._vocabulary, position)
+        found = inputs_alone(self._model, group.layers[0], self._vocabulary, position)
         if not self._moving:
             self._inputs[key] = found
         return found
@@ -294,10 +275,6 @@ class _NoText:
     def client(self, index: int) -> ClientData:
         """Return a client without records."""
         return ClientData(name=f"empty-{index}", train=[], holdout=[])
-
-
-class _Seen(Exception):
-    """Raised inside a forward pass once what was wanted has been seen."""
 
 
 def _has_text(runtime: ClientRuntime, index: int) -> bool:
@@ -312,104 +289,3 @@ def _has_text(runtime: ClientRuntime, index: int) -> bool:
 def _projected(inputs: Callable[[int], Floats], projection: Floats) -> Callable[[int], Floats]:
     """Return inputs as a frozen A projects them, shape ``(vocabulary, r)``."""
     return lambda position: inputs(position) @ projection.T
-
-
-def _first_layers(model: AdaptedModel) -> tuple[tuple[_Group, ...], bool]:
-    """Return the adapted layers that are fed with embeddings alone, and whether position counts.
-
-    Two texts that differ in their first token alone are read; a layer that is fed the same at the
-    second position in both knows nothing of the first. The same token at the first position of a
-    third text says whether the position is known.
-
-    Raises:
-        AuditError: if there is no such layer.
-    """
-    both = _fed_with(model, torch.tensor([[2, 3], [4, 3]]))
-    alone = _fed_with(model, torch.tensor([[3, 4]]))
-    groups: list[list[str]] = []
-    moving = False
-    for layer, seen in both.items():
-        if not _close(seen[0, 1], seen[1, 1]):
-            continue
-        moving = moving or not _close(seen[0, 1], alone[layer][0, 0])
-        for known in groups:
-            first = both[known[0]]
-            if first.shape == seen.shape and torch.equal(first, seen):
-                known.append(layer)
-                break
-        else:
-            groups.append([layer])
-    if not groups:
-        msg = "no adapted layer is fed with embeddings alone, expected one in the first block."
-        raise AuditError(msg, hint="Adapters on attention inputs (q_proj, k_proj, v_proj) are.")
-    return tuple(_Group(layers=tuple(layers)) for layers in groups), moving
-
-
-def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Tell whether two inputs differ by rounding alone."""
-    return float((one - other).norm()) <= _CLOSE * float(one.norm())
-
-
-def _fed_with(model: AdaptedModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return what each adapted layer is fed for some texts, by the layer's name."""
-    modules = dict(model.peft_model.named_modules())
-    names = list(model.spec.layers)
-    seen: dict[str, torch.Tensor] = {}
-
-    def keep(name: str) -> Callable[[torch.nn.Module, Any], None]:
-        def hook(module: torch.nn.Module, arguments: Any) -> None:  # noqa: ANN401
-            del module
-            seen[name] = arguments[0].detach().float().cpu()
-
-        return hook
-
-    handles = [modules[name].register_forward_pre_hook(keep(name)) for name in names]
-    try:
-        with torch.no_grad(), model.disabled():
-            model.peft_model(input_ids=ids.to(model.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
-def _inputs_of(model: AdaptedModel, layer: str, vocabulary: int, position: int) -> Floats:
-    """Return what a layer is fed for every token alone at a position: ``(vocabulary, d_in)``."""
-    module = dict(model.peft_model.named_modules())[layer]
-    pieces: list[Floats] = []
-
-    def hook(module: torch.nn.Module, arguments: Any) -> None:  # noqa: ANN401
-        del module
-        pieces.append(arguments[0][:, 0].detach().double().cpu().numpy())
-        raise _Seen
-
-    handle = module.register_forward_pre_hook(hook)
-    try:
-        for start in range(0, vocabulary, _CHUNK):
-            ids = torch.arange(start, min(start + _CHUNK, vocabulary), device=model.device)[:, None]
-            where = torch.full_like(ids, position)
-            with torch.no_grad():
-                try:
-                    model.peft_model(input_ids=ids, position_ids=where, use_cache=False)
-                except _Seen:
-                    continue
-    finally:
-        handle.remove()
-    return np.concatenate(pieces)
-
-
-@contextmanager
-def _read_ids(model: AdaptedModel) -> Iterator[list[NDArray[np.int64]]]:
-    """Collect the rows of token ids that the model is fed inside the ``with`` block."""
-    rows: list[NDArray[np.int64]] = []
-
-    def hook(module: torch.nn.Module, arguments: Any) -> None:  # noqa: ANN401
-        del module
-        rows.extend(np.asarray(row, dtype=np.int64) for row in arguments[0].cpu().numpy())
-
-    embeddings: Any = model.base.model.get_input_embeddings()
-    handle = embeddings.register_forward_pre_hook(hook)
-    try:
-        yield rows
-    finally:
-        handle.remove()

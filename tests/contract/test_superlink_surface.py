@@ -1,4 +1,4 @@
-"""What server/superlink.py takes from Flower without a promise (docs/adr/0016)."""
+"""What four modules of the server take from Flower without a promise (docs/adr/0016)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_a
 from flwr.superlink.grid import http_grid
 from flwr.superlink.main import create_app
 
-from server import superlink
+from server import flowermessages, superlink, superlinkdoor
 from server.bundle import RUN_KEYS, build_bundle
 from server.home import ServerHome
-from server.superlink import SuperLinkClient, superlink_command
+from server.superlink import superlink_command
+from server.superlinkclient import SuperLinkClient
 from shared.errors import AccessDenied, ServerUnreachable
 from tests.server.fleetkit import client_of, enrolled, make_home, process, wait_until
 
@@ -45,19 +46,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerHome]:
 
 @pytest.fixture(scope="module")
 def routes(home: ServerHome) -> list[tuple[str, str]]:
-    secret = {superlink.SECRET_HEADER: home.control_secret.read_text()}
+    secret = {superlinkdoor.SECRET_HEADER: home.control_secret.read_text()}
     with client_of(home, port=home.config.superlink_port) as http:
         paths = http.get("/openapi.json", headers=secret).json()["paths"]
     return [(method.upper(), path) for path, methods in paths.items() for method in methods]
 
 
 def test_constants_are_flowers() -> None:
-    assert superlink.PUBLIC_KEY_HEADER == constant.FLEET_HTTP_PUBLIC_KEY_HEADER
-    assert superlink.SIGNATURE_HEADER == constant.FLEET_HTTP_SIGNATURE_HEADER
-    assert superlink.TIMESTAMP_HEADER == TIMESTAMP_HEADER
-    assert superlink.CLOCK_AHEAD_SECONDS == SYSTEM_TIME_TOLERANCE
-    assert superlink.CLOCK_BEHIND_SECONDS == TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
-    assert superlink.MEDIA_TYPE == PROTOBUF_MEDIA_TYPE
+    assert superlinkdoor.PUBLIC_KEY_HEADER == constant.FLEET_HTTP_PUBLIC_KEY_HEADER
+    assert superlinkdoor.SIGNATURE_HEADER == constant.FLEET_HTTP_SIGNATURE_HEADER
+    assert superlinkdoor.TIMESTAMP_HEADER == TIMESTAMP_HEADER
+    assert superlinkdoor.CLOCK_AHEAD_SECONDS == SYSTEM_TIME_TOLERANCE
+    assert superlinkdoor.CLOCK_BEHIND_SECONDS == TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+    assert superlinkdoor.MEDIA_TYPE == PROTOBUF_MEDIA_TYPE
     codes = (
         ApiErrorCode.RUN_ID_NOT_FOUND,
         ApiErrorCode.RUN_ALREADY_FINISHED,
@@ -73,7 +74,7 @@ def test_the_grid_asks_again_soon_for_a_piece_that_is_not_there_yet(
     names = vars(http_grid)
     assert names["pull_objects"] is inflatable_utils.pull_objects
     monkeypatch.setitem(names, "pull_objects", names["pull_objects"])
-    superlink.pull_without_delay()
+    flowermessages.pull_without_delay()
     asked: list[str] = []
 
     def pull(identifier: str) -> bytes:
@@ -136,7 +137,7 @@ def test_every_call_is_one_we_know_or_behind_the_door(
             for method, path in routes
             if http.request(method, path, headers=TYPE).status_code != httpx.codes.NOT_FOUND
         }
-    assert found == superlink.FLEET_CALLS | superlink.RUNTIME_CALLS | {superlink.HEALTH}
+    assert found == superlinkdoor.FLEET_CALLS | superlinkdoor.RUNTIME_CALLS | {superlinkdoor.HEALTH}
     assert {"/v1/control/list-runs", "/v1/control/start-run"} <= {path for _, path in routes}
 
 
@@ -144,7 +145,7 @@ def test_the_open_calls_want_credentials_of_their_own(home: ServerHome) -> None:
     with client_of(home, port=home.config.superlink_port) as http:
         answers = {
             path: http.post(path, headers=TYPE).status_code
-            for path in superlink.FLEET_CALLS | superlink.RUNTIME_CALLS
+            for path in superlinkdoor.FLEET_CALLS | superlinkdoor.RUNTIME_CALLS
         }
     assert set(answers.values()) == {httpx.codes.UNAUTHORIZED}
 

@@ -16,7 +16,7 @@ from server.fleetruns import FleetRuns
 from server.home import ServerHome
 from server.prepared import read_metrics
 from server.registry import AdapterRegistry
-from server.superlink import SuperLinkClient
+from server.superlinkclient import SuperLinkClient
 from server.supervisor import is_running, read_status
 from shared.configfile import resolve
 from shared.crypto import SigningKey

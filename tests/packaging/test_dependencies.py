@@ -46,15 +46,19 @@ FLOWER_ROOTS = {
 FLOWER_INSIDE = {
     "simulations/engine.py": {"flwr.supercore.run", "flwr.supercore.task_identity"},
     "client/fleet/worker.py": {"flwr.app.metadata", "flwr.supercore.task_identity"},
-    "server/superlink.py": {
-        "flwr.proto.control_pb2",
-        "flwr.proto.fab_pb2",
+    "server/flowermessages.py": {
         "flwr.proto.fleet_pb2",
         "flwr.proto.heartbeat_pb2",
-        "flwr.proto.transport_pb2",
         "flwr.supercore.inflatable",
         "flwr.supercore.inflatable.inflatable_object",
         "flwr.superlink.grid",
+    },
+    "server/superlinkclient.py": {
+        "flwr.proto.control_pb2",
+        "flwr.proto.fab_pb2",
+        "flwr.proto.transport_pb2",
+    },
+    "server/superlink.py": {
         "flwr.superlink.cli.flower_superlink",
         "flwr.superlink.config_loader",
         "flwr.superlink.main",

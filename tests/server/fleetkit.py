@@ -32,14 +32,9 @@ from cryptography.hazmat.primitives.serialization import (
 
 from server.fleetdb import FleetDatabase
 from server.home import ServerConfig, ServerHome
-from server.superlink import (
-    MEDIA_TYPE,
-    PUBLIC_KEY_HEADER,
-    SIGNATURE_HEADER,
-    TIMESTAMP_HEADER,
-    environment,
-    pem_of,
-)
+from server.superlink import environment
+from server.superlinkclient import pem_of
+from server.superlinkdoor import MEDIA_TYPE, PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
 from server.supervisor import read_status
 from simulations.upports import free_block
 

@@ -26,7 +26,9 @@ from google.protobuf.message import Message as Protobuf
 from server.fleetdb import FleetDatabase
 from server.front import ACTIVATE, HEADER_SECONDS, HEARTBEAT, PUSH
 from server.home import ServerHome
-from server.superlink import FLEET_CALLS, SECRET_HEADER, SuperLinkClient, superlink_command
+from server.superlink import superlink_command
+from server.superlinkclient import SuperLinkClient
+from server.superlinkdoor import FLEET_CALLS, SECRET_HEADER
 from tests.server.fleetkit import (
     Identity,
     client_of,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.frontgate import RateLimit, signer_of
-from server.superlink import PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
+from server.superlinkdoor import PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
 from shared.errors import AccessDenied, InvalidValue
 from tests.server.fleetkit import Identity, stranger
 

@@ -23,7 +23,7 @@ from server.fleetruns import (
 from server.home import ServerHome
 from server.keeper import MOST_ATTEMPTS, Keeper
 from server.prepared import IDENTITY, METRICS, describe_run
-from server.superlink import FlowerNode, FlowerRun
+from server.superlinkclient import FlowerNode, FlowerRun
 from shared.bundle import BUNDLE_DIGEST
 from shared.canonical import sha256_hex
 from shared.errors import NotResumable, OutOfDisk, QuorumNotReached, SchemaMismatch, UsageError

@@ -26,7 +26,8 @@ from shared.scenarioplan import plan_of
 from simulations.auditing.inverter import RuntimeInverter
 from simulations.auditing.onestep import OneStep
 from simulations.auditing.rowspaces import fed_by_tokens, row_spaces
-from simulations.auditing.textsearch import SearchSettings, TextSearch
+from simulations.auditing.searchsettings import SearchSettings
+from simulations.auditing.textsearch import TextSearch
 from tests.client.conftest import VOCABULARY, save_model
 from tests.server.audit.oracles import leaked, run
 

@@ -17,7 +17,7 @@ def main(grid: Grid, context: Context) -> None:
     config: dict[str, Any] = dict(context.run_config)
     if config["quick"]:
         # As server.fleetapp does for our own runs.
-        from server.superlink import pull_without_delay
+        from server.flowermessages import pull_without_delay
 
         pull_without_delay()
     out, wanted = Path(config["out"]), config["nodes"]
