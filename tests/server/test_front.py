@@ -256,9 +256,12 @@ def test_other_kinds_of_bodies_are_refused(http: httpx.Client, node: Identity) -
 def test_a_node_may_call_so_often(home: ServerHome, http: httpx.Client) -> None:
     busy = registered(home, "clinic-busy")
     signed = busy.headers()
-    codes = [http.post(PULL, content=b"", headers=signed).status_code for _ in range(RATE + 100)]
-    assert codes[-1] == 429
-    assert codes.count(429) < 200
+    for made in range(3 * RATE):  # a slow machine gives back what it took to ask
+        if http.post(PULL, content=b"", headers=signed).status_code == 429:
+            break
+    else:
+        pytest.fail(f"{3 * RATE} calls, and none was one too many")
+    assert made >= RATE
 
 
 def test_plain_http_and_old_tls_are_refused(home: ServerHome) -> None:
