@@ -15,14 +15,17 @@ from typing import Any
 from shared.errors import MissingDependency, UnsupportedModel
 
 _BLOCK = 32
+_INTEGERS = 4
 
 
-def quantised(program: Any, *, bits: int) -> Any:  # noqa: ANN401  (onnx_ir's model)
+def quantised(program: Any, *, bits: int, integers: bool = False) -> Any:  # noqa: ANN401  (onnx_ir)
     """Return a program whose products with constant matrices hold their weights in a few bits.
 
     Args:
         program: an exported step in float32.
         bits: 8 or 4.
+        integers: allow products of integers: each row's vectors are rounded to 8 bits, in the same
+            blocks, where the processor has a kernel for it.
 
     Raises:
         MissingDependency: if ONNX Runtime is not installed.
@@ -50,7 +53,13 @@ def quantised(program: Any, *, bits: int) -> Any:  # noqa: ANN401  (onnx_ir's mo
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=_BLOCK, is_symmetric=True)
+        quantizer = MatMulNBitsQuantizer(
+            model,
+            bits=bits,
+            block_size=_BLOCK,
+            is_symmetric=True,
+            accuracy_level=_INTEGERS if integers else None,
+        )
         quantizer.process()
     finally:
         logger.setLevel(level)

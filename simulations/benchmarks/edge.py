@@ -41,6 +41,7 @@ TIME = 1.0
 MEMORY_MB = 300.0
 _LOW_BITS = ("int8", "int4", "nf4")
 _COLOURS = (GREY, BLUE, VERMILLION, GREEN, PURPLE)
+_MARKERS = {"fp32": "o", "bf16": "s", "int8": "D", "int4": "^", "nf4": "v"}
 _MB = 1e6
 Row = Mapping[str, Scalar]
 
@@ -139,7 +140,9 @@ def checks_of(rows: Sequence[Row]) -> tuple[Check, ...]:
 
 
 def plot(result: BenchResult, path: Path) -> None:
-    """Draw the time of an example against the whole process, a colour a runtime, as an SVG file.
+    """Draw the time of an example against the whole process, as an SVG file.
+
+    A colour is a runtime, a marker a storage of the base: labels would lie on each other.
 
     Args:
         result: what :func:`run` returned.
@@ -150,19 +153,21 @@ def plot(result: BenchResult, path: Path) -> None:
         rows = [row for row in result.rows if "ms" in row and row["what"] == "train"]
         shapes = [str(row["shape"]) for row in rows]
         rows = [row for row in rows if row["shape"] == shapes[-1]]
-        for runtime, colour in zip(RUNTIMES, _COLOURS, strict=False):
-            mine = [row for row in rows if row["runtime"] == runtime]
-            times, sizes = [_of(r, "ms") for r in mine], [_of(r, "process_mb") for r in mine]
-            if mine:
-                axes.plot(times, sizes, "o", color=colour, label=runtime)
-            for row, x, y in zip(mine, times, sizes, strict=True):
-                axes.annotate(str(row["base"]), (x, y), textcoords="offset points", xytext=(5, 4))
+        colours = dict(zip((n for n, r in RUNTIMES.items() if r.trains), _COLOURS, strict=False))
+        for row in rows:
+            colour, marker = colours[str(row["runtime"])], _MARKERS[str(row["base"])]
+            axes.plot(_of(row, "ms"), _of(row, "process_mb"), marker, color=colour, ms=7, alpha=0.8)
+        for runtime in dict.fromkeys(str(row["runtime"]) for row in rows):
+            axes.plot([], [], "s", color=colours[runtime], label=runtime, ms=8)
+        bases = [base for base in _MARKERS if base in {row["base"] for row in rows}]
+        keys = [axes.plot([], [], _MARKERS[base], color=GREY, ms=7)[0] for base in bases]
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("ms of one core for an example")
         axes.set_ylabel("whole process (MB)")
         if rows:
             legend(axes)
+            axes.figure.legend(keys, bases, loc="outside right upper")
 
     write_text(path, as_file(render(draw), title=SUMMARY))
 

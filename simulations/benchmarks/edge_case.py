@@ -22,11 +22,16 @@ from typing import Any, Self
 
 from shared.energy import Energy, EnergyMeter
 from shared.errors import FedSLMError
-from simulations.benchmarks.edge_runtimes import LENGTH, RUNTIMES, SEED, Answer, Step
+from simulations.benchmarks.edge_runtimes import (
+    LENGTH,
+    PROMPT,
+    RUNTIMES,
+    SEED,
+    TOKENS,
+    Answer,
+    Step,
+)
 from simulations.benchmarks.resident import forget_peak, peak
-
-PROMPT = 32
-TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,8 @@ def prepare(what: str, base: Path, quantization: str, folder: Path) -> None:
     loaded = load_base(str(base))
     spec = adapter_spec(loaded, r=RANK, alpha=ALPHA, target_modules=TARGETS)
     folder.mkdir()
-    write_graph(folder, loaded, spec, {})
+    stored = _QUANTIZATIONS.get(quantization, quantization)
+    write_graph(folder, loaded, spec, {}, quantization=stored)
 
 
 def export(base: Path, quantization: str, folder: Path, *, runtime: str) -> None:
@@ -97,7 +98,10 @@ def speaker(folder: Path, quantization: str) -> Answer:
     del quantization
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    # As client.answering.withonnx.
     options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.log_severity_level = 4
     session = onnxruntime.InferenceSession(
         str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
     )

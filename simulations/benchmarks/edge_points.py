@@ -135,7 +135,7 @@ def _measure(point: Point, prepared: Path) -> Found:
     """Prepare what a point needs and measure it."""
     missing = RUNTIMES[point.runtime].missing()
     if missing is not None:
-        return {"status": f"no {missing}"}
+        return {"status": missing}
     base = _base(point.shape, prepared)
     folder = prepared / f"{point.shape}-{point.runtime}-{point.base}-{point.what}"
     case = Case(

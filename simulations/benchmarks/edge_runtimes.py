@@ -17,6 +17,9 @@ from typing import Final, Protocol, cast
 
 LENGTH: Final = 64
 """Tokens of an example; none is padding."""
+PROMPT: Final = 32
+TOKENS: Final = 32
+"""Tokens of an answer."""
 RANK: Final = 8
 ALPHA: Final = 16.0
 TARGETS: Final = ("q_proj", "v_proj")
@@ -66,6 +69,7 @@ class Runtime:
         trains: how bases are stored that it trains on.
         answers: how bases are stored that it writes from.
         needs: packages without which it cannot be measured.
+        extra: of fedslm, which brings them.
         torch: whether the device needs torch.
     """
 
@@ -73,6 +77,7 @@ class Runtime:
     trains: tuple[str, ...]
     answers: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    extra: str = "export"
     torch: bool = False
 
     def load(self) -> Module:
@@ -80,8 +85,9 @@ class Runtime:
         return cast("Module", import_module(f"{__package__}.{self.module}"))
 
     def missing(self) -> str | None:
-        """Return the first package that is needed and not installed."""
-        return next((name for name in self.needs if find_spec(name) is None), None)
+        """Return the first package that is needed and not installed, with what brings it."""
+        name = next((name for name in self.needs if find_spec(name) is None), None)
+        return None if name is None else f"no {name}: pip install 'fedslm[{self.extra}]'"
 
     def bases(self, what: str) -> tuple[str, ...]:
         """Return the storages that are measured."""
@@ -103,7 +109,7 @@ RUNTIMES: Final[Mapping[str, Runtime]] = MappingProxyType(
         "onnx": Runtime(
             module="edge_onnx",
             trains=("fp32", "int8", "int4"),
-            answers=("fp32",),
+            answers=("fp32", "int8", "int4"),
             needs=("onnx", "onnxscript", "onnxruntime"),
         ),
         "executorch": Runtime(
@@ -112,6 +118,13 @@ RUNTIMES: Final[Mapping[str, Runtime]] = MappingProxyType(
             answers=(),
             needs=("torch", "executorch"),
             torch=True,
+        ),
+        "llama": Runtime(
+            module="edge_llama",
+            trains=(),
+            answers=("f16", "q8_0", "q4_0"),
+            needs=("gguf", "llama_cpp"),
+            extra="llama",
         ),
     }
 )

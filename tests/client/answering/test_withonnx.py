@@ -154,6 +154,16 @@ def test_eight_bits_for_keys_and_weights_stay_near_and_the_cache_is_small(field:
     assert model.generate(PROMPT, max_tokens=4).tokens > 0
 
 
+def test_four_bits_for_weights_stay_near_and_are_small(field: Field) -> None:
+    export = field.export("four", quantization="int4")
+    near, truth = (worn(field, path).turn().feed(IDS) for path in (export, field.export("onnx")))
+    assert np.linalg.norm(near - truth) < 0.5 * np.linalg.norm(truth)
+    files = [path / "model.onnx.data" for path in (export, field.export("onnx"))]
+    assert files[0].stat().st_size < files[1].stat().st_size
+    model = LocalModel.load(field.home, base=export)
+    assert model.generate(PROMPT, max_tokens=4).tokens > 0
+
+
 def test_what_the_runtime_cannot_do_is_said(field: Field) -> None:
     export = field.export("onnx")
     for options, reason in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,12 @@ def test_what_is_not_installed_has_a_row_and_no_numbers() -> None:
     assert rows[1]["status"] == "no onnxruntime"
     assert "ms" not in rows[1]
     assert edge.checks_of(rows) == ()
+
+
+def test_what_brings_a_missing_package_is_said() -> None:
+    missing = replace(RUNTIMES["llama"], needs=("json", "no_such_package"))
+    assert missing.missing() == "no no_such_package: pip install 'fedslm[llama]'"
+    assert replace(missing, needs=("json",)).missing() is None
 
 
 def test_the_plot_names_every_storage_that_was_measured(tmp_path: Path) -> None:
