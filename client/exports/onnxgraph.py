@@ -174,7 +174,7 @@ def write_graph(
         from client.edge.nbits import quantised
 
         # Before the factors have defaults, so that no default is taken for a weight.
-        # Without products of integers, one row times 8 bits unpacks the whole matrix for each token.
+        # Products of integers: otherwise each token unpacks every matrix of 8 bits.
         program = quantised(program, bits=8 if quantization == "int8" else 4, integers=True)
     _default_to_zero(program, names, example[2])
     program.metadata_props.update(facts)

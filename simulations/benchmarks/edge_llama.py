@@ -1,4 +1,4 @@
-"""The runtime ``llama`` of the benchmark ``edge``: answers by llama.cpp of an exported GGUF base."""
+"""The runtime ``llama`` of the benchmark ``edge``: answers by llama.cpp of an exported base."""
 
 from __future__ import annotations
 
