@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,13 @@ from tests.integration.device import Device, HonestLedger, Round, code, make_dev
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 NODE = 17
+# A worker of the least priority, beside other tests, would wait for most of its time.
+EAGER = """
+from client import priority
+priority.lower_priority = lambda: ()
+from client.fleet import worker
+worker.main()
+"""
 # The worker remembers what the last runs said.
 RUNS = itertools.count(1)
 
@@ -145,6 +153,7 @@ def make_place(folder: Path, child_of: list[Errands], **policy: Any) -> Place:
         status=folder / "status.json",
         node_config={k: v for k, v in device.node().items() if isinstance(v, str | int)},
         bundles=frozenset({BUNDLE_DIGEST}),
+        command=(sys.executable, "-P", "-c", EAGER),
     )
     server = Server()
     errands = Errands(

@@ -5,17 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from flwr.app import Context
 
+from client import node
 from client.app import client_index, make_client_app
 from client.charges import CLIENT, EXAMPLE
 from client.keyring import load_identity
 from client.node import runtime_of_node
+from client.participant import Participant
 from client.state import DeviceState
 from server.budget import RunBudget
 from server.prepared import open_ledger
@@ -86,9 +91,15 @@ def serve(
     folder.mkdir(exist_ok=True)
     plan = plan_of(config, population=len(members))
     said = {"scenario": config.to_json(), "plan": canonical_json(plan.to_json())}
-    app = make_client_app(
-        lambda context: runtime_of_node(said, members[client_index(context)].node())
-    )
+    built: defaultdict[int, dict[Any, Any]] = defaultdict(dict)
+
+    def runtime_of(context: Context) -> Participant:
+        """Every device is a process of its own, which keeps its runtime."""
+        number = client_index(context)
+        with patch.object(node, "_BUILT", built[number]):
+            return runtime_of_node(said, members[number].node())
+
+    app = make_client_app(runtime_of)
     setup = RunSetup(
         run_id=f"run-{config.run.seed}",
         config=config,
