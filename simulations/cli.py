@@ -27,6 +27,7 @@ from simulations.export_adapters_cli import add_commands as add_exports
 from simulations.export_cli import export_app
 from simulations.fetch_cli import add_commands as add_fetching
 from simulations.infer_cli import add_commands as add_answers
+from simulations.native_cli import add_commands as add_native
 from simulations.node_cli import add_commands as add_node
 from simulations.personal_cli import add_commands as add_personal
 from simulations.plan_cli import plan_device
@@ -62,6 +63,7 @@ server_app.add_typer(user_app, name="user")
 server_app.command("rotate")(rotate)
 add_enrolment(client_app)
 add_node(client_app)
+add_native(client_app)
 add_fetching(client_app)
 add_trimming(client_app)
 add_answers(adapter_app, client_app)

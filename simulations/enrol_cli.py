@@ -168,7 +168,7 @@ def client_enroll(
     step = step_of(Path(folder))
     done = enroll(
         text,
-        path=_device(home),
+        path=device_folder(home),
         data=data,
         base=folder,
         step=None if step is None else step.digest,
@@ -190,7 +190,7 @@ def client_renew(
     from client.enrolling import renew, renewal_due
     from client.home import DeviceHome
 
-    device = DeviceHome.open(_device(home))
+    device = DeviceHome.open(device_folder(home))
     if if_due and not renewal_due(device):
         print_json({"renewed": False}) if as_json else typer.echo("It is not due yet.")
         return
@@ -207,7 +207,7 @@ def client_leave(home: DeviceFolder = None, as_json: AsJson = False) -> None:
     from client.home import DeviceHome
     from client.leaving import leave
 
-    left = leave(DeviceHome.open(_device(home)), tell=_tell)
+    left = leave(DeviceHome.open(device_folder(home)), tell=_tell)
     if as_json:
         why = None if left.refused is None else left.refused.to_dict()
         print_json({"name": left.name, "left": True, "server_told": why is None, "why_not": why})
@@ -238,7 +238,7 @@ def client_forget(
     from client.home import NODE_FILE, DeviceHome
     from client.leaving import forget, forgettable, leave
 
-    path = _device(home)
+    path = device_folder(home)
     _announce(forgettable(path, ledger_too=ledger_too), path, ledger_too=ledger_too)
     if not yes:
         typer.confirm("Remove them?", abort=True, err=True)
@@ -292,7 +292,7 @@ def _announce(found: Forgettable, path: Path, *, ledger_too: bool) -> None:
         )
 
 
-def _device(home: Path | None) -> Path:
+def device_folder(home: Path | None) -> Path:
     """Return the device's folder."""
     from client.home import default_home
 

@@ -1,17 +1,19 @@
 """Prepares a device for the native client: what it cannot make without Python, and its limits.
 
-``python -m client.native.prepare HOME SCENARIO OUT`` reads the folder of an enrolled device and a
-scenario that its owner agrees to, and writes a folder for ``fedslm-native``: the records as tokens,
-the first factors, and ``client.conf`` with the limits of the owner's policy. Everything in it is
-pinned by digest; another scenario needs another folder.
+From a scenario that the owner agrees to: the records as tokens, the first factors, and
+``client.conf`` with the limits of the owner's policy. Everything in it is pinned by digest; another
+scenario needs another folder. Who the device is stands beside it in ``device.conf``: written here
+for a device that the Python client enrolled, and by ``fedslm-native enroll`` for one that enrolls
+by itself.
 """
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 import struct
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,12 +24,11 @@ from client.edge.terms import require_step_for
 from client.edge.tokens import StepTokenizer
 from client.home import DeviceHome
 from client.localexamples import local_examples
+from client.native.limits import native_limits
 from client.node import LocalSource
-from client.policy import ClientPolicy
-from shared.configfile import load_config, parse_json
-from shared.errors import ConflictingSettings, FedSLMError, PolicyRefused, UsageError
+from shared.errors import ConflictingSettings
+from shared.files import disk_errors
 from shared.lora import initial_factors
-from shared.privacy.events import NeighboringRelation
 from shared.privatefiles import create_private, make_private_folder, read_private
 
 if TYPE_CHECKING:
@@ -35,12 +36,30 @@ if TYPE_CHECKING:
     from shared.config import RunConfig
 
 CONFIG: Final = "client.conf"
+DEVICE: Final = "device.conf"
+_STEP: Final = "step"
 _MAGIC: Final = b"FSLMTOK1"
-_MODES: Final = ("example", "client-central")
 
 
-def prepare(home: DeviceHome, config: RunConfig, out: Path) -> Path:
-    """Write a folder for the native client.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """What the owner of a device names.
+
+    Attributes:
+        data: the file with the records.
+        step: folder of the exported step, for ExecuTorch.
+        policy: the policy file.
+        client_index: which client of the population the device speaks for.
+    """
+
+    data: Path
+    step: Path
+    policy: Path
+    client_index: int
+
+
+def prepare_home(home: DeviceHome, config: RunConfig, out: Path) -> Path:
+    """Write a folder for the native client of a device that the Python client enrolled.
 
     Args:
         home: an enrolled device whose base is an exported step for ExecuTorch.
@@ -55,48 +74,103 @@ def prepare(home: DeviceHome, config: RunConfig, out: Path) -> Path:
         PolicyRefused: if the policy does not allow it, or asks for what the native client lacks.
         FedSLMError: if something cannot be read or written.
     """
-    node, policy = home.config, ClientPolicy.load(home.policy)
+    node = home.config
     if node.runtime != "executorch" or node.step is None or node.data is None:
         msg = (
             f"The device has runtime {node.runtime!r}, expected 'executorch' with data and a step."
         )
         raise ConflictingSettings(msg, hint="fedslm export step --runtime executorch, then enroll.")
-    step = Path(node.base).absolute()
-    manifest = load_step(step, digest=node.step)
-    require_step_for(config, manifest)
-    limits = _limits(policy, config, manifest)
-    index = node.client_index or 0
-    tokenizer: Any = StepTokenizer(step / TOKENIZER, manifest)
-    source = LocalSource(path=Path(node.data), config=config)
-    train, _ = local_examples(source.client(index), config, tokenizer)
-    factors = manifest.adapter.flatten(initial_factors(manifest.adapter, config.adapter_seed))
-    files = {
-        "examples.tok": tokens_file(train),
-        "factors.f32": factors.astype("<f4").tobytes(),
-        "node.key": read_private(home.key),
-        "ca.crt": home.ca.read_bytes(),
-    }
+    owner = Owner(
+        data=Path(node.data),
+        step=Path(node.base).absolute(),
+        policy=home.policy,
+        client_index=node.client_index or 0,
+    )
+    manifest = load_step(owner.step, digest=node.step)
+    pace = {"poll_seconds": node.poll_seconds, "heartbeat_seconds": node.heartbeat_seconds}
+    files = _files(owner, config, manifest, step=str(owner.step), pace=pace)
     said: dict[str, object] = {
+        "name": node.name,
+        "client_index": owner.client_index,
         "server": node.fleet,
+        "control": node.control,
         "ca": "ca.crt",
         "key": "node.key",
-        "client_index": index,
+    }
+    files |= {"node.key": read_private(home.key), "ca.crt": home.ca.read_bytes()}
+    if home.certificate.exists():
+        said["certificate"] = "node.crt"
+        files["node.crt"] = read_private(home.certificate)
+    if node.adapter_key is not None:
+        said["adapter_key"] = node.adapter_key
+    return _write(out, {DEVICE: _conf(said), **files})
+
+
+def prepare_owner(owner: Owner, config: RunConfig, out: Path) -> Path:
+    """Write a folder for a device that ``fedslm-native enroll`` enrolled: all of it but who it is.
+
+    The step is copied into it, so that one folder goes to the device; its key never leaves there.
+
+    Args:
+        owner: what the owner names.
+        config: the scenario that the owner agrees to; the device answers no other.
+        out: a new folder, or that of the device if it is here.
+
+    Returns:
+        The file that ``fedslm-native`` is started with.
+
+    Raises:
+        ConflictingSettings: if the step or the native client cannot do the scenario.
+        PolicyRefused: if the policy does not allow it, or asks for what the native client lacks.
+        FedSLMError: if something cannot be read or written.
+    """
+    manifest = load_step(owner.step)
+    if manifest.runtime != "executorch":
+        msg = f"The step is for {manifest.runtime}, expected executorch."
+        raise ConflictingSettings(msg, hint="fedslm export step --runtime executorch")
+    files = _files(owner, config, manifest, step=_STEP, pace={})
+    make_private_folder(out)
+    with disk_errors(out / _STEP):
+        shutil.copytree(owner.step, out / _STEP)
+    return _write(out, files)
+
+
+def _files(
+    owner: Owner, config: RunConfig, manifest: StepManifest, *, step: str, pace: dict[str, object]
+) -> dict[str, bytes]:
+    """Return what a device has whoever enrolled it, ``client.conf`` last."""
+    require_step_for(config, manifest)
+    limits = native_limits(owner.policy, config, manifest)
+    tokenizer: Any = StepTokenizer(owner.step / TOKENIZER, manifest)
+    source = LocalSource(path=owner.data, config=config)
+    train, _ = local_examples(source.client(owner.client_index), config, tokenizer)
+    factors = manifest.adapter.flatten(initial_factors(manifest.adapter, config.adapter_seed))
+    raw = factors.astype("<f4").tobytes()
+    said: dict[str, object] = {
+        "client_index": owner.client_index,
         "step": step,
         "step_digest": manifest.digest,
         "factors": "factors.f32",
-        "factors_digest": hashlib.sha256(files["factors.f32"]).hexdigest(),
+        "factors_digest": hashlib.sha256(raw).hexdigest(),
         "examples": "examples.tok",
         "state": "state",
         "config_digest": config.digest(),
         **limits,
-        "poll_seconds": node.poll_seconds,
-        "heartbeat_seconds": node.heartbeat_seconds,
+        **pace,
     }
+    return {"examples.tok": tokens_file(train), "factors.f32": raw, CONFIG: _conf(said)}
+
+
+def _conf(said: dict[str, object]) -> bytes:
+    """Write one key a line."""
+    return "".join(f"{name} = {value}\n" for name, value in said.items()).encode()
+
+
+def _write(out: Path, files: dict[str, bytes]) -> Path:
+    """Write the files of a folder."""
     make_private_folder(out)
     for name, data in files.items():
         create_private(out / name, data)
-    text = "".join(f"{name} = {value}\n" for name, value in said.items())
-    create_private(out / CONFIG, text.encode())
     return out / CONFIG
 
 
@@ -111,65 +185,3 @@ def tokens_file(examples: Sequence[Example]) -> bytes:
         rows = np.concatenate([example.ids, example.labels]).astype("<i4")
         parts += [struct.pack("<I", example.ids.size), rows.tobytes()]
     return b"".join(parts)
-
-
-def _limits(policy: ClientPolicy, config: RunConfig, manifest: StepManifest) -> dict[str, object]:
-    """Return the owner's limits for one mode, or refuse what the native client would not keep."""
-    mode = config.privacy.mode
-    budget = policy.example if mode == "example" else policy.client
-    reasons = {
-        f"mode {mode!r}": mode in policy.modes and mode in _MODES,
-        "the base model": manifest.base_digest in policy.base_models,
-        "the number of rounds": config.run.rounds <= policy.max_rounds,
-        "aggregation other than 'ffa'": config.policy == "ffa" and "ffa" in policy.aggregation,
-        "another rank or scale of the step": (manifest.adapter.r, manifest.adapter.lora_alpha)
-        == (config.lora.r, config.lora.alpha),
-        "factors other than B that train": manifest.trained == "B",
-        "two budgets at once": len(policy.budgets) == 1 and budget is not None,
-        "answering again": policy.max_repeats == 0,
-    }
-    for reason, holds in reasons.items():
-        if not holds:
-            msg = f"The policy and the native client do not agree on {reason}."
-            raise PolicyRefused(msg, hint="docs/native.md says what it does; or use a Python node.")
-    if budget is None or budget.neighboring_relation is not NeighboringRelation.ADD_OR_REMOVE_ONE:
-        msg = "The native client counts add-or-remove-one alone."
-        raise PolicyRefused(msg, hint="Use a Python node.")
-    found: dict[str, object] = {
-        "mode": mode,
-        "max_rounds": policy.max_rounds,
-        "max_epsilon": budget.max_epsilon,
-        "delta": budget.delta,
-        "min_noise_multiplier": budget.min_noise_multiplier,
-        "rehearsal": "yes" if policy.seeded_noise else "no",
-    }
-    if policy.server_key is not None:
-        found["server_key"] = policy.server_key
-    if mode == "example":
-        most = budget.max_sampling_probability
-        found["max_sampling_probability"] = 1.0 if most is None else most
-    return found
-
-
-def _scenario(path: Path) -> RunConfig:
-    """Read a scenario: TOML, or the JSON that a server says."""
-    if path.suffix == ".json":
-        return parse_json(path.read_text(encoding="utf-8"))
-    return load_config(path).config
-
-
-def main() -> None:
-    """Run the command."""
-    try:
-        if len(sys.argv) != 4:
-            msg = "Expected HOME SCENARIO OUT."
-            raise UsageError(msg)
-        home, scenario, out = map(Path, sys.argv[1:])
-        sys.stdout.write(f"{prepare(DeviceHome.open(home), _scenario(scenario), out)}\n")
-    except FedSLMError as error:
-        sys.stderr.write(f"{error.code}: {error.message}\n")
-        sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main()

@@ -23,6 +23,7 @@ from client.fleet.objects import MESSAGE, Tree, build, object_id
 from client.fleet.records import encode
 from client.fleet.values import write_configs
 from client.fleet.worker import from_flower
+from client.native.controlvectors import control_vectors
 from client.native.numbers import numeric_vectors
 from shared.canonical import canonical_json, sha256_hex
 from shared.npyfile import write_npy
@@ -63,6 +64,7 @@ def all_vectors() -> dict[str, Any]:
         "signature": _signature(),
         "canonical": _canonical(),
         **numeric_vectors(),
+        **control_vectors(),
     }
 
 

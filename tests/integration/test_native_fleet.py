@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from client.home import DeviceHome, NodeConfig
-from client.native.prepare import prepare
+from client.native.prepare import prepare_home
 from server.fleetruns import FleetRuns
 from server.prepared import read_metrics
 from shared.config import RunConfig
@@ -63,7 +63,7 @@ def natively(device: DeviceHome, config: RunConfig, out: Path) -> Path:
     said |= {"base": str(folder), "runtime": "executorch", "step": manifest.digest}
     node = NodeConfig.of(said)
     replace_private(device.node_file, node.to_toml().encode())
-    return prepare(DeviceHome.open(device.path), config, out)
+    return prepare_home(DeviceHome.open(device.path), config, out)
 
 
 def test_it_answers_every_round_beside_a_python_node(tmp_path: Path) -> None:

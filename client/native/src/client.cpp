@@ -103,6 +103,7 @@ Tree Client::train(const Content& content, const Terms& terms) {
   const std::vector<Example> examples = load_examples(config_.examples, manifest_);
 
   const GradientOf gradient = [&](std::size_t number, const Floats& moving) {
+    may_go_on_();
     std::size_t at = 0, from = 0;
     for (const Factor& factor : manifest_.factors) {
       if (manifest_.trained.find(factor.kind) != std::string::npos) {

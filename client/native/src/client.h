@@ -31,6 +31,8 @@ class Client {
   double epsilon() const { return ledger_.epsilon(config_.delta); }
   std::size_t answers() const { return ledger_.answers(); }
 
+  // Called before each example is touched; ends the work by a Refusal of its own.
+  void watch(std::function<void()> may_go_on) { may_go_on_ = std::move(may_go_on); }
   // Answers a message of a kind; what goes wrong is a Refusal.
   Tree answer(const std::string& kind, const Content& content, const std::string& scenario,
               const std::string& plan);
@@ -41,6 +43,7 @@ class Client {
   const Manifest manifest_;
   std::unique_ptr<Engine> engine_;
   Ledger ledger_;
+  std::function<void()> may_go_on_ = [] {};
 };
 
 }  // namespace fedslm

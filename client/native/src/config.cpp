@@ -3,8 +3,11 @@
 #include <cmath>
 #include <set>
 
+#include "files.h"
 #include "json.h"
+#include "lines.h"
 #include "noise.h"
+#include "tls.h"
 
 namespace fedslm {
 namespace {
@@ -15,75 +18,6 @@ const std::set<std::string> kPlan = {
     "population", "dataset_size", "noise_source", "cap"};
 
 [[noreturn]] void wrong(const std::string& why) { throw Refusal("config", why); }
-
-class Lines {
- public:
-  explicit Lines(const std::string& path) {
-    const std::size_t slash = path.rfind('/');
-    folder_ = slash == std::string::npos ? "" : path.substr(0, slash + 1);
-    const Bytes text = read_file(path, 1 << 16);
-    for (std::size_t at = 0; at < text.size();) {
-      const std::size_t end = std::min(text.find('\n', at), text.size());
-      line(trimmed(text.substr(at, end - at)));
-      at = end + 1;
-    }
-  }
-  std::string text(const std::string& name) {
-    const auto found = values_.find(name);
-    if (found == values_.end() || found->second.empty()) wrong(name + " is missing");
-    const std::string value = found->second;
-    values_.erase(found);
-    return value;
-  }
-  std::string path(const std::string& name) {
-    const std::string value = text(name);
-    return value[0] == '/' ? value : folder_ + value;
-  }
-  std::string digest(const std::string& name) {
-    const std::string value = text(name);
-    if (!is_digest(value)) wrong(name + " is no SHA-256 in lower-case hexadecimal");
-    return value;
-  }
-  double real(const std::string& name, double least, double most) {
-    const double value = number(text(name), name).real();
-    if (!(value >= least && value <= most)) wrong(name + " is out of range");
-    return value;
-  }
-  std::int64_t whole(const std::string& name, std::int64_t least) {
-    const std::int64_t value = number(text(name), name).whole();
-    if (value < least) wrong(name + " is out of range");
-    return value;
-  }
-  bool has(const std::string& name) const { return values_.count(name) == 1; }
-  void done() const {
-    if (!values_.empty()) wrong("unknown key " + values_.begin()->first);
-  }
-
- private:
-  static std::string trimmed(std::string text) {
-    text = text.substr(0, text.find('#'));
-    const std::size_t first = text.find_first_not_of(" \t\r");
-    if (first == std::string::npos) return "";
-    return text.substr(first, text.find_last_not_of(" \t\r") - first + 1);
-  }
-  static Json number(const std::string& text, const std::string& name) {
-    try {
-      Json value = parse_json(text);
-      if (value.kind == Json::Kind::number) return value;
-    } catch (const Refusal&) {
-    }
-    wrong(name + " is no number");
-  }
-  void line(const std::string& text) {
-    if (text.empty()) return;
-    const std::size_t equals = text.find('=');
-    if (equals == std::string::npos) wrong("a line has no =");
-    const std::string name = trimmed(text.substr(0, equals));
-    if (!values_.emplace(name, trimmed(text.substr(equals + 1))).second) wrong(name + " is given twice");
-  }
-  std::string folder_;
-  std::map<std::string, std::string> values_;
-};
 
 double positive(const Json& value, const char* name) {
   const double found = value.real();
@@ -150,17 +84,24 @@ void require_allowed(const Config& config, const Terms& terms) {
 
 Config Config::load(const std::string& path) {
   Lines lines(path);
+  lines.beside(kDevice);
   Config found;
   const std::string server = lines.text("server");
-  const std::size_t colon = server.rfind(':');
-  if (colon == std::string::npos || colon == 0) wrong("server is not host:port");
-  found.host = server.substr(0, colon);
-  found.port = std::atoi(server.c_str() + colon + 1);
-  if (found.port < 1 || found.port > 65535) wrong("server is not host:port");
+  try {
+    const Address address(server);
+    found.host = address.host;
+    found.port = address.port;
+  } catch (const Refusal&) {
+    wrong("server is not host:port");
+  }
+  found.folder = folder_of(path);
   for (auto [name, field] : {std::pair{"ca", &found.ca}, std::pair{"key", &found.key},
                              std::pair{"step", &found.step}, std::pair{"factors", &found.factors},
                              std::pair{"examples", &found.examples}, std::pair{"state", &found.state}})
     *field = lines.path(name);
+  found.renews = lines.has("certificate");
+  // Device::load reads them.
+  for (const char* name : {"name", "control", "certificate", "adapter_key", "base_digest"}) lines.drop(name);
   found.step_digest = lines.digest("step_digest");
   found.factors_digest = lines.digest("factors_digest");
   found.config_digest = lines.digest("config_digest");
@@ -173,11 +114,8 @@ Config Config::load(const std::string& path) {
   found.delta = lines.real("delta", 1e-300, 0.5);
   found.min_noise_multiplier = lines.real("min_noise_multiplier", 1e-2, 1e6);
   if (found.mode == "example") found.max_sampling_probability = lines.real("max_sampling_probability", 0, 1);
-  if (lines.has("rehearsal")) {
-    const std::string said = lines.text("rehearsal");
-    if (said != "yes" && said != "no") wrong("rehearsal is neither yes nor no");
-    found.rehearsal = said == "yes";
-  }
+  if (lines.has("rehearsal")) found.rehearsal = lines.yes("rehearsal");
+  found.conditions = Asked::take(lines);
   if (lines.has("poll_seconds")) found.poll_seconds = lines.real("poll_seconds", 0.1, 3600);
   if (lines.has("heartbeat_seconds")) found.heartbeat_seconds = lines.real("heartbeat_seconds", 10, 1800);
   lines.done();

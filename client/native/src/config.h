@@ -6,13 +6,15 @@
 #include <string>
 
 #include "common.h"
+#include "conditions.h"
 
 namespace fedslm {
 
-// The file of the owner: one `key = value` a line, `#` begins a comment; docs/native.md.
+// The file of the owner with what enrolment wrote beside it; docs/native.md.
 struct Config {
   static Config load(const std::string& path);
 
+  std::string folder;  // of the file
   std::string host;
   int port = 0;
   std::string ca, key, step, factors, examples, state;  // paths
@@ -22,6 +24,8 @@ struct Config {
   std::string mode;
   double max_epsilon = 0, delta = 0, min_noise_multiplier = 0, max_sampling_probability = 0;
   bool rehearsal = false;
+  Asked conditions;     // when the device may work
+  bool renews = false;  // whether there is a certificate to keep young
   double poll_seconds = 3, heartbeat_seconds = 60;
 };
 

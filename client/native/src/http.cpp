@@ -1,17 +1,7 @@
 #include "http.h"
 
-#include <arpa/inet.h>
-#include <netdb.h>
-#include <openssl/err.h>
-#include <openssl/evp.h>
 #include <openssl/pem.h>
-#include <openssl/ssl.h>
-#include <openssl/x509_vfy.h>
-#include <poll.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/time.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <cstdio>
@@ -21,54 +11,18 @@
 #include <map>
 
 #include "json.h"
+#include "tls.h"
 
 namespace fedslm {
 namespace {
 
 constexpr std::size_t kLongestHead = std::size_t{64} << 10;
 constexpr std::size_t kLongestBody = (std::size_t{16} << 20) + 4096;
-constexpr int kSeconds = 30;
 constexpr double kSlack = 3.0;
 
 [[noreturn]] void away(const std::string& why) { throw Refusal("server-unreachable", why); }
 
-template <typename T, void (*free_of)(T*)>
-struct Freed {
-  void operator()(T* p) const { free_of(p); }
-};
-using Context = std::unique_ptr<SSL_CTX, Freed<SSL_CTX, SSL_CTX_free>>;
-using Tls = std::unique_ptr<SSL, Freed<SSL, SSL_free>>;
-using Key = std::unique_ptr<EVP_PKEY, Freed<EVP_PKEY, EVP_PKEY_free>>;
 using Digest = std::unique_ptr<EVP_MD_CTX, Freed<EVP_MD_CTX, EVP_MD_CTX_free>>;
-struct FreeBio {
-  void operator()(BIO* p) const { BIO_free_all(p); }
-};
-using Memory = std::unique_ptr<BIO, FreeBio>;
-
-Memory memory_of(std::string_view data) {
-  return Memory(BIO_new_mem_buf(data.data(), static_cast<int>(data.size())));
-}
-
-int connected(const std::string& host, int port) {
-  addrinfo hints{}, *found = nullptr;
-  hints.ai_socktype = SOCK_STREAM;
-  if (getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found) != 0) away("the server's name is unknown");
-  int socket_of = -1;
-  for (const addrinfo* one = found; one != nullptr && socket_of < 0; one = one->ai_next) {
-    socket_of = socket(one->ai_family, one->ai_socktype | SOCK_CLOEXEC, one->ai_protocol);
-    if (socket_of < 0) continue;
-    const timeval limit{kSeconds, 0};
-    setsockopt(socket_of, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    setsockopt(socket_of, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-    if (connect(socket_of, one->ai_addr, one->ai_addrlen) != 0) {
-      close(socket_of);
-      socket_of = -1;
-    }
-  }
-  freeaddrinfo(found);
-  if (socket_of < 0) away("the server does not answer");
-  return socket_of;
-}
 
 std::string lower(std::string text) {
   for (char& c : text)
@@ -103,16 +57,11 @@ DeviceKey DeviceKey::load(const std::string& path) {
 }
 
 DeviceKey DeviceKey::parse(const Bytes& pem) {
-  const Memory in = memory_of(pem);
-  Key key(PEM_read_bio_PrivateKey(in.get(), nullptr, nullptr, const_cast<char*>("")));
-  if (!key || EVP_PKEY_get_base_id(key.get()) != EVP_PKEY_EC)
-    throw Refusal("certificate-invalid", "the device's key is no ECDSA key in PKCS 8");
-  const Memory out(BIO_new(BIO_s_mem()));
-  char* text = nullptr;
+  KeyPointer key = private_key(pem);
+  const MemoryBio out(BIO_new(BIO_s_mem()));
   if (PEM_write_bio_PUBKEY(out.get(), key.get()) != 1) throw std::bad_alloc();
-  const long size = BIO_get_mem_data(out.get(), &text);
   DeviceKey found;
-  found.pem_.assign(text, static_cast<std::size_t>(size));
+  found.pem_ = text_of_memory(out);
   found.key_ = std::shared_ptr<void>(key.release(), [](void* p) { EVP_PKEY_free(static_cast<EVP_PKEY*>(p)); });
   return found;
 }
@@ -135,8 +84,8 @@ Bytes DeviceKey::sign(std::string_view data) const {
 }
 
 bool verify_signature(const std::string& public_pem, std::string_view data, std::string_view signature) {
-  const Memory in = memory_of(public_pem);
-  const Key key(PEM_read_bio_PUBKEY(in.get(), nullptr, nullptr, nullptr));
+  const MemoryBio in = memory_of(public_pem);
+  const KeyPointer key(PEM_read_bio_PUBKEY(in.get(), nullptr, nullptr, nullptr));
   const Digest digest(EVP_MD_CTX_new());
   return key && EVP_DigestVerifyInit(digest.get(), nullptr, EVP_sha256(), nullptr, key.get()) == 1 &&
          EVP_DigestVerify(digest.get(), reinterpret_cast<const unsigned char*>(signature.data()), signature.size(),
@@ -155,30 +104,7 @@ std::string timestamp_of(double seconds) {
 }
 
 struct Connection::Wire {
-  ~Wire() {
-    tls.reset();
-    if (socket_of >= 0) close(socket_of);
-  }
-
-  void send(std::string_view data) {
-    for (std::size_t at = 0; at < data.size();) {
-      std::size_t done = 0;
-      if (SSL_write_ex(tls.get(), data.data() + at, data.size() - at, &done) != 1) away("the connection broke");
-      at += done;
-    }
-  }
-
-  // Reads more into the buffer; false at the end of the stream.
-  bool more() {
-    char piece[1 << 14];
-    std::size_t got = 0;
-    if (SSL_read_ex(tls.get(), piece, sizeof piece, &got) != 1) {
-      if (SSL_get_error(tls.get(), 0) == SSL_ERROR_ZERO_RETURN) return false;
-      away("the connection broke");
-    }
-    buffer.append(piece, got);
-    return true;
-  }
+  Wire(const std::string& host, int port, const TlsOptions& options) : tls(host, port, options) {}
 
   std::string line() {
     for (;;) {
@@ -188,14 +114,14 @@ struct Connection::Wire {
         buffer.erase(0, end + 2);
         return out;
       }
-      if (buffer.size() > kLongestHead || !more()) away("the server does not speak HTTP");
+      if (buffer.size() > kLongestHead || !tls.receive(buffer)) away("the server does not speak HTTP");
     }
   }
 
   Bytes take(std::size_t size) {
     if (size > kLongestBody) away("an answer is too long");
     while (buffer.size() < size)
-      if (!more()) away("an answer is cut off");
+      if (!tls.receive(buffer)) away("an answer is cut off");
     Bytes out = buffer.substr(0, size);
     buffer.erase(0, size);
     return out;
@@ -217,9 +143,7 @@ struct Connection::Wire {
     }
   }
 
-  int socket_of = -1;
-  Context context;
-  Tls tls;
+  TlsStream tls;
   Bytes buffer;
 };
 
@@ -229,29 +153,13 @@ Connection::Connection(std::string host, int port, std::string ca, const DeviceK
 Connection::~Connection() = default;
 
 void Connection::open() {
-  auto wire = std::make_unique<Wire>();
-  wire->context.reset(SSL_CTX_new(TLS_client_method()));
-  SSL_CTX* context = wire->context.get();
-  if (context == nullptr || SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION) != 1) throw std::bad_alloc();
-  SSL_CTX_set_verify(context, SSL_VERIFY_PEER, nullptr);
-  if (SSL_CTX_load_verify_locations(context, ca_.c_str(), nullptr) != 1)
-    throw Refusal("certificate-invalid", "ca holds no certificate that can be read");
-  wire->socket_of = connected(host_, port_);
-  wire->tls.reset(SSL_new(context));
-  SSL* tls = wire->tls.get();
-  X509_VERIFY_PARAM* rules = SSL_get0_param(tls);
-  unsigned char address[16];
-  const bool numeric = inet_pton(AF_INET, host_.c_str(), address) == 1 || inet_pton(AF_INET6, host_.c_str(), address) == 1;
-  const bool named = numeric ? X509_VERIFY_PARAM_set1_ip_asc(rules, host_.c_str()) == 1
-                             : SSL_set1_host(tls, host_.c_str()) == 1 &&
-                                   SSL_set_tlsext_host_name(tls, host_.c_str()) == 1;
-  if (!named || SSL_set_fd(tls, wire->socket_of) != 1) throw std::bad_alloc();
-  if (SSL_connect(tls) != 1) {
-    if (SSL_get_verify_result(tls) != X509_V_OK)
-      throw Refusal("certificate-invalid", "the server's certificate is not accepted");
-    away("the server does not speak TLS");
+  TlsOptions options;
+  try {
+    options.ca = read_file(ca_, 1 << 16);
+  } catch (const Refusal&) {
+    throw Refusal("certificate-invalid", "ca cannot be read");
   }
-  wire_ = std::move(wire);
+  wire_ = std::make_unique<Wire>(host_, port_, options);
 }
 
 HttpAnswer Connection::once(const std::string& path, const Bytes& body, bool& reset) {
@@ -262,7 +170,7 @@ HttpAnswer Connection::once(const std::string& path, const Bytes& body, bool& re
   head += "\r\naccept-encoding: identity\r\ncontent-length: " + std::to_string(body.size());
   head += "\r\nflwr-public-key: " + base64(key_.public_pem()) + "\r\nflwr-timestamp: " + time;
   head += "\r\nflwr-signature: " + base64(key_.sign(time)) + "\r\n\r\n";
-  wire_->send(head + body);
+  wire_->tls.send(head + body);
   const std::string status = wire_->line();
   if (status.size() < 12 || status.compare(0, 7, "HTTP/1.") != 0) away("the server does not speak HTTP");
   HttpAnswer answer;

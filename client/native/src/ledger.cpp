@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <memory>
 
+#include "files.h"
 #include "json.h"
 #include "noise.h"
 
@@ -20,19 +21,14 @@ namespace {
 constexpr std::size_t kLongest = std::size_t{64} << 20;
 
 [[noreturn]] void broken(const std::string& why) { throw Refusal("ledger", "the device's ledger " + why); }
-[[noreturn]] void tampered() { throw Refusal("ledger-tampered", "the device's ledger was changed"); }
+[[noreturn]] void tampered(const char* how = "was changed") {
+  throw Refusal("ledger-tampered", std::string("the device's ledger ") + how);
+}
 
 std::string spelt(double value) {
   char text[40];
   std::snprintf(text, sizeof text, "%.17g", value);
   return text;
-}
-
-void sync_folder(const std::string& folder) {
-  const int descriptor = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  const bool done = descriptor >= 0 && fsync(descriptor) == 0;
-  if (descriptor >= 0) close(descriptor);
-  if (!done) broken("cannot be written");
 }
 
 // Ed25519 (RFC 8032) over "fedslm-ledger-head-v1|seq|hash".
@@ -60,7 +56,7 @@ Head head_of(const Config& config, const Header& header) {
   return head;
 }
 
-Ledger::Ledger(const std::string& folder) : last_(64, '0'), renyi_(255, 0.0) {
+Ledger::Ledger(const std::string& folder) : end_(folder + ".end"), last_(64, '0'), renyi_(255, 0.0) {
   if (mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) broken("has no folder");
   const std::string path = folder + "/ledger.jsonl";
   descriptor_ = open(path.c_str(), O_RDWR | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
@@ -78,10 +74,34 @@ Ledger::Ledger(const std::string& folder) : last_(64, '0'), renyi_(255, 0.0) {
 Ledger::~Ledger() { close(descriptor_); }
 
 void Ledger::read(const Bytes& text) {
+  // A crash between a charge and this note leaves a ledger that is longer, never one that is shorter.
+  std::int64_t noted = 0;
+  std::string hash = last_;
+  if (exists(end_)) {
+    try {
+      const Json end = parse_json(read_private(end_, 1 << 10));
+      noted = end.at("answers").whole();
+      hash = end.at("hash").string();
+    } catch (const Refusal&) {
+      tampered("has a note of its end that cannot be read");
+    }
+  } else if (!text.empty()) {
+    tampered("has lost the note of its end");
+  }
   std::size_t at = 0;
-  for (std::size_t end; (end = text.find('\n', at)) != std::string::npos; at = end + 1) add(text.substr(at, end - at));
+  bool met = noted == 0 && hash == last_;
+  for (std::size_t end; (end = text.find('\n', at)) != std::string::npos; at = end + 1) {
+    add(text.substr(at, end - at));
+    met = met || (static_cast<std::int64_t>(answered_.size()) == noted && last_ == hash);
+  }
+  if (!met) tampered("lost lines at its end, or an older copy was put back");
   // A line without its end was never finished, so nothing was released for it.
   if (at < text.size() && ftruncate(descriptor_, static_cast<off_t>(at)) != 0) broken("cannot be written");
+  note_end();
+}
+
+void Ledger::note_end() const {
+  replace_private(end_, "{\"answers\":" + std::to_string(answered_.size()) + ",\"hash\":" + quoted(last_) + "}\n");
 }
 
 void Ledger::add(const std::string& line) {
@@ -128,6 +148,7 @@ void Ledger::charge(const Config& config, const Terms& terms, const Head& head, 
   const ssize_t written = write(descriptor_, whole.data(), whole.size());
   if (written != static_cast<ssize_t>(whole.size()) || fsync(descriptor_) != 0) broken("cannot be written");
   add(line);
+  note_end();
 }
 
 }  // namespace fedslm

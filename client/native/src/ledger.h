@@ -22,7 +22,8 @@ Head head_of(const Config& config, const Header& header);
 
 class Ledger {
  public:
-  // Locks the folder's ledger; refuses one that was changed or that another process holds.
+  // Locks the folder's ledger; refuses one that was changed, that another process holds, or that is
+  // shorter than the note of its end, which lies beside the folder (`FOLDER.end`).
   explicit Ledger(const std::string& folder);
   ~Ledger();
   Ledger(const Ledger&) = delete;
@@ -39,6 +40,8 @@ class Ledger {
  private:
   void read(const Bytes& text);
   void add(const std::string& line);
+  void note_end() const;
+  const std::string end_;
   int descriptor_ = -1;
   std::string last_;                   // hash of the last line
   std::vector<std::string> answered_;  // run and round of each answer

@@ -1,11 +1,13 @@
-// fedslm-native: vectors FILE | hostile FILE | check CONF | answer CONF KIND SCENARIO PLAN QUESTION | run CONF [MESSAGES]
+// fedslm-native: kUsage says what it does.
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <iostream>
 #include <map>
 
 #include "client.h"
+#include "enroll.h"
 #include "node.h"
 #include "vectors.h"
 
@@ -14,19 +16,52 @@ namespace {
 using namespace fedslm;
 
 constexpr char kUsage[] =
+    "fedslm-native enroll TOKEN|- FOLDER\n"
+    "fedslm-native renew FOLDER [--if-due]\n"
+    "fedslm-native check CONF\n"
+    "fedslm-native conditions CONF\n"
+    "fedslm-native run CONF [MESSAGES]\n"
+    "for tests:\n"
+    "fedslm-native conditions CONF PROCESS ROOT...\n"
     "fedslm-native vectors FILE\n"
     "fedslm-native hostile FILE\n"
-    "fedslm-native check CONF\n"
-    "fedslm-native answer CONF train|evaluate|query SCENARIO PLAN QUESTION\n"
-    "fedslm-native run CONF [MESSAGES]\n";
+    "fedslm-native answer CONF train|evaluate|query SCENARIO PLAN QUESTION\n";
 
 // The same numbers as those of the Python client (docs/errors.md).
 const std::map<std::string, int> kExits = {
-    {"config", 10},           {"conflicting-settings", 14}, {"budget-exhausted", 21}, {"sensitivity", 22},
-    {"policy-refused", 24},   {"ledger", 26},               {"ledger-tampered", 27},  {"schema-mismatch", 31},
-    {"no-usable-text", 63}};
+    {"config", 10},              {"invalid-value", 12},       {"conflicting-settings", 14}, {"budget-exhausted", 21},
+    {"sensitivity", 22},         {"policy-refused", 24},      {"ledger", 26},               {"ledger-tampered", 27},
+    {"protocol", 30},            {"schema-mismatch", 31},     {"secure-aggregation", 34},   {"adapter-incompatible", 41},
+    {"adapter-corrupt", 42},     {"adapter-untrusted", 43},   {"no-usable-text", 63},       {"model-not-found", 71},
+    {"unsupported-model", 73},   {"base-model-mismatch", 74}, {"out-of-disk", 81},          {"fleet", 90},
+    {"enrolment-refused", 91},   {"access-denied", 92},       {"certificate-invalid", 93},  {"server-unreachable", 94},
+    {"already-running", 95}};
+
+std::string token_of(const std::string& word) {
+  if (word != "-") return word;
+  std::string text;
+  std::getline(std::cin, text);
+  return text;
+}
 
 void stop(int) { stop_node(); }
+
+// Each root is one look, ten seconds after the one before; the last one is reported.
+int judge(const std::string& path, int roots, char** words) {
+  double now = 0;
+  Conditions conditions(Config::load(path).conditions, Machine(), [&now] { return now; });
+  std::vector<Condition> found = roots > 0 ? std::vector<Condition>() : conditions.report();
+  for (int i = 1; i < roots; ++i, now += 10) {
+    conditions.look_at(Machine(words[i], words[0]));
+    found = conditions.report();
+  }
+  bool all = true;
+  for (const Condition& one : found) {
+    std::printf("%s %s: %s\n", one.met ? "holds" : "fails", one.name.c_str(), one.found.c_str());
+    all = all && one.met;
+  }
+  return all ? 0 : 24;
+}
 
 // A content from a file: the root's id and every object in hexadecimal, one a line.
 Tree read_tree(const std::string& path) {
@@ -53,13 +88,20 @@ void write_tree(const Tree& tree) {
 
 int work(int count, char** words) {
   const std::string verb = count > 1 ? words[1] : "";
-  if (verb == "vectors" && count == 3) {
+  std::signal(SIGPIPE, SIG_IGN);
+  if (verb == "enroll" && count == 4) {
+    std::printf("enrolled as client %lld\n", static_cast<long long>(enroll(token_of(words[2]), words[3])));
+  } else if (verb == "renew" && (count == 3 || (count == 4 && std::string(words[3]) == "--if-due"))) {
+    std::puts(renew(Device::load(words[2]), count == 4) ? "renewed" : "not due yet");
+  } else if (verb == "vectors" && count == 3) {
     std::printf("%d comparisons hold\n", check_vectors(words[2]));
   } else if (verb == "hostile" && count == 3) {
     std::printf("%d messages were refused\n", check_hostile(words[2]));
   } else if (verb == "check" && count == 3) {
     const Client client(Config::load(words[2]));
     std::printf("answers %zu, epsilon %.6g at delta %g\n", client.answers(), client.epsilon(), client.config().delta);
+  } else if (verb == "conditions" && count >= 3) {
+    return judge(words[2], count - 3, words + 3);
   } else if (verb == "answer" && count == 7) {
     Client client(Config::load(words[2]));
     const Tree asked = read_tree(words[6]);
@@ -68,7 +110,6 @@ int work(int count, char** words) {
   } else if (verb == "run" && (count == 3 || count == 4)) {
     std::signal(SIGTERM, stop);
     std::signal(SIGINT, stop);
-    std::signal(SIGPIPE, SIG_IGN);
     Client client(Config::load(words[2]));
     run_node(client, count == 4 ? std::atol(words[3]) : 0);
   } else {

@@ -9,6 +9,8 @@
 #include <set>
 #include <thread>
 
+#include "conditions.h"
+#include "enroll.h"
 #include "fleet.h"
 #include "http.h"
 
@@ -18,8 +20,11 @@ namespace {
 // SHA-256 of the one bundle that fedslm's runs name (shared/bundle.py).
 constexpr char kBundle[] = "37bc4623e5b51f8053bb3f5d98e02dc778a69f31b8e5308c76501e9714713069";
 constexpr int kAttempts = 5;
+constexpr double kPausedSeconds = 10;
 // How long the work took follows the sample that was drawn, which no event pays for.
 constexpr double kUntold = 0.0;
+// Until the first look at the certificate, and between two.
+constexpr std::chrono::seconds kFirstLook(60), kLooks(6 * 3600);
 std::atomic<bool> stopping{false};
 
 class RunOver {};
@@ -89,13 +94,18 @@ class Node {
       : client_(client),
         config_(client.config()),
         key_(DeviceKey::load(config_.key)),
-        connection_(config_.host, config_.port, config_.ca, key_, clock_) {}
+        connection_(config_.host, config_.port, config_.ca, key_, clock_),
+        conditions_(config_.conditions, Machine(), seconds) {}
 
   void run(long messages) {
     double pause = 0.5;
     while (!stopping && (messages <= 0 || answered_ < messages)) {
       try {
-        turn();
+        const std::string reasons = conditions_.reasons();
+        if (reasons.empty())
+          turn();
+        else
+          stay_away(reasons);
         pause = 0.5;
       } catch (const Refusal& refusal) {
         note(refusal.code + ": " + refusal.what());
@@ -107,6 +117,15 @@ class Node {
         runs_.clear();
       }
     }
+    leave();
+  }
+
+ private:
+  static double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  }
+
+  void leave() {
     if (!heart_) return;
     heart_.reset();
     try {
@@ -118,7 +137,23 @@ class Node {
     }
   }
 
- private:
+  // While the owner's conditions do not hold nobody waits for this device.
+  void stay_away(const std::string& reasons) {
+    note("paused " + reasons);
+    leave();
+    while (!stopping && !conditions_.reasons().empty()) rest(std::min(kPausedSeconds, 2 * config_.poll_seconds));
+    if (!stopping) note("resumed");
+  }
+
+  // Work ends as soon as the owner's conditions do; what was charged stays charged.
+  void watch(const Metadata& question) {
+    client_.watch([this, expires = question.expires()] {
+      if (stopping || expires <= clock_.now()) throw Refusal("server-unreachable", "nobody waits for the answer");
+      const std::string reasons = conditions_.reasons();
+      if (!reasons.empty()) refuse(reasons);
+    });
+  }
+
   void turn() {
     if (heart_ && heart_->lost) heart_.reset();
     if (!heart_) {
@@ -129,6 +164,7 @@ class Node {
     }
     const auto question = response::pull_messages(call(connection_, "pull-messages", request::pull_messages(node_)));
     if (!question) {
+      look_after_certificate();
       rest(config_.poll_seconds);
       return;
     }
@@ -149,6 +185,16 @@ class Node {
     deliver(*question, content);
     note(question->type + " " + said);
     if (question->type == "train" && said == "answered") ++answered_;
+  }
+
+  void look_after_certificate() {
+    if (!config_.renews || std::chrono::steady_clock::now() < next_look_) return;
+    next_look_ = std::chrono::steady_clock::now() + kLooks;
+    try {
+      if (renew(Device::load(config_.folder), true)) note("certificate-renewed");
+    } catch (const Refusal& refusal) {
+      note("certificate-not-renewed " + refusal.code);
+    }
   }
 
   Tree work(const Metadata& question) {
@@ -174,6 +220,7 @@ class Node {
       const auto found = run.config.find(name);
       return found == run.config.end() ? std::string() : found->second;
     };
+    watch(question);
     return client_.answer(question.type, content, text("scenario"), text("plan"));
   }
 
@@ -218,6 +265,8 @@ class Node {
   std::uint64_t node_ = 0;
   std::map<std::uint64_t, Run> runs_;
   std::set<std::string> seen_;
+  Conditions conditions_;
+  std::chrono::steady_clock::time_point next_look_ = std::chrono::steady_clock::now() + kFirstLook;
   long answered_ = 0;
 };
 

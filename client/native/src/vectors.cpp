@@ -1,30 +1,14 @@
 #include "vectors.h"
 
-#include <cmath>
-
 #include "client.h"
+#include "enroll.h"
 #include "fleet.h"
 #include "http.h"
+#include "http2.h"
 #include "json.h"
 
 namespace fedslm {
 namespace {
-
-class Check {
- public:
-  void same(const std::string& found, const std::string& expected, const std::string& what) {
-    if (found != expected) mismatch("vectors: " + what + " differs");
-    ++count;
-  }
-  void holds(bool found, const std::string& what) {
-    if (!found) mismatch("vectors: " + what + " does not hold");
-    ++count;
-  }
-  void near(double found, double expected, double tolerance, const std::string& what) {
-    holds(std::fabs(found - expected) <= tolerance * std::max(1.0, std::fabs(expected)), what);
-  }
-  int count = 0;
-};
 
 Tree tree_of(const Json& said) {
   Tree tree{said.at("root").string(), {}};
@@ -213,6 +197,7 @@ int check_vectors(const std::string& path) {
   calls(check, all);
   numbers(check, all);
   steps(check, all.at("dp_sgd"));
+  check_control(check, all);
   return check.count;
 }
 
@@ -252,6 +237,10 @@ int check_hostile(const std::string& path) {
       other.objects[i].second = bytes;
       decode_content(other, other.root);
     });
+  attack(unhex(all.at("enrolment").at("enroll_response").string()), [](const Bytes& bytes) { enroll_response(bytes); });
+  for (const Json& one : all.at("http2_fields").list())
+    attack(unhex(one.at("block").string()), [](const Bytes& bytes) { decode_fields(bytes); });
+  attack(all.at("enrolment").at("token").string(), [](const Bytes& bytes) { Token token(bytes); });
   return refused;
 }
 

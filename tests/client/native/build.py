@@ -21,7 +21,7 @@ from client.fleet.objects import Tree, object_id
 from client.fleet.records import decode, encode
 from client.fleet.worker import from_flower, to_flower
 from client.home import DeviceHome, NodeConfig
-from client.native.prepare import prepare
+from client.native.prepare import prepare_home
 from shared.canonical import sha256_hex
 from shared.config import RunConfig
 from shared.lora import Vector
@@ -54,6 +54,12 @@ def binary(*variables: str) -> Path:
         )
     assert done.returncode == 0, done.stderr
     return out / "fedslm-native"
+
+
+def sanitized() -> Path:
+    """Compile the client without ExecuTorch, with the sanitizers, as everything but steps needs."""
+    engine = HERE / "noengine.cpp"
+    return binary(f"ENGINE={engine}", "SANITIZE=address,undefined")
 
 
 def _digest(path: Path) -> str:
@@ -152,7 +158,7 @@ def make_native(folder: Path, config: RunConfig, **policy: object) -> Native:
     replace_private(home / "policy.toml", device.policy.read_bytes())
     node = NodeConfig.of(said(config, data=str(device.folder / "notes.jsonl")))
     out = folder / "native"
-    return Native(device=device, conf=prepare(DeviceHome.create(home, node), config, out))
+    return Native(device=device, conf=prepare_home(DeviceHome.create(home, node), config, out))
 
 
 def vector_in(records: Records | None) -> Vector:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import pytest
 from client.native.vectors import PATH
 from shared.config import RunConfig
 from shared.errors import PolicyRefused
+from shared.privatefiles import replace_private
+from simulations.cli import run as fedslm
 from tests.client.device import EXAMPLE
 from tests.client.native.build import (
     Native,
-    binary,
+    exported,
     make_native,
     question,
     run,
+    sanitized,
     vector_in,
 )
 from tests.integration.device import HonestLedger, ask, code, make_round, vector_of
@@ -164,6 +168,32 @@ def test_the_ledger_is_charged_across_runs_and_cannot_be_edited(native: Native) 
     assert path.read_text() == whole
 
 
+def test_a_ledger_that_got_shorter_is_noticed(native: Native) -> None:
+    path = native.conf.parent / "state" / "ledger.jsonl"
+    end = native.conf.parent / "state.end"
+    notes = []
+    for number in (1, 2):
+        assert native.ask(make_round(config=REHEARSAL, number=number))[0] == 0
+        notes.append(end.read_bytes())
+    whole = path.read_text()
+
+    def told() -> str:
+        return run("check", str(native.conf))[1].split(":")[0].split(",")[0]
+
+    for shorter in ("", whole.splitlines(keepends=True)[0], whole.splitlines(keepends=True)[1]):
+        path.write_text(shorter)
+        assert told() == "ledger-tampered"
+    path.unlink()
+    assert told() == "ledger-tampered"
+    path.write_text(whole)
+    end.unlink()
+    assert told() == "ledger-tampered"
+    # A crash between a charge and the note of it counts the charge.
+    replace_private(end, notes[0])
+    assert told() == "answers 2"
+    assert end.read_bytes() == notes[1]
+
+
 def test_the_servers_ledger_must_not_go_back(native: Native) -> None:
     server = HonestLedger()
     native.changed(server_key=server.key)
@@ -193,10 +223,54 @@ def test_a_policy_that_it_cannot_keep_is_not_prepared(tmp_path: Path) -> None:
             make_native(tmp_path / name, config, **policy)
 
 
+def test_a_device_that_enrolls_by_itself_is_prepared_without_its_key(
+    tmp_path: Path, native: Native, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario, out = tmp_path / "scenario.json", tmp_path / "phone"
+    asked = make_round(config=REHEARSAL)
+    scenario.write_text(asked.scenario, encoding="utf-8")
+    words = {
+        "--data": native.device.folder / "notes.jsonl",
+        "--step": exported()[0],
+        "--policy": native.device.policy,
+    }
+    given = [str(word) for pair in words.items() for word in pair]
+    command = ["client", "native", "prepare", str(scenario), str(out)]
+    assert fedslm([*command, *given]) == 2  # which client it speaks for is not said
+    assert fedslm([*command, *given, "--client-index", "0"]) == 0
+    assert capsys.readouterr().out == f"{out / 'client.conf'}\n"
+    assert {path.name for path in out.iterdir()} == {
+        "client.conf",
+        "examples.tok",
+        "factors.f32",
+        "step",
+    }
+    for name in ("examples.tok", "factors.f32"):
+        assert (out / name).read_bytes() == (native.conf.parent / name).read_bytes()
+    # What fedslm-native enroll would have written beside it.
+    for name in ("device.conf", "node.key", "ca.crt"):
+        shutil.copy(native.conf.parent / name, out / name)
+    status, told, found = Native(device=native.device, conf=out / "client.conf").ask(asked)
+    assert status == 0, told
+    assert found is not None
+    (out / "device.conf").write_text("client_index = 1\n", encoding="utf-8")
+    assert run("check", str(out / "client.conf"))[0] == 10
+
+
+def test_a_build_names_all_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert fedslm(["client", "native", "build", str(tmp_path / "out")]) == 3
+    told = capsys.readouterr().err
+    assert "no-such-compiler, make missing" in told
+    assert not (tmp_path / "out").exists()
+
+
 def test_it_holds_under_the_sanitizers() -> None:
     """Addresses and undefined behaviour, over vectors and messages that are cut or flipped."""
-    engine = Path(__file__).with_name("noengine.cpp")
-    client = binary(f"ENGINE={engine}", "SANITIZE=address,undefined")
+    client = sanitized()
     assert run("vectors", str(PATH), client=client)[0] == 0
     status, told, _ = run("hostile", str(PATH), client=client)
     assert status == 0, told
