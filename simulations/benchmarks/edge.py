@@ -97,7 +97,7 @@ def rows_of(points: Sequence[Point], found: Sequence[Found]) -> list[Row]:
             "what": point.what,
             "runtime": point.runtime,
             "base": point.base,
-            "status": said["status"],
+            "status": ": ".join(filter(None, (said["status"], said.get("message")))),
         }
         if said["status"] == "measured":
             row |= _numbers(said, references.get((point.shape, point.what)))

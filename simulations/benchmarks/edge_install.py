@@ -1,11 +1,12 @@
 """What a device without torch installs: size by package, time to import, memory before a round.
 
 A fresh environment of ``fedslm[edge]`` is made by pip, from this source tree where it is one, with
-the constraints of the tests; then ``fedslm client trim`` is run in it. Sizes are what the disk
-gives, pip and setuptools included, bytecode counted apart. Importing is the processor's time of one
-process from its start, the least of seven, for all that a worker imports before it trains. The node
-is what waits for a round; the worker begins when there is one. With ``--quick`` nothing is
-installed: the environment that runs the command is measured. Linux only.
+the constraints of the tests; then ``fedslm client trim`` is run in it. The client in C++ is
+compiled where there is a compiler, and counted with the libraries of ExecuTorch and OpenSSL. Sizes
+are what the disk gives, pip and setuptools included, bytecode counted apart. Importing is the
+processor's time of one process from its start, the least of seven, for all that a worker imports
+before it trains. The node is what waits for a round; the worker begins when there is one. With
+``--quick`` nothing is installed: the environment that runs the command is measured. Linux only.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from client.trim import disk_size
 from shared.errors import UsageError
+from simulations.benchmarks import edge_native
 from simulations.benchmarks.protocol import PROGRESS, BenchResult, Check, Scalar
 
 SUMMARY = (
@@ -28,6 +31,8 @@ SUMMARY = (
 )
 
 INSTALL_MB = 450.0
+NATIVE_MB = 250.0
+_WITHOUT_FLOWER = "installed without Flower, native client"
 IMPORT_SECONDS = 0.5
 RESIDENT_MB = 100.0
 _MB = 1e6
@@ -62,7 +67,23 @@ def run(*, quick: bool) -> BenchResult:
         before = disk_size(prefix) / _MB
         PROGRESS.info("installed: %.0f MB", before)
         _finished([str(prefix / "bin" / "fedslm"), "client", "trim", "--json"])
-        return _result(prefix, before, quick=False)
+        found = _result(prefix, before, quick=False)
+        return with_native(found, edge_native.installed(Path(name) / "native"))
+
+
+def with_native(found: BenchResult, rows: Sequence[Mapping[str, Scalar]]) -> BenchResult:
+    """Add what a device without Python installs.
+
+    Args:
+        found: of the Python node.
+        rows: what :func:`simulations.benchmarks.edge_native.installed` returned.
+    """
+    whole = next(row for row in rows if row["part"] == edge_native.WHOLE)
+    checks = found.checks
+    if "mb" in whole:
+        size = float(whole["mb"] or 0)
+        checks += (Check(name=_WITHOUT_FLOWER, measured=size, limit=NATIVE_MB, unit="MB"),)
+    return replace(found, rows=(*found.rows, *rows), checks=checks)
 
 
 def install(prefix: Path) -> None:

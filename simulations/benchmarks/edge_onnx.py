@@ -36,14 +36,18 @@ def prepare(what: str, base: Path, quantization: str, folder: Path) -> None:
     write_graph(folder, loaded, spec, {}, quantization=stored)
 
 
-def export(base: Path, quantization: str, folder: Path, *, runtime: str) -> None:
+def export(
+    base: Path, quantization: str, folder: Path, *, runtime: str, trained: str = "AB"
+) -> None:
     """Export the step for a runtime."""
     from client.edge.export import export_step
     from client.model import load_base
     from simulations.benchmarks.edge_torch import adapted
 
+    model = adapted(load_base(str(base)))
+    model.set_trainable(trained)
     export_step(
-        adapted(load_base(str(base))),
+        model,
         folder,
         length=LENGTH,
         max_grad_norm=MAX_GRAD_NORM,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from types import MappingProxyType
 from typing import Final, Protocol, cast
 
@@ -71,6 +72,7 @@ class Runtime:
         needs: packages without which it cannot be measured.
         extra: of fedslm, which brings them.
         torch: whether the device needs torch.
+        tools: programs without which it cannot be measured.
     """
 
     module: str
@@ -79,15 +81,19 @@ class Runtime:
     needs: tuple[str, ...] = ()
     extra: str = "export"
     torch: bool = False
+    tools: tuple[str, ...] = ()
 
     def load(self) -> Module:
         """Import the module."""
         return cast("Module", import_module(f"{__package__}.{self.module}"))
 
     def missing(self) -> str | None:
-        """Return the first package that is needed and not installed, with what brings it."""
+        """Return what is needed and not installed first, with what brings it."""
         name = next((name for name in self.needs if find_spec(name) is None), None)
-        return None if name is None else f"no {name}: pip install 'fedslm[{self.extra}]'"
+        if name is not None:
+            return f"no {name}: pip install 'fedslm[{self.extra}]'"
+        tool = next((name for name in self.tools if which(name) is None), None)
+        return None if tool is None else f"no {tool}"
 
     def bases(self, what: str) -> tuple[str, ...]:
         """Return the storages that are measured."""
@@ -118,6 +124,13 @@ RUNTIMES: Final[Mapping[str, Runtime]] = MappingProxyType(
             answers=(),
             needs=("torch", "executorch"),
             torch=True,
+        ),
+        "native": Runtime(
+            module="edge_native",
+            trains=("fp32", "int8", "int4"),
+            answers=(),
+            needs=("executorch",),
+            tools=("make", "g++"),
         ),
         "llama": Runtime(
             module="edge_llama",

@@ -1,6 +1,7 @@
 // The engine: ExecuTorch's Module over step.pte and base.ptd.
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
+#include <executorch/extension/threadpool/threadpool_guard.h>
 
 #include "step.h"
 
@@ -12,6 +13,7 @@ using executorch::aten::SizesType;
 using executorch::extension::from_blob;
 using executorch::extension::Module;
 using executorch::extension::TensorPtr;
+using executorch::extension::threadpool::NoThreadPoolGuard;
 using executorch::runtime::Error;
 using executorch::runtime::EValue;
 
@@ -43,6 +45,7 @@ class ExecutorchEngine : public Engine {
       at += factor.size;
     }
     std::vector<EValue> inputs(kept.begin(), kept.end());
+    const NoThreadPoolGuard alone;  // one thread, as the Python node: the device has other work
     auto result = module_->forward(inputs);
     if (!result.ok() || result->size() != 2 + trained_) broken("ExecuTorch cannot run step.pte");
     Floats out;

@@ -6,6 +6,7 @@
 #include <iostream>
 #include <map>
 
+#include "bench.h"
 #include "client.h"
 #include "enroll.h"
 #include "node.h"
@@ -21,6 +22,7 @@ constexpr char kUsage[] =
     "fedslm-native check CONF\n"
     "fedslm-native conditions CONF\n"
     "fedslm-native run CONF [MESSAGES]\n"
+    "fedslm-native bench STEP ROWS\n"
     "for tests:\n"
     "fedslm-native conditions CONF PROCESS ROOT...\n"
     "fedslm-native vectors FILE\n"
@@ -29,7 +31,7 @@ constexpr char kUsage[] =
 
 // The same numbers as those of the Python client (docs/errors.md).
 const std::map<std::string, int> kExits = {
-    {"config", 10},              {"invalid-value", 12},       {"conflicting-settings", 14}, {"budget-exhausted", 21},
+    {"usage", 2},                {"config", 10},              {"invalid-value", 12},       {"conflicting-settings", 14}, {"budget-exhausted", 21},
     {"sensitivity", 22},         {"policy-refused", 24},      {"ledger", 26},               {"ledger-tampered", 27},
     {"protocol", 30},            {"schema-mismatch", 31},     {"secure-aggregation", 34},   {"adapter-incompatible", 41},
     {"adapter-corrupt", 42},     {"adapter-untrusted", 43},   {"no-usable-text", 63},       {"model-not-found", 71},
@@ -112,6 +114,8 @@ int work(int count, char** words) {
     std::signal(SIGINT, stop);
     Client client(Config::load(words[2]));
     run_node(client, count == 4 ? std::atol(words[3]) : 0);
+  } else if (verb == "bench" && count == 4) {
+    std::printf("%s\n", bench(words[2], std::atol(words[3])).c_str());
   } else {
     std::fputs(kUsage, stderr);
     return 2;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 from client.trim import disk_size
 from simulations.benchmarks import edge_install
 from simulations.benchmarks.catalog import summaries
+from simulations.benchmarks.protocol import BenchResult, Scalar
+
+Row = Mapping[str, Scalar]
 
 
 @pytest.fixture
@@ -42,6 +46,19 @@ def test_sizes_are_by_package_and_add_up(prefix: Path) -> None:
     assert 59_000 <= found["bytecode"] < 100_000
     assert found["programs"] >= 90_000
     assert set(found) == {"numpy", "bytecode", "programs", "other"}
+
+
+def test_the_client_without_python_has_a_promise_of_its_own() -> None:
+    python = BenchResult(name="edge-install", parameters={}, rows=({"part": "whole", "mb": 430.0},))
+    rows: list[Row] = [
+        {"part": "native client: x", "mb": 20.0},
+        {"part": "native client", "mb": 251.0},
+    ]
+    found = edge_install.with_native(python, rows)
+    assert found.rows == (*python.rows, *rows)
+    assert [(check.measured, check.passed) for check in found.checks] == [(251.0, False)]
+    reason: list[Row] = [{"part": "native client", "status": "no g++"}]
+    assert edge_install.with_native(python, reason).checks == ()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's process table")
