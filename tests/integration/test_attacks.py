@@ -120,20 +120,3 @@ def test_a_backdoor_without_room_is_refused_before_there_is_a_folder(tmp_path: P
     with pytest.raises(InvalidValue, match="no room for attack"):
         run_small(tmp_path / "run", sets)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore:unclosed file <_io:ResourceWarning",
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-)
-def test_flowers_engine_attacks_and_defends_alike(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="engine flower needs the extra fedslm[ray]")
-    small = [*NONE, *FLIP, "clients.population=8", "clients.cohort=8.0", "run.rounds=2"]
-    small += ["aggregation.robust=multi-krum", "aggregation.attackers=2"]
-    here = run_small(tmp_path / "here", small)
-    there = run_small(tmp_path / "there", [*small, "run.engine=flower"])
-    a, b = adapter(here.folder), adapter(there.folder)
-    assert any(np.abs(value).max() > 0 for name, value in a.items() if "lora_B" in name)
-    assert all(np.allclose(value, b[name], atol=1e-5) for name, value in a.items())
-    assert there.summary["attack"]["clients"] == 2

@@ -106,19 +106,3 @@ def test_a_stored_base_trains_like_the_one_that_is_quantised_on_loading(
     stored = run_small(tmp_path / "stored", [*common, f'model.base="{bases / storage}"'])
     assert weights(loaded) == weights(stored)
     assert loaded.summary["base_digest"] != stored.summary["base_digest"]
-
-
-@pytest.mark.slow
-def test_a_fitted_base_trains_alike_on_both_engines(bases: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="engine flower needs the extra fedslm[ray]")
-    common = (
-        *ONE_ROUND,
-        "privacy.mode=example",
-        "model.quantization=int4",
-        f'model.base="{bases / "gptq"}"',
-        "performance.cohort_batch=1",
-    )
-    here = run_small(tmp_path / "here", common)
-    there = run_small(tmp_path / "there", [*common, "run.engine=flower"])
-    assert weights(here) == weights(there)
-    assert here.summary["base_digest"] == there.summary["base_digest"]

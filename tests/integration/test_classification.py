@@ -144,16 +144,6 @@ def test_a_private_run_that_was_stopped_goes_on_to_the_same_adapter(
     assert whole.summary["privacy"]["epsilon"] <= 50
 
 
-def test_both_engines_give_the_same_adapter(home: Path) -> None:
-    few = ["run.rounds=1", "clients.local_steps=3", "clients.population=3"]
-    here = run(home, "here", few)
-    there = run(home, "there", [*few, "run.engine=flower"])
-    a, b = adapter(here), adapter(there)
-    for name, value in a.items():
-        assert np.allclose(value, b[name], atol=1e-5), name
-    assert here.summary["accuracy_after"] == pytest.approx(there.summary["accuracy_after"])
-
-
 @pytest.mark.parametrize(
     ("override", "key"),
     [

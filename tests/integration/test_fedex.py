@@ -129,14 +129,6 @@ def test_noised_updates_go_through_the_same_server(tmp_path: Path) -> None:
     assert any("fedex multiplies" in text for text in result.summary["warnings"])
 
 
-def test_ray_gives_the_same_adapter(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="engine flower needs the extra fedslm[ray]")
-    few = [*FEDEX, "clients.population=6", "clients.cohort=4.0"]
-    here = run_small(tmp_path / "here", few)
-    there = run_small(tmp_path / "there", [*few, "run.engine=flower"])
-    assert apart(there, here) < 1e-3
-
-
 def test_the_base_comes_back_bit_for_bit() -> None:
     base = load_base(str(ASSETS / "demo"))
     model = adapt(base, r=2, alpha=8.0, target_modules="all-linear")

@@ -21,7 +21,7 @@ from simulations.assemble import Assembly, assemble_runtime
 from simulations.simulate import Result
 from tests.integration.scenario import TABLES, run_small
 from tests.integration.test_modes import DISTRIBUTED, _stop_after_first_round
-from tests.integration.test_schedules import SMALL, same
+from tests.integration.test_schedules import SMALL
 
 pytestmark = pytest.mark.slow
 
@@ -140,14 +140,6 @@ def test_audits_attack_it_and_those_that_need_pairs_say_so(method: str, tmp_path
     said = json.loads((result.folder / "audit.json").read_text())
     assert said
     assert result.summary["status"] == "completed"
-
-
-def test_on_flowers_engine_it_is_the_same(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="engine flower needs the extra fedslm[ray]")
-    settings = (*RUN, "lora.variant=prompt", "privacy.mode=example")
-    here = run_small(tmp_path / "here", settings)
-    there = run_small(tmp_path / "there", [*settings, "run.engine=flower"])
-    assert same(here, there, 1e-4)
 
 
 def test_personal_steps_and_momentum_have_no_pairs_either(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -82,13 +81,3 @@ def test_a_run_goes_on_from_a_mixture_and_from_no_other(tmp_path: Path) -> None:
     plain = [*settings, "mixture.adapters=1", "lora.r=4", "lora.alpha=16.0"]
     with pytest.raises(AdapterIncompatible):
         run_small(tmp_path / "third", [*plain, f"run.warm_start={first.folder}"])
-
-
-def test_on_flowers_engine_the_mixture_is_the_same(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="engine flower needs the extra fedslm[ray]")
-    settings = (*MIXED, "privacy.mode=example")
-    here = run_small(tmp_path / "here", settings)
-    there = run_small(tmp_path / "there", [*settings, "run.engine=flower"])
-    assert same(here, there, 1e-4)
-    said = json.loads((there.folder / "adapter" / "fedslm.json").read_text())
-    assert said["mixture"]["adapters"] == 2

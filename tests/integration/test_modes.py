@@ -76,14 +76,6 @@ def test_distributed_noise_repeats_with_its_seed(distributed: Result, tmp_path: 
     assert again.summary["loss_after"] == distributed.summary["loss_after"]
 
 
-def test_distributed_noise_on_flowers_engine(distributed: Result, tmp_path: Path) -> None:
-    """The same apps: sessions live in the nodes' states, in whatever process a phase runs."""
-    other = run_small(tmp_path / "run", [*DISTRIBUTED, 'run.engine="flower"'])
-    assert all(record["aborted"] is None for record in metrics(other))
-    assert other.summary["loss_after"] == pytest.approx(distributed.summary["loss_after"], rel=1e-3)
-    assert other.summary["privacy"] == distributed.summary["privacy"]
-
-
 @pytest.mark.parametrize("mode", [(), DISTRIBUTED], ids=["central", "distributed"])
 def test_dp_sgd_composes_with_either_client_mode(mode: tuple[str, ...], tmp_path: Path) -> None:
     result = run_small(tmp_path / "run", [*mode, *STEPS])

@@ -79,16 +79,6 @@ def test_flexlora_learns_and_repeats_bit_for_bit(tmp_path: Path) -> None:
     assert one.summary["loss_after"] < one.summary["loss_before"]
 
 
-def test_ray_gives_the_same_adapter_when_factors_take_turns(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="engine flower needs the extra fedslm[ray]")
-    plain = [ROLORA, *PLAIN, "clients.population=6", "clients.cohort=4.0", "run.rounds=2"]
-    here = run_small(tmp_path / "here", plain)
-    there = run_small(tmp_path / "there", [*plain, "run.engine=flower"])
-    assert_close(here, there, 1e-4)
-    up = [line["bytes_up_per_client"] for line in lines(there)]
-    assert up[0] > up[1]
-
-
 REFACTOR = "aggregation.refactor_every=1"
 
 

@@ -94,15 +94,6 @@ def test_one_after_another_and_together_give_the_same_adapter(
         assert by_rank["2"]["up"] < 0.6 * by_rank["4"]["up"]
 
 
-def test_ray_gives_the_same_adapter_with_a_coded_link(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="engine flower needs the extra fedslm[ray]")
-    said = [*RANKS, "link.down=delta", "link.up=int8", "aggregation.columns=holders"]
-    here = run_small(tmp_path / "here", said)
-    there = run_small(tmp_path / "there", [*said, "run.engine=flower"])
-    assert_close(here, there, 1e-4)
-    assert lines(here)[0]["bytes_by_rank"] == lines(there)[0]["bytes_by_rank"]
-
-
 class Killed(Exception):
     """Stands for a process that dies."""
 

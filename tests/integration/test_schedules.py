@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +63,6 @@ def test_the_audits_know_the_noise_of_each_round(tmp_path: Path) -> None:
     """Two audits test releases and installed code against the size that was declared."""
     result = run_small(tmp_path / "run", [*SCHEDULED, "audit.profile=smoke"])
     assert result.summary["audit"]["verdict"] != "violation"
-
-
-def test_on_flowers_engine_rate_and_noise_are_the_same(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="engine flower needs the extra fedslm[ray]")
-    settings = (*SCHEDULED, "privacy.mode=example")
-    here = run_small(tmp_path / "here", settings)
-    there = run_small(tmp_path / "there", [*settings, "run.engine=flower"])
-    assert same(here, there, 1e-4)
-    rates = [json.loads(line) for line in (here.folder / "metrics.jsonl").read_text().splitlines()]
-    assert len(rates) == 3
 
 
 @pytest.mark.parametrize("mode", [(), ("privacy.mechanism=correlated",)], ids=["gauss", "banded"])

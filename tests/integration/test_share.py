@@ -164,16 +164,6 @@ def test_every_private_mode_runs_and_says_what_is_released(
     assert sum(vector.any() for vector in found.values()) > 1
 
 
-def test_ray_gives_the_same_factors(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="engine flower needs the extra fedslm[ray]")
-    few = [*PLAIN, "clients.population=6", "clients.cohort=4.0", "run.rounds=2"]
-    here = state(run_small(tmp_path / "here", few))
-    there = state(run_small(tmp_path / "there", [*few, "run.engine=flower"]))
-    assert set(here) == set(there)
-    for name, vector in here.items():
-        np.testing.assert_allclose(there[name], vector, atol=1e-5)
-
-
 def test_b_is_trained_by_noised_steps_under_example(tmp_path: Path) -> None:
     """With noise far above every clipped sum, B moves by that noise alone.
 

@@ -95,16 +95,6 @@ def test_votes_are_charged_with_their_round_and_stop_a_run(tmp_path: Path) -> No
     assert lines(resumed)[1]["vote"] == second["vote"]
 
 
-@pytest.mark.slow
-def test_votes_go_over_flowers_engine(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="engine flower needs the extra fedslm[ray]")
-    settings = (*SMALL, "run.rounds=2", *VOTE, "stopping.min_improvement=0.0")
-    here = run_small(tmp_path / "here", settings)
-    there = run_small(tmp_path / "there", [*settings, "run.engine=flower"])
-    assert lines(here)[1]["vote"] == lines(there)[1]["vote"]
-    assert same(here, there, 1e-4)
-
-
 def test_without_a_guarantee_votes_are_losses() -> None:
     resolve(TABLES, [*VOTE, "privacy.mode=none"], source="test")
 

@@ -50,24 +50,6 @@ def test_an_asynchronous_run_of_protected_examples_says_its_time(tmp_path: Path)
     assert np.array_equal(vector(result), vector(again))
 
 
-# Ray's own: it opens /dev/null for each process of a cluster, and leaves closing it to chance.
-@pytest.mark.slow
-@pytest.mark.timeout(420)
-@pytest.mark.filterwarnings(
-    "ignore:unclosed file <_io:ResourceWarning",
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-)
-def test_flowers_engine_counts_the_same_clients_at_the_same_time(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="engine flower needs the extra fedslm[ray]")
-    asked = ("privacy.mode=none", *CLOCK, *BUFFER, "run.rounds=2")
-    here = run_small(tmp_path / "here", asked)
-    there = run_small(tmp_path / "there", (*asked, "run.engine=flower"))
-    keys = ("simulated_seconds", "cohort", "answered", "bytes_up_per_client")
-    rows = [[[r[key] for key in keys] for r in read_metrics(x.folder)] for x in (here, there)]
-    assert rows[0] == rows[1]
-    assert vector(here) == pytest.approx(vector(there), abs=1e-5)
-
-
 def test_over_selection_without_a_clock_is_refused_before_anything_is_written(
     tmp_path: Path,
 ) -> None:
