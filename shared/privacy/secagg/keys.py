@@ -9,7 +9,7 @@ or one session means anything in another.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Final, NoReturn, Self
 
@@ -193,12 +193,21 @@ def agree(private: bytes, public: bytes) -> bytes:
         SecureAggregationError: if the public key is a point of small order, which would make the
             secret known to all.
     """
+    return agreement(private)(public)
+
+
+def agreement(private: bytes) -> Callable[[bytes], bytes]:
+    """Return :func:`agree` for one private key; reading that costs as much as agreeing with one."""
     mine = X25519PrivateKey.from_private_bytes(private)
-    try:
-        return mine.exchange(X25519PublicKey.from_public_bytes(public))
-    except ValueError as error:
-        msg = "a public key is a point of small order."
-        raise SecureAggregationError(msg, hint="No honest client makes such a key.") from error
+
+    def agree_with(public: bytes) -> bytes:
+        try:
+            return mine.exchange(X25519PublicKey.from_public_bytes(public))
+        except ValueError as error:
+            msg = "a public key is a point of small order."
+            raise SecureAggregationError(msg, hint="No honest client makes such a key.") from error
+
+    return agree_with
 
 
 def derive(secret: bytes, purpose: str, view: bytes, content: bytes, length: int) -> bytes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from shared.errors import QuorumNotReached, SecureAggregationError
 from shared.privacy.secagg import shamir
 from shared.privacy.secagg.cohort import Cohort
-from shared.privacy.secagg.keys import agree, public_key
+from shared.privacy.secagg.keys import agreement, public_key
 from shared.privacy.secagg.masks import MaskedSum, pair_mask_key, pair_sign, self_mask_key
 from shared.privacy.secagg.steps import commit
 
@@ -58,9 +58,10 @@ def open_sum(
             continue
         if public_key(secret) != cohort.entries[owner].mask_key:
             _blame(owner, "mask key")
+        agree = agreement(secret)
         for peer in cohort.graph.neighbours(owner):
             if peer in alive:
-                shared = agree(secret, cohort.entries[peer].mask_key)
+                shared = agree(cohort.entries[peer].mask_key)
                 key = pair_mask_key(shared, view, owner, peer)
                 # What the owner would have added is what the sum lacks.
                 total.add_mask(key, pair_sign(owner, peer))

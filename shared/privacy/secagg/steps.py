@@ -13,7 +13,7 @@ from shared.privacy.secagg.codec import Row, write_integer
 from shared.privacy.secagg.cohort import ADVERTISE, Cohort
 from shared.privacy.secagg.keys import (
     Identity,
-    agree,
+    agreement,
     decrypt,
     digest,
     encrypt,
@@ -65,10 +65,11 @@ def encrypt_shares(state: SessionState, cohort: Cohort) -> tuple[Row, ...]:
         for secret in (own.seed, own.mask_key)
     )
     rows = []
+    agree = agreement(own.share_key)
     for peer in cohort.graph.neighbours(me):
         at = cohort.graph.point(me, peer) - 1
         plain = shamir.share_to_bytes(seeds[at]) + shamir.share_to_bytes(keys[at])
-        secret = agree(own.share_key, cohort.entries[peer].share_key)
+        secret = agree(cohort.entries[peer].share_key)
         rows.append((peer, encrypt(secret, cohort.view, me, peer, plain)))
     return tuple(rows)
 
@@ -93,8 +94,9 @@ def decrypt_shares(
         msg = f"client={me}: shares of client={differ[0]} are missing or not a neighbour's."
         raise SecureAggregationError(msg)
     held = []
+    agree = agreement(key)
     for peer, ciphertext in ciphertexts:
-        secret = agree(key, cohort.entries[peer].share_key)
+        secret = agree(cohort.entries[peer].share_key)
         pair = decrypt(secret, cohort.view, peer, me, ciphertext)
         shamir.share_from_bytes(pair[:SHARE_BYTES])
         shamir.share_from_bytes(pair[SHARE_BYTES:])
@@ -133,8 +135,9 @@ def mask_vector(
     total = MaskedSum(vector.size)
     total.add(vector)
     total.add_mask(self_mask_key(own.seed, view, me), 1)
+    agree = agreement(own.mask_key)
     for peer in _neighbours(cohort, me, sharers):
-        secret = agree(own.mask_key, cohort.entries[peer].mask_key)
+        secret = agree(cohort.entries[peer].mask_key)
         total.add_mask(pair_mask_key(secret, view, me, peer), pair_sign(me, peer))
     return total.words.astype("<u4", copy=False).tobytes()
 
