@@ -25,6 +25,8 @@ BLUE, VERMILLION, GREEN, PURPLE, INK, GREY = (
 _SIZE = (5.2, 3.1)
 _DECORATION = ' aria-hidden="true" focusable="false"'
 _STYLE: Mapping[Any, Any] = {
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "svg.fonttype": "none",
     "font.size": 10.5,
     "font.family": ["DejaVu Sans"],
@@ -81,9 +83,10 @@ def render(draw: Callable[[Axes], None], *, size: tuple[float, float] = _SIZE) -
     stream = io.StringIO()
     with rc_context({**_STYLE, "svg.hashsalt": "fedslm"}):
         figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasSVG(figure)
+        canvas = FigureCanvasSVG(figure)
         draw(figure.add_subplot())
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+        # ``savefig`` would draw it twice: once to lay it out, though drawing does so itself.
+        canvas.print_svg(stream, metadata={"Date": None})
     text = stream.getvalue()
     element = text[text.index("<svg") :].strip()
     return _inline(element, prefix=f"p{sha256_hex(element)[:8]}-")
