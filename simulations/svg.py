@@ -83,7 +83,7 @@ def render(draw: Callable[[Axes], None], *, size: tuple[float, float] = _SIZE) -
     stream = io.StringIO()
     with rc_context({**_STYLE, "svg.hashsalt": "fedslm"}):
         figure = Figure(figsize=size, layout="constrained")
-        canvas = FigureCanvasSVG(figure)
+        canvas: Any = FigureCanvasSVG(figure)
         draw(figure.add_subplot())
         # ``savefig`` would draw it twice: once to lay it out, though drawing does so itself.
         canvas.print_svg(stream, metadata={"Date": None})
