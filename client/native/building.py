@@ -39,9 +39,8 @@ def build_client(out: Path) -> Path:
         msg = f"The native client cannot be built: {', '.join(missing)} missing."
         hint = "Debian: apt-get install g++ make libssl-dev; pip install 'fedslm[export]'."
         raise MissingDependency(msg, hint=hint)
-    out = out.absolute()
     # What another compiler warns of must not keep an owner from a program that works.
-    settings = [f"PYTHON={sys.executable}", f"OUT={out}", f"CXX={compiler}", "WERROR="]
+    settings = [f"PYTHON={sys.executable}", f"OUT={out.absolute()}", f"CXX={compiler}", "WERROR="]
     done = subprocess.run(  # noqa: S603 - the package's own Makefile, no shell
         ["make", "-s", *settings],  # noqa: S607 - the machine's make, wherever it is
         cwd=SOURCE,

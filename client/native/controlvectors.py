@@ -1,13 +1,30 @@
-"""Test vectors of enrolment and renewal: tokens, messages of the control service, header fields."""
+"""Test vectors of the control service: enrolment, renewal, header fields, adapters."""
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.canonical import canonical_json
 from shared.control.fedslm.control.v1 import control_pb2 as pb
+from shared.crypto import Signature, SigningKey
 from shared.enrolment import EnrolmentToken, encode_bytes, secret_digest
+from shared.manifest import (
+    PEFT_CONFIG,
+    WEIGHTS,
+    AdapterManifest,
+    Audited,
+    FileEntry,
+    Privacy,
+    sign_manifest,
+)
+from shared.orders import Order, sign_order
 from shared.pki import CertificateFacts, renewal_is_due
 
 _SECRET: Final = encode_bytes(bytes(range(32)))
@@ -34,7 +51,12 @@ _BLOCKS: Final = {
 
 def control_vectors() -> dict[str, Any]:
     """Return the vectors, ready for JSON; bytes are hexadecimal."""
-    return {"enrolment": _enrolment(), "renewal": _renewal(), "http2_fields": _blocks()}
+    return {
+        "enrolment": _enrolment(),
+        "renewal": _renewal(),
+        "http2_fields": _blocks(),
+        "adapters": _adapters(),
+    }
 
 
 def _enrolment() -> dict[str, Any]:
@@ -100,6 +122,88 @@ def _renewal() -> list[dict[str, Any]]:
                 }
             )
     return cases
+
+
+def _adapters() -> dict[str, Any]:
+    """Write an order and a manifest, both signed, and weights, good and damaged."""
+    key = SigningKey(bytes(range(32)))
+    weights = _safetensors(np.array([[0.5], [-2.0]], dtype=np.float32))
+    config = b'{"peft_type":"LORA","r":1}'
+    manifest = AdapterManifest(
+        name="spring",
+        sequence=2,
+        order=1,
+        created="2026-09-21T14:13:20Z",
+        base_digest="0c" * 32,
+        plan_digest=None,
+        ledger_head=None,
+        parent=None,
+        files=tuple(
+            FileEntry(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+            for name, data in ((PEFT_CONFIG, config), (WEIGHTS, weights))
+        ),
+        privacy=Privacy(
+            mode="example",
+            epsilon=2.5,
+            delta=1e-05,
+            unit="example",
+            neighboring_relation="add-or-remove-one",
+        ),
+        audit=Audited(sha256="0d" * 32, verdict="consistent"),
+    )
+    order = Order(
+        number=2,
+        kind="promote",
+        digest=manifest.digest,
+        sequence=2,
+        replaces="0e" * 32,
+        previous="0f" * 32,
+        created="2026-09-21T14:13:21Z",
+    )
+    ordered = pb.GetOrderResponse(
+        order=order.to_bytes(), signature=_signature(sign_order(order, key))
+    )
+    found = pb.GetManifestResponse(
+        digest=manifest.digest,
+        manifest=manifest.to_bytes(),
+        signature=_signature(sign_manifest(manifest, key)),
+        size=manifest.size,
+    )
+    return {
+        "public_key": key.public_key,
+        "order_response": ordered.SerializeToString(deterministic=True).hex(),
+        "order_hash": order.hash,
+        "order_number": order.number,
+        "manifest_response": found.SerializeToString(deterministic=True).hex(),
+        "digest": manifest.digest,
+        "verdict": "consistent",
+        "base_digest": manifest.base_digest,
+        "weights": weights.hex(),
+        "no_weights": [
+            weights[:-1].hex(),
+            (weights + b"\0").hex(),
+            weights.replace(b"F32", b"F64").hex(),
+            weights.replace(b"[0,8]", b"[4,8]").hex(),
+            _safetensors(np.array([[np.nan], [1.0]], dtype=np.float32)).hex(),
+        ],
+    }
+
+
+def _signature(found: Signature) -> pb.Signature:
+    """Return a signature as the control service sends it."""
+    return pb.Signature(
+        domain=found.domain,
+        sha256=found.sha256,
+        public_key=found.public_key,
+        signature=found.signature,
+    )
+
+
+def _safetensors(factor: NDArray[np.float32]) -> bytes:
+    """Write one factor as a safetensors file."""
+    entry = {"dtype": "F32", "shape": list(factor.shape), "data_offsets": [0, factor.nbytes]}
+    header = canonical_json({"lora_B.weight": entry}).encode()
+    return struct.pack("<Q", len(header)) + header + factor.astype("<f4").tobytes()
 
 
 def _blocks() -> list[dict[str, Any]]:

@@ -87,7 +87,10 @@ def prepare_home(home: DeviceHome, config: RunConfig, out: Path) -> Path:
         client_index=node.client_index or 0,
     )
     manifest = load_step(owner.step, digest=node.step)
-    pace = {"poll_seconds": node.poll_seconds, "heartbeat_seconds": node.heartbeat_seconds}
+    pace: dict[str, object] = {
+        "poll_seconds": node.poll_seconds,
+        "heartbeat_seconds": node.heartbeat_seconds,
+    }
     files = _files(owner, config, manifest, step=str(owner.step), pace=pace)
     said: dict[str, object] = {
         "name": node.name,

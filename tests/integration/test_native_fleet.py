@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from client.home import DeviceHome, NodeConfig
-from client.native.prepare import prepare_home
+from client.native.prepare import Owner, prepare_owner
+from server.control.settings import enrol_address
+from server.enrolling import issue_token
+from server.fleetdb import FleetDatabase
 from server.fleetruns import FleetRuns
+from server.home import ServerHome
 from server.prepared import read_metrics
 from shared.config import RunConfig
 from shared.configfile import resolve
@@ -20,7 +23,7 @@ from shared.privatefiles import replace_private
 from simulations.fleetprepare import start_run
 from tests.client.device import write_policy
 from tests.client.native.build import binary, exported
-from tests.integration.device import demo_digest
+from tests.integration.device import demo_digest, make_device
 from tests.integration.edgestep import LORA
 from tests.integration.fleetnode import TABLES, make_fleet_device, node_command
 from tests.server.fleetkit import (
@@ -50,44 +53,58 @@ SCENARIO = {
 }
 
 
-def allow(device: DeviceHome) -> None:
+def allow(folder: Path) -> Path:
     """Let a device take part in mode example, and in no other."""
-    write_policy(device.path, "example", base_models=[demo_digest()])
-    device.policy.chmod(0o600)
+    policy = write_policy(folder, "example", base_models=[demo_digest()])
+    policy.chmod(0o600)
+    return policy
 
 
-def natively(device: DeviceHome, config: RunConfig, out: Path) -> Path:
-    """Prepare an enrolled device for the native client."""
-    folder, manifest = exported()
-    said = device.config.model_dump(by_alias=True)
-    said |= {"base": str(folder), "runtime": "executorch", "step": manifest.digest}
-    node = NodeConfig.of(said)
-    replace_private(device.node_file, node.to_toml().encode())
-    return prepare_home(DeviceHome.open(device.path), config, out)
+def natively(home: ServerHome, client: Path, folder: Path, config: RunConfig) -> Path:
+    """Let a device enroll by itself, and prepare it for the scenario."""
+    with FleetDatabase(home.fleet_database) as fleet:
+        token = issue_token(
+            fleet,
+            name="clinic-1",
+            role="node",
+            address=enrol_address(home.config),
+            fingerprint=home.authority().fingerprint,
+            valid_seconds=600,
+        )
+    command = [str(client), "enroll", "-", str(folder)]
+    told = subprocess.run(command, input=token.to_text().encode(), capture_output=True, check=True)
+    index = int(told.stdout.split()[-1])
+    step, _ = exported()
+    data = make_device(folder).folder / "notes.jsonl"
+    owner = Owner(data=data, step=step, policy=allow(folder), client_index=index)
+    conf = prepare_owner(owner, config, folder)
+    pace = "poll_seconds = 0.5\nheartbeat_seconds = 10\n"
+    replace_private(conf, conf.read_bytes() + pace.encode())
+    return conf
 
 
-def test_it_answers_every_round_beside_a_python_node(tmp_path: Path) -> None:
+def test_it_enrolls_and_answers_every_round_beside_a_python_node(tmp_path: Path) -> None:
     client = binary()
     home = make_home(tmp_path)
     resolved = resolve(SCENARIO, (), source="test")
     with ExitStack() as stack:
         stack.enter_context(process(home, supervisor_command(home)))
         wait_until_healthy(home)
-        devices = [make_fleet_device(home, tmp_path / f"node-{n}", f"clinic-{n}") for n in (0, 1)]
-        for device in devices:
-            allow(device)
-        conf = natively(devices[1], resolved.config, tmp_path / "phone")
+        device = make_fleet_device(home, tmp_path / "node-0", "clinic-0")
+        allow(device.path)
+        conf = natively(home, client, tmp_path / "phone", resolved.config)
         start_run(home, resolved, name="one")
         runs = FleetRuns(home)
-        log = devices[0].path / "node.log"
-        command = node_command(devices[0])
-        stack.enter_context(process(home, command, log=log, cwd=devices[0].path))
+        log = device.path / "node.log"
+        stack.enter_context(process(home, node_command(device), log=log, cwd=device.path))
         native = stack.enter_context(
             process(home, [str(client), "run", str(conf)], log=tmp_path / "native.log")
         )
         wait_until("the end", lambda: runs.view("one").state == "completed", seconds=700)
         native.send_signal(signal.SIGTERM)
         assert native.wait(60) == 0, (tmp_path / "native.log").read_text()
+        renewed = [str(client), "renew", str(conf.parent)]
+        assert subprocess.run(renewed, capture_output=True, check=True).stdout == b"renewed\n"
     records = read_metrics(runs.folder("one"))
     assert [record["answered"] for record in records] == [2, 2]
     said = (tmp_path / "native.log").read_text().splitlines()

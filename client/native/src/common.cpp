@@ -120,6 +120,15 @@ bool is_digest(std::string_view text) {
   return true;
 }
 
+bool ed25519_holds(const Bytes& key, const Bytes& signature, std::string_view text) {
+  const auto bytes = [](std::string_view data) { return reinterpret_cast<const unsigned char*>(data.data()); };
+  const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> public_key(
+      EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, nullptr, bytes(key), key.size()), EVP_PKEY_free);
+  const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> digest(EVP_MD_CTX_new(), EVP_MD_CTX_free);
+  return public_key && digest && EVP_DigestVerifyInit(digest.get(), nullptr, nullptr, nullptr, public_key.get()) == 1 &&
+         EVP_DigestVerify(digest.get(), bytes(signature), signature.size(), bytes(text), text.size()) == 1;
+}
+
 Bytes read_file(const std::string& path, std::size_t most) {
   const File file(path);
   const auto size = static_cast<std::uint64_t>(file.status.st_size);

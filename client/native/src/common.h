@@ -64,6 +64,9 @@ Bytes unbase64(std::string_view text);
 std::string sha256(std::string_view bytes);  // in hexadecimal
 bool is_digest(std::string_view text);       // 64 digits, lower case
 
+// Ed25519 (RFC 8032) over a text.
+bool ed25519_holds(const Bytes& public_key, const Bytes& signature, std::string_view text);
+
 Bytes read_file(const std::string& path, std::size_t most);
 // Size and SHA-256 of a regular file, read in pieces.
 std::pair<std::uint64_t, std::string> hash_file(const std::string& path);

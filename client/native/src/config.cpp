@@ -99,7 +99,9 @@ Config Config::load(const std::string& path) {
                              std::pair{"step", &found.step}, std::pair{"factors", &found.factors},
                              std::pair{"examples", &found.examples}, std::pair{"state", &found.state}})
     *field = lines.path(name);
+  while (found.state.size() > 1 && found.state.back() == '/') found.state.pop_back();
   found.renews = lines.has("certificate");
+  found.fetches = found.renews && lines.has("adapter_key");
   // Device::load reads them.
   for (const char* name : {"name", "control", "certificate", "adapter_key", "base_digest"}) lines.drop(name);
   found.step_digest = lines.digest("step_digest");
@@ -116,6 +118,7 @@ Config Config::load(const std::string& path) {
   if (found.mode == "example") found.max_sampling_probability = lines.real("max_sampling_probability", 0, 1);
   if (lines.has("rehearsal")) found.rehearsal = lines.yes("rehearsal");
   found.conditions = Asked::take(lines);
+  found.adapters = AdapterRules::take(lines);
   if (lines.has("poll_seconds")) found.poll_seconds = lines.real("poll_seconds", 0.1, 3600);
   if (lines.has("heartbeat_seconds")) found.heartbeat_seconds = lines.real("heartbeat_seconds", 10, 1800);
   lines.done();

@@ -5,6 +5,7 @@
 #include <map>
 #include <string>
 
+#include "adapters.h"
 #include "common.h"
 #include "conditions.h"
 
@@ -25,6 +26,8 @@ struct Config {
   double max_epsilon = 0, delta = 0, min_noise_multiplier = 0, max_sampling_probability = 0;
   bool rehearsal = false;
   Asked conditions;     // when the device may work
+  AdapterRules adapters;  // which adapters the device takes
+  bool fetches = false;   // whether it knows the key that signs them
   bool renews = false;  // whether there is a certificate to keep young
   double poll_seconds = 3, heartbeat_seconds = 60;
 };

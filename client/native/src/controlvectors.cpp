@@ -1,3 +1,4 @@
+#include "adapters.h"
 #include "enroll.h"
 #include "http2.h"
 #include "pki.h"
@@ -37,10 +38,43 @@ void enrolment(Check& check, const Json& said) {
   check.holds(found.client_index && *found.client_index == answer.at("client_index").whole(), "answer's client_index");
 }
 
+void adapters(Check& check, const Json& said) {
+  const std::string& trusted = said.at("public_key").string();
+  const auto [order_text, order_signature] = order_response(unhex(said.at("order_response").string()));
+  const Order order = read_order(order_text, order_signature, trusted);
+  const auto [text, signature] = manifest_response(unhex(said.at("manifest_response").string()));
+  const AdapterManifest manifest = read_manifest(text, signature, trusted);
+  check.same(order.hash, said.at("order_hash").string(), "order's hash");
+  check.holds(order.number == said.at("order_number").whole(), "order's number");
+  check.same(order.digest, manifest.digest, "order's adapter");
+  check.same(manifest.digest, said.at("digest").string(), "manifest's digest");
+  check.same(manifest.verdict, said.at("verdict").string(), "manifest's verdict");
+  check.same(manifest.base_digest, said.at("base_digest").string(), "manifest's base");
+  require_weights(unhex(said.at("weights").string()));
+  check.same(sha256(unhex(said.at("weights").string())), manifest.files.at(1).sha256, "digest of the weights");
+  for (const Json& one : said.at("no_weights").list()) {
+    bool refused = false;
+    try {
+      require_weights(unhex(one.string()));
+    } catch (const Refusal&) {
+      refused = true;
+    }
+    check.holds(refused, "refusal of what are no weights");
+  }
+  bool refused = false;
+  try {
+    read_manifest(order_text, order_signature, trusted);
+  } catch (const Refusal&) {
+    refused = true;
+  }
+  check.holds(refused, "refusal of an order in place of a manifest");
+}
+
 }  // namespace
 
 void check_control(Check& check, const Json& all) {
   enrolment(check, all.at("enrolment"));
+  adapters(check, all.at("adapters"));
   for (const Json& one : all.at("renewal").list()) {
     const CertificateTimes times{one.at("not_before").whole(), one.at("not_after").whole()};
     check.holds(times.renewal_due(one.at("now").whole()) == one.at("due").boolean(), "time of renewal");

@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::size_t kLongestToken = 1024;
 constexpr char kPrefix[] = "fedslm1.";
-constexpr char kPending[] = "enrolling";
+constexpr char kPending[] = "enrolling", kLeft[] = "left";
 
 [[noreturn]] void no_token() {
   throw Refusal("enrolment-refused", "this is not a whole enrolment token: copy all of it, or ask for a new one");
@@ -59,8 +59,8 @@ std::string address_of(std::string_view said) {
 Bytes key_for(const std::string& folder, const Token& token) {
   const std::string pending = folder + "/" + kPending, file = folder + "/node.key";
   const std::string digest = token.secret_digest();
-  if (!exists(pending) || read_private(pending, 100) != digest) {
-    for (const char* name : {"node.key", "node.crt", "ca.crt", kPending}) remove_file(folder + "/" + name);
+  if (exists(folder + "/" + kDevice) || !exists(pending) || read_private(pending, 100) != digest) {
+    for (const char* name : {kDevice, "node.key", "node.crt", "ca.crt", kPending}) remove_file(folder + "/" + name);
     replace_private(pending, digest);
   }
   if (!exists(file)) replace_private(file, new_key());
@@ -189,8 +189,8 @@ std::int64_t enroll(const std::string& said, const std::string& folder) {
   const Token token(said);
   private_folder(folder);
   const Held held(folder + "/node.lock");
-  if (exists(folder + "/" + kDevice))
-    throw Refusal("fleet", "the folder is enrolled already; remove device.conf to enroll it again (its ledger stays)");
+  if (exists(folder + "/" + kDevice) && !has_left(folder))
+    throw Refusal("fleet", "the folder is enrolled already: give another one, or leave first");
   Bytes key = key_for(folder, token);
   TlsOptions options;
   options.ca = authority_behind(token.address, token.fingerprint);
@@ -200,10 +200,18 @@ std::int64_t enroll(const std::string& said, const std::string& folder) {
   OPENSSL_cleanse(key.data(), key.size());
   replace_private(folder + "/ca.crt", answer.ca);
   replace_private(folder + "/node.crt", answer.certificate);
+  remove_file(folder + "/" + kLeft);
   // Last: a folder that has it is whole.
   replace_private(folder + "/" + kDevice, conf_of(answer));
   remove_file(folder + "/" + kPending);
   return *answer.client_index;
+}
+
+bool has_left(const std::string& folder) { return exists(folder + "/" + kLeft); }
+
+void leave(const Device& device) {
+  replace_private(device.folder + "/" + kLeft, "");
+  Control(device.control, device.identity()).call("Certificates/Leave", "", 1);
 }
 
 bool renew(const Device& device, bool if_due) {

@@ -41,5 +41,9 @@ struct Device {
 std::int64_t enroll(const std::string& token, const std::string& folder);
 // Fetches a new certificate for the same key; returns whether it did.
 bool renew(const Device& device, bool if_due);
+// Takes part in nothing from now on, and tells the server then; the ledger stays. Raises what kept the
+// server from being told.
+void leave(const Device& device);
+bool has_left(const std::string& folder);
 
 }  // namespace fedslm

@@ -1,7 +1,6 @@
 #include "ledger.h"
 
 #include <fcntl.h>
-#include <openssl/evp.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -9,7 +8,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
-#include <memory>
 
 #include "files.h"
 #include "json.h"
@@ -31,17 +29,6 @@ std::string spelt(double value) {
   return text;
 }
 
-// Ed25519 (RFC 8032) over "fedslm-ledger-head-v1|seq|hash".
-bool signed_by(const std::string& key, const Head& head, const std::string& signature) {
-  const std::string text = "fedslm-ledger-head-v1|" + std::to_string(head.seq) + "|" + head.hash;
-  const auto bytes = [](const std::string& data) { return reinterpret_cast<const unsigned char*>(data.data()); };
-  const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> public_key(
-      EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, nullptr, bytes(key), key.size()), EVP_PKEY_free);
-  const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> digest(EVP_MD_CTX_new(), EVP_MD_CTX_free);
-  return public_key && EVP_DigestVerifyInit(digest.get(), nullptr, nullptr, nullptr, public_key.get()) == 1 &&
-         EVP_DigestVerify(digest.get(), bytes(signature), signature.size(), bytes(text), text.size()) == 1;
-}
-
 }  // namespace
 
 Head head_of(const Config& config, const Header& header) {
@@ -51,7 +38,8 @@ Head head_of(const Config& config, const Header& header) {
   if (text_of(header, "ledger-public_key") != config.server_key)
     refuse("the head of the server's ledger is signed by another key");
   if (head.seq < 0 || !is_digest(head.hash) ||
-      !signed_by(unhex(config.server_key), head, unhex(text_of(header, "ledger-signature"))))
+      !ed25519_holds(unhex(config.server_key), unhex(text_of(header, "ledger-signature")),
+                     "fedslm-ledger-head-v1|" + std::to_string(head.seq) + "|" + head.hash))
     throw Refusal("ledger-tampered", "the head of the server's ledger has no valid signature");
   return head;
 }

@@ -6,6 +6,7 @@
 #include <iostream>
 #include <map>
 
+#include "adapters.h"
 #include "bench.h"
 #include "client.h"
 #include "enroll.h"
@@ -19,6 +20,8 @@ using namespace fedslm;
 constexpr char kUsage[] =
     "fedslm-native enroll TOKEN|- FOLDER\n"
     "fedslm-native renew FOLDER [--if-due]\n"
+    "fedslm-native leave FOLDER\n"
+    "fedslm-native fetch CONF\n"
     "fedslm-native check CONF\n"
     "fedslm-native conditions CONF\n"
     "fedslm-native run CONF [MESSAGES]\n"
@@ -102,6 +105,17 @@ int work(int count, char** words) {
   } else if (verb == "check" && count == 3) {
     const Client client(Config::load(words[2]));
     std::printf("answers %zu, epsilon %.6g at delta %g\n", client.answers(), client.epsilon(), client.config().delta);
+  } else if (verb == "leave" && count == 3) {
+    leave(Device::load(words[2]));
+    std::puts("left; the server knows");
+  } else if (verb == "fetch" && count == 3) {
+    const Fetched found = fetch_adapter(Config::load(words[2]));
+    if (found.digest.empty())
+      std::puts("no adapter is in use yet");
+    else if (found.changed)
+      std::printf("adapter %s in %s\n", found.digest.c_str(), found.folder.c_str());
+    else
+      std::printf("adapter %s is the newest\n", found.digest.c_str());
   } else if (verb == "conditions" && count >= 3) {
     return judge(words[2], count - 3, words + 3);
   } else if (verb == "answer" && count == 7) {

@@ -9,6 +9,7 @@
 #include <set>
 #include <thread>
 
+#include "adapters.h"
 #include "conditions.h"
 #include "enroll.h"
 #include "fleet.h"
@@ -23,8 +24,8 @@ constexpr int kAttempts = 5;
 constexpr double kPausedSeconds = 10;
 // How long the work took follows the sample that was drawn, which no event pays for.
 constexpr double kUntold = 0.0;
-// Until the first look at the certificate, and between two.
-constexpr std::chrono::seconds kFirstLook(60), kLooks(6 * 3600);
+// Until the first look at the certificate, and between two; the same for the adapter.
+constexpr std::chrono::seconds kFirstLook(60), kLooks(6 * 3600), kFirstFetch(90), kFetches(900);
 std::atomic<bool> stopping{false};
 
 class RunOver {};
@@ -99,7 +100,7 @@ class Node {
 
   void run(long messages) {
     double pause = 0.5;
-    while (!stopping && (messages <= 0 || answered_ < messages)) {
+    while (!stopping && !has_left(config_.folder) && (messages <= 0 || answered_ < messages)) {
       try {
         const std::string reasons = conditions_.reasons();
         if (reasons.empty())
@@ -141,7 +142,7 @@ class Node {
   void stay_away(const std::string& reasons) {
     note("paused " + reasons);
     leave();
-    while (!stopping && !conditions_.reasons().empty()) rest(std::min(kPausedSeconds, 2 * config_.poll_seconds));
+    while (!stopping && !has_left(config_.folder) && !conditions_.reasons().empty()) rest(std::min(kPausedSeconds, 2 * config_.poll_seconds));
     if (!stopping) note("resumed");
   }
 
@@ -165,6 +166,7 @@ class Node {
     const auto question = response::pull_messages(call(connection_, "pull-messages", request::pull_messages(node_)));
     if (!question) {
       look_after_certificate();
+      look_after_adapter();
       rest(config_.poll_seconds);
       return;
     }
@@ -195,6 +197,23 @@ class Node {
     } catch (const Refusal& refusal) {
       note("certificate-not-renewed " + refusal.code);
     }
+  }
+
+  void look_after_adapter() {
+    if (!config_.fetches || std::chrono::steady_clock::now() < next_fetch_) return;
+    next_fetch_ = std::chrono::steady_clock::now() + kFetches;
+    std::string code;
+    try {
+      const Fetched found = fetch_adapter(config_);
+      if (found.changed) note("adapter-in-use " + found.digest);
+    } catch (const Refusal& refusal) {
+      code = refusal.code;
+    } catch (const std::exception&) {
+      code = "unexpected";
+    }
+    // A server that is away is not worth a word, nor is a reason that was said before.
+    if (!code.empty() && code != "server-unreachable" && code != unfetched_) note("adapter-not-fetched " + code);
+    unfetched_ = code;
   }
 
   Tree work(const Metadata& question) {
@@ -266,6 +285,8 @@ class Node {
   std::map<std::uint64_t, Run> runs_;
   std::set<std::string> seen_;
   Conditions conditions_;
+  std::string unfetched_;
+  std::chrono::steady_clock::time_point next_fetch_ = std::chrono::steady_clock::now() + kFirstFetch;
   std::chrono::steady_clock::time_point next_look_ = std::chrono::steady_clock::now() + kFirstLook;
   long answered_ = 0;
 };

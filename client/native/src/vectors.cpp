@@ -1,5 +1,6 @@
 #include "vectors.h"
 
+#include "adapters.h"
 #include "client.h"
 #include "enroll.h"
 #include "fleet.h"
@@ -238,6 +239,12 @@ int check_hostile(const std::string& path) {
       decode_content(other, other.root);
     });
   attack(unhex(all.at("enrolment").at("enroll_response").string()), [](const Bytes& bytes) { enroll_response(bytes); });
+  const Json& adapters = all.at("adapters");
+  attack(unhex(adapters.at("weights").string()), [](const Bytes& bytes) { require_weights(bytes); });
+  attack(unhex(adapters.at("order_response").string()), [&adapters](const Bytes& bytes) {
+    const auto [text, signature] = order_response(bytes);
+    read_order(text, signature, adapters.at("public_key").string());
+  });
   for (const Json& one : all.at("http2_fields").list())
     attack(unhex(one.at("block").string()), [](const Bytes& bytes) { decode_fields(bytes); });
   attack(all.at("enrolment").at("token").string(), [](const Bytes& bytes) { Token token(bytes); });

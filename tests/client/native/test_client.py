@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from simulations.cli import run as fedslm
 from tests.client.device import EXAMPLE
 from tests.client.native.build import (
     Native,
+    binary,
     exported,
     make_native,
     question,
@@ -209,6 +212,21 @@ def test_the_servers_ledger_must_not_go_back(native: Native) -> None:
     other = HonestLedger(b"o" * 32).head(7)
     refused = native.ask(make_round(config=REHEARSAL, number=3, anchor=other))[1]
     assert refused.startswith("policy-refused")
+
+
+def test_a_device_that_may_not_work_or_left_does_not_join(native: Native) -> None:
+    later = datetime.now().astimezone() + timedelta(hours=6)
+    native.changed(hours=f"{later:%H:%M}-{later + timedelta(hours=1):%H:%M}")
+    command = [str(binary()), "run", str(native.conf)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline().startswith("paused hours: it is ")
+        running.terminate()
+        assert running.wait(30) == 0
+        assert running.stdout.read() == ""
+    (native.conf.parent / "left").touch()
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == ""
 
 
 def test_a_policy_that_it_cannot_keep_is_not_prepared(tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ def _service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield running
 
 
-def token(service: Service, name: str, role: Role = "node", **change: str) -> EnrolmentToken:
+def token(
+    service: Service, name: str, role: Role = "node", fingerprint: str = ""
+) -> EnrolmentToken:
     with FleetDatabase(service.home.fleet_database) as fleet:
         made = issue_token(
             fleet,
@@ -43,7 +45,7 @@ def token(service: Service, name: str, role: Role = "node", **change: str) -> En
             fingerprint=service.home.authority().fingerprint,
             valid_seconds=600,
         )
-    return replace(made, **change) if change else made
+    return replace(made, fingerprint=fingerprint) if fingerprint else made
 
 
 def native(*words: str) -> tuple[int, str]:
@@ -83,6 +85,12 @@ def test_a_device_is_enrolled_and_renews(service: Service, tmp_path: Path) -> No
     assert read_certificate(fresh).public_key == facts.public_key
     status, told = native("enroll", made.to_text(), str(folder))
     assert (status, told.split(":")[0]) == (90, "fleet")
+    assert native("leave", str(folder)) == (0, "left; the server knows\n")
+    assert native("renew", str(folder))[0] == 92
+    again = token(service, "phone-1b").to_text()
+    assert native("enroll", again, str(folder))[0] == 0
+    assert (folder / "node.key").read_bytes() != key
+    assert not (folder / "left").exists()
 
 
 def test_an_attempt_that_was_cut_off_goes_on_with_the_same_key(
