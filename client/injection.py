@@ -12,6 +12,7 @@ import torch
 
 from client.encoders import is_head, untouched
 from client.families import FAMILIES
+from client.lean import without_quantizers
 from client.model import BaseModel
 from client.prompted import Prompted
 from client.softprompt import PROMPT_LAYER
@@ -75,14 +76,14 @@ def is_conv1d(model: torch.nn.Module) -> bool:
 
 def inject(base: BaseModel, spec: AdapterSpec, dropout: float) -> PeftModel:
     """Let PEFT put its layers into the base, without touching torch's global generator."""
-    from peft import get_peft_model
-
     if spec.prepended:
         setattr(base.model, MARK, True)
         return cast("PeftModel", Prompted(base, spec.prepended))
-    config = _ia3_config(base, spec) if spec.method else _lora_config(base, spec, dropout)
     # PEFT draws A from torch's global generator; the caller's stream goes on as if it had not.
-    with peft_warnings(), torch.random.fork_rng(devices=[]):
+    with without_quantizers(), peft_warnings(), torch.random.fork_rng(devices=[]):
+        from peft import get_peft_model
+
+        config = _ia3_config(base, spec) if spec.method else _lora_config(base, spec, dropout)
         peft_model = get_peft_model(base.model, config)
     setattr(base.model, MARK, True)
     return peft_model

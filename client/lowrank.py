@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 
+from client.lean import without_quantizers
 from client.mixture import Router, gated, of_gates
 from client.quantization import makes_copy, stored_weight
 from shared.errors import UnsupportedModel
@@ -184,7 +185,8 @@ class LowRankLayer:
 
 def low_rank_layers(peft_model: PeftModel, router: Router | None = None) -> list[LowRankLayer]:
     """Return every LoRA layer of a PEFT model, attached; with a router, each is a mixture."""
-    from peft.tuners.lora import LoraLayer
+    with without_quantizers():
+        from peft.tuners.lora import LoraLayer
 
     layers = [LowRankLayer(m, router) for m in peft_model.modules() if isinstance(m, LoraLayer)]
     for layer in layers:

@@ -23,11 +23,13 @@ from client.compressed import check_manifest
 from client.encoders import Classifier, is_head, load_classifier, require_unquantised
 from client.families import Family, family_of
 from client.int4 import check_orders
+from client.lean import without_quantizers
 from client.quantization import (
     check_quantization,
     finish_quantized,
     loading_options,
     quantized_storage,
+    require_quantizer,
 )
 from client.torchaoint8 import is_int8_weight_only
 from shared.adaptermethod import VECTOR
@@ -111,7 +113,8 @@ def load_base(
         raise TokenizerMissing(msg, hint="Save the tokenizer there with save_pretrained.")
     digest = base_digest([folder / "config.json", *files])
     check_manifest(folder, digest)
-    with quiet():
+    require_quantizer(quantization)
+    with quiet(), without_quantizers():
         tokenizer = _load_tokenizer(folder, name)
         if labels:
             require_unquantised(quantization, stored)

@@ -63,6 +63,24 @@ def check_quantization(quantization: str) -> None:
         raise InvalidValue(msg, hint=suggestion(quantization, QUANTIZATIONS))
 
 
+def require_quantizer(quantization: str) -> None:
+    """Import bitsandbytes where a storage is its.
+
+    Args:
+        quantization: one of :data:`QUANTIZATIONS`.
+
+    Raises:
+        MissingDependency: if bitsandbytes is needed and not installed.
+    """
+    if quantization == "none" or quantization in _OWN:
+        return
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        msg = f"quantization={quantization!r} needs bitsandbytes, which is not installed."
+        raise MissingDependency(msg, hint="pip install 'fedslm[client]'") from error
+
+
 def loading_options(quantization: str, device: str) -> dict[str, Any]:
     """Return what ``from_pretrained`` needs to quantise while it loads.
 
@@ -73,13 +91,9 @@ def loading_options(quantization: str, device: str) -> dict[str, Any]:
     Raises:
         MissingDependency: if bitsandbytes is needed and not installed.
     """
+    require_quantizer(quantization)
     if quantization == "none" or quantization in _OWN:
         return {}
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        msg = f"quantization={quantization!r} needs bitsandbytes, which is not installed."
-        raise MissingDependency(msg, hint="pip install 'fedslm[client]'") from error
     from transformers import BitsAndBytesConfig
 
     make: Any = BitsAndBytesConfig

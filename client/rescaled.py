@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from client.lean import without_quantizers
 from shared.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ class RescaledLayer:
 
 def rescaled_layers(peft_model: PeftModel) -> list[RescaledLayer]:
     """Return every IA3 layer of a PEFT model, attached."""
-    from peft.tuners.ia3 import IA3Layer
+    with without_quantizers():
+        from peft.tuners.ia3 import IA3Layer
 
     layers = [RescaledLayer(m) for m in peft_model.modules() if isinstance(m, IA3Layer)]
     for layer in layers:
