@@ -38,7 +38,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 # machine made a round of the quickstart four times slower (docs/log.md).
 demo check fast: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check fast lint aarch64 clean
+.PHONY: help demo test check check-tests check-fleets fast lint style aarch64 clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 16
@@ -49,16 +49,35 @@ demo: $(DEMO_STAMP) ## install, run the quickstart, print its table and the path
 test: $(TEST_STAMP) ## install what tests need, then lint, types, import rules and all tests
 	@$(MAKE) --no-print-directory check
 
-check: lint ## the same without installing
+# Types take one core for minutes: they are checked beside the tests, with what those leave of the
+# processor. What mypy says comes in one piece at the end, or before the fleets if it failed by then.
+check: style ## the same without installing
+	@said=$$(mktemp); nice -n 19 $(BIN)/mypy >"$$said" 2>&1 & mypy=$$!; \
+	trap 'kill $$mypy 2>/dev/null; rm -f "$$said"' EXIT; \
+	failed=0; typed=; \
+	$(MAKE) --no-print-directory check-tests || failed=1; \
+	if ! kill -0 $$mypy 2>/dev/null; then wait $$mypy; typed=$$?; fi; \
+	if ((failed == 0 && $${typed:-0} == 0)); then \
+		$(MAKE) --no-print-directory check-fleets || failed=1; \
+	fi; \
+	if [ -z "$$typed" ]; then wait $$mypy; typed=$$?; fi; \
+	echo "$(BIN)/mypy"; cat "$$said"; \
+	exit $$((failed || typed))
+
+check-tests:
 	$(BIN)/python -m pytest -n $(WORKERS) $(BY_FILE) --durations=40 -m "not fleet" --doctest-modules \
 		--cov --cov-report=term tests $(PACKAGES)
+
+check-fleets:
 	$(BIN)/python -m pytest -n $(FLEETS_AT_ONCE) $(BY_FILE) --durations=20 -m fleet $(FLEETS)
 
-lint:
+lint: style
+	$(BIN)/mypy
+
+style:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/mypy
 
 fast: $(TEST_STAMP) ## the tests that take under two seconds each
 	$(BIN)/python -m pytest -q -m "not slow and not statistical" tests
