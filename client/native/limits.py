@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from client.keyring import IDENTITY
 from client.policy import ClientPolicy
 from client.policyfile import AdaptersSection, ConditionsSection, read_policy_file
 from shared.errors import PolicyRefused
@@ -14,7 +16,10 @@ if TYPE_CHECKING:
     from client.edge.program import StepManifest
     from shared.config import RunConfig
 
-_MODES: Final = ("example", "client-central")
+_MODES: Final = ("example", "client-central", "client-distributed")
+
+ROSTER: Final = "roster.json"
+"""The owner's roster in the folder of a device."""
 
 
 def native_limits(path: Path, config: RunConfig, manifest: StepManifest) -> dict[str, object]:
@@ -61,10 +66,27 @@ def native_limits(path: Path, config: RunConfig, manifest: StepManifest) -> dict
     }
     if policy.server_key is not None:
         found["server_key"] = policy.server_key
+    if mode == "client-distributed":
+        found |= _secure(policy)
     if mode == "example":
         most = budget.max_sampling_probability
         found["max_sampling_probability"] = 1.0 if most is None else most
     return {**found, **_conditions(file.conditions), **_adapters(file.adapters)}
+
+
+def _secure(policy: ClientPolicy) -> dict[str, object]:
+    """Return whom the owner lets the device sum with, and by which key it is known to them."""
+    secure = policy.secure_aggregation
+    if secure is None:
+        msg = "The policy says nothing of secure aggregation."
+        raise PolicyRefused(msg, hint="docs/device-policy.md, secure_aggregation.")
+    return {
+        "identity": IDENTITY,
+        "roster": ROSTER,
+        "roster_digest": hashlib.sha256(secure.read_roster()).hexdigest(),
+        "min_cohort": secure.min_cohort,
+        "honest_fraction": secure.honest_fraction,
+    }
 
 
 def _conditions(asked: ConditionsSection | None) -> dict[str, object]:

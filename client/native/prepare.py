@@ -23,9 +23,11 @@ from client.edge.program import TOKENIZER, StepManifest, load_step
 from client.edge.terms import require_step_for
 from client.edge.tokens import StepTokenizer
 from client.home import DeviceHome
+from client.keyring import IDENTITY, DeviceKeyring
 from client.localexamples import local_examples
-from client.native.limits import native_limits
+from client.native.limits import ROSTER, native_limits
 from client.node import LocalSource
+from client.policy import ClientPolicy
 from shared.errors import ConflictingSettings
 from shared.files import disk_errors
 from shared.lora import initial_factors
@@ -104,6 +106,10 @@ def prepare_home(home: DeviceHome, config: RunConfig, out: Path) -> Path:
     if home.certificate.exists():
         said["certificate"] = "node.crt"
         files["node.crt"] = read_private(home.certificate)
+    secure = ClientPolicy.load(home.policy).secure_aggregation
+    if ROSTER in files and secure is not None:
+        identity = DeviceKeyring(home.state, secure).identity(owner.client_index)
+        files[IDENTITY] = identity.private_bytes()
     if node.adapter_key is not None:
         said["adapter_key"] = node.adapter_key
     return _write(out, {DEVICE: _conf(said), **files})
@@ -161,7 +167,11 @@ def _files(
         **limits,
         **pace,
     }
-    return {"examples.tok": tokens_file(train), "factors.f32": raw, CONFIG: _conf(said)}
+    files = {"examples.tok": tokens_file(train), "factors.f32": raw}
+    secure = ClientPolicy.load(owner.policy).secure_aggregation
+    if "roster" in limits and secure is not None:
+        files[ROSTER] = secure.read_roster()
+    return {**files, CONFIG: _conf(said)}
 
 
 def _conf(said: dict[str, object]) -> bytes:

@@ -25,6 +25,7 @@ from client.fleet.values import write_configs
 from client.fleet.worker import from_flower
 from client.native.controlvectors import control_vectors
 from client.native.numbers import numeric_vectors
+from client.native.secvectors import secure_vectors
 from shared.canonical import canonical_json, sha256_hex
 from shared.npyfile import write_npy
 from shared.wire import (
@@ -65,6 +66,7 @@ def all_vectors() -> dict[str, Any]:
         "canonical": _canonical(),
         **numeric_vectors(),
         **control_vectors(),
+        **secure_vectors(),
     }
 
 

@@ -5,6 +5,8 @@
 #include <numeric>
 #include <set>
 
+#include "skellam.h"
+
 namespace fedslm {
 namespace {
 
@@ -61,24 +63,21 @@ Client::Client(const Config& config)
     : config_(config),
       manifest_(Manifest::load(config.step, config.step_digest)),
       engine_(open_engine(config.step, manifest_)),
-      ledger_(config.state) {}
+      ledger_(config.state),
+      secure_(config) {}
 
 Tree Client::answer(const std::string& kind, const Content& content, const std::string& scenario,
                     const std::string& plan) {
   if (kind == "query") return encode_introduction(config_.client_index);
   if (kind != "train") refuse("held-out losses do not leave a device");
+  const bool phased = content.header.count("phase") > 0;
   for (const auto& [name, value] : content.header) {
     (void)value;
-    if (name == "phase") refuse("this client takes no part in secure aggregation");
-    if (kFields.count(name) == 0)
+    if (kFields.count(name) == 0 && !(phased && (name == "phase" || name == "payload")))
       throw Refusal("unsupported-model", "an instruction has a field that this client does not know");
   }
   const Terms terms = agree(config_, scenario, plan);
   manifest_.require_terms(terms);
-  return train(content, terms);
-}
-
-Tree Client::train(const Content& content, const Terms& terms) {
   const std::string run = text_of(content.header, "run-id");
   const std::int64_t server_round = whole_of(content.header, "server-round");
   require(text_of(content.header, "config-digest") == terms.config_digest &&
@@ -86,10 +85,35 @@ Tree Client::train(const Content& content, const Terms& terms) {
           "the instruction belongs to another scenario or plan");
   require(server_round >= 1 && server_round <= terms.rounds, "the instruction is of a round that is not planned");
   require(!run.empty() && run.size() <= 256, "the instruction names no run");
-  require(!flag_of(content.header, "empty"), "only a secure sum has empty updates");
+  if (!phased) {
+    if (terms.secure()) throw Refusal("sensitivity", "an update leaves only as a share of a masked sum");
+    return encode_update(server_round, terms.config_digest, terms.stage(), trained(content, terms));
+  }
+  return secure_.answer(content, terms, static_cast<std::int64_t>(manifest_.size(manifest_.trained)),
+                        [&](std::int64_t cohort) {
+                          const Floats update = trained(content, terms);
+                          NoiseSource source = noise_of(terms, "share", server_round);
+                          return noised_share(update, terms.clip, terms.grid, terms.noise_multiplier, cohort, source);
+                        });
+}
+
+NoiseSource Client::noise_of(const Terms& terms, const std::string& name, std::int64_t server_round) const {
+  if (!terms.seeded) return NoiseSource::from_system();
+  return NoiseSource::seeded(NoiseSource::key_material(terms.seed, name, config_.client_index, server_round));
+}
+
+Floats Client::trained(const Content& content, const Terms& terms) {
+  const std::string run = text_of(content.header, "run-id");
+  const std::int64_t server_round = whole_of(content.header, "server-round");
   require(content.has_vector && content.vector.size() == manifest_.size(manifest_.trained) &&
               std::isfinite(norm_of(content.vector)),
           "the instruction has an adapter of another size, or one that is not finite");
+  const Head head = head_of(config_, content.header);
+  if (flag_of(content.header, "empty")) {
+    require(terms.secure(), "only a secure sum has empty updates");
+    ledger_.require_later(head);
+    return Floats(content.vector.size(), 0.0f);  // touches no record, and costs nothing
+  }
 
   const Bytes raw = read_file(config_.factors, std::size_t{1} << 31);
   if (sha256(raw) != config_.factors_digest) throw Refusal("base-model-mismatch", "factors is not the pinned file");
@@ -97,7 +121,6 @@ Tree Client::train(const Content& content, const Terms& terms) {
   if (factors.size() != manifest_.size("AB"))
     throw Refusal("base-model-mismatch", "factors is not of the step's adapter");
 
-  const Head head = head_of(config_, content.header);
   // From here on the answer is paid for, whatever becomes of it.
   ledger_.charge(config_, terms, head, run, server_round);
   const std::vector<Example> examples = load_examples(config_.examples, manifest_);
@@ -115,22 +138,19 @@ Tree Client::train(const Content& content, const Terms& terms) {
     }
     return engine_->gradient(examples[number], factors);
   };
-  NoiseSource source =
-      terms.seeded && terms.mode == "example"
-          ? NoiseSource::seeded(NoiseSource::key_material(terms.seed, "example-noise", config_.client_index, server_round))
-          : NoiseSource::from_system();
-  Floats update;
   if (terms.mode == "example") {
-    update = change(content.vector,
-                    private_steps(content.vector, examples.size(), terms.local_steps, terms.batch_size,
-                                  terms.learning_rate, terms.clip, terms.noise_multiplier,
-                                  terms.sampling_probability, source, gradient));
-  } else {
-    const Floats moved = plain_steps(content.vector, examples.size(), terms.local_steps, terms.batch_size,
-                                     terms.learning_rate, source, gradient);
-    update = clipped(change(content.vector, moved), terms.clip);
+    NoiseSource source = noise_of(terms, "example-noise", server_round);
+    return change(content.vector,
+                  private_steps(content.vector, examples.size(), terms.local_steps, terms.batch_size,
+                                terms.learning_rate, terms.clip, terms.noise_multiplier,
+                                terms.sampling_probability, source, gradient));
   }
-  return encode_update(server_round, terms.config_digest, terms.stage(), update);
+  NoiseSource batches = NoiseSource::from_system();
+  // A device without text takes part in a secure sum with an empty update, which nobody can tell from another.
+  if (terms.secure() && examples.empty()) return Floats(content.vector.size(), 0.0f);
+  const Floats moved = plain_steps(content.vector, examples.size(), terms.local_steps, terms.batch_size,
+                                   terms.learning_rate, batches, gradient);
+  return clipped(change(content.vector, moved), terms.clip);
 }
 
 }  // namespace fedslm

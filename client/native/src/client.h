@@ -9,6 +9,7 @@
 #include "ledger.h"
 #include "noise.h"
 #include "objects.h"
+#include "secure.h"
 #include "step.h"
 
 namespace fedslm {
@@ -38,12 +39,15 @@ class Client {
               const std::string& plan);
 
  private:
-  Tree train(const Content& content, const Terms& terms);
+  // Checks an instruction, charges it and trains: the change of the factors, clipped where the mode clips it.
+  Floats trained(const Content& content, const Terms& terms);
+  NoiseSource noise_of(const Terms& terms, const std::string& name, std::int64_t server_round) const;
   const Config config_;
   const Manifest manifest_;
   std::unique_ptr<Engine> engine_;
   Ledger ledger_;
   std::function<void()> may_go_on_ = [] {};
+  SecurePart secure_;
 };
 
 }  // namespace fedslm

@@ -1,12 +1,15 @@
 #include "config.h"
 
+#include <algorithm>
 #include <cmath>
 #include <set>
 
 #include "files.h"
+#include "graph.h"
 #include "json.h"
 #include "lines.h"
 #include "noise.h"
+#include "skellam.h"
 #include "tls.h"
 
 namespace fedslm {
@@ -16,6 +19,9 @@ const std::set<std::string> kPlan = {
     "schema", "mode", "unit", "neighboring_relation", "delta", "noise_multiplier", "clipping_norm",
     "max_grad_norm", "sampling_probability", "releases_per_round", "rounds", "max_participations",
     "population", "dataset_size", "noise_source", "cap"};
+// Of schema 2, which a plan of distributed noise has.
+const std::set<std::string> kPlanTwo = {"noise", "example", "quantile", "correlated", "distributed"};
+constexpr double kRounding = 1e-12;
 
 [[noreturn]] void wrong(const std::string& why) { throw Refusal("config", why); }
 
@@ -66,15 +72,35 @@ void same(const Json& said, const Json& planned, const char* name) {
     mismatch(std::string("plan and scenario differ on ") + name);
 }
 
+// The noise that clients add together, and how much of it the server cannot know, by the smaller of the plan's and
+// the owner's share of clients that do not help it.
+void read_distributed(const Config& config, const Json& privacy, const Json& plan, Terms& terms) {
+  const Json& said = plan.at("distributed");
+  require(said.members.size() == 4, "the terms of distributed noise have other fields");
+  terms.grid = counted(said.at("grid"), "grid", kLargestGrid);
+  terms.min_cohort = counted(said.at("min_cohort"), "min_cohort", 1 << 16);
+  require(terms.min_cohort >= 3, "min_cohort is below 3");
+  for (const char* name : {"honest_fraction", "survivor_fraction", "min_cohort"})
+    require(canonical(privacy.at(name)) == canonical(said.at(name)), "plan and scenario differ on distributed noise");
+  terms.honest_fraction = said.at("honest_fraction").text;
+  terms.survivor_fraction = said.at("survivor_fraction").text;
+  const double survive = require_fraction(terms.survivor_fraction);
+  const double honest = std::min(require_fraction(terms.honest_fraction), config.honest_fraction);
+  if (!(2.0 * survive + honest > 2.0))
+    refuse("honest_fraction: as few honest clients as the owner counts on could be led to reveal two sums");
+  terms.hidden_noise = terms.noise_multiplier * std::sqrt(survive + honest - 1.0 - kRounding);
+}
+
 void require_allowed(const Config& config, const Terms& terms) {
-  if (terms.mode != config.mode) refuse("mode: found " + terms.mode + ", allowed " + config.mode);
   if (terms.seeded && !config.rehearsal) refuse("noise_source: found seeded-simulation, allowed os-entropy");
   if (terms.rounds > config.max_rounds) refuse("max_rounds: the run has more rounds than the owner allows");
-  if (!(terms.noise_multiplier >= config.min_noise_multiplier))
+  if (!(terms.charged_noise() >= config.min_noise_multiplier))
     refuse("min_noise_multiplier: the plan has less noise than the owner allows");
+  if (terms.secure() && terms.min_cohort < config.min_cohort)
+    refuse("min_cohort: the plan's cohorts are smaller than the owner allows");
   if (terms.mode == "example" && !(terms.sampling_probability <= config.max_sampling_probability))
     refuse("max_sampling_probability: the plan samples more than the owner allows");
-  std::vector<double> renyi = renyi_of(terms.charged_probability(), terms.noise_multiplier);
+  std::vector<double> renyi = renyi_of(terms.charged_probability(), terms.charged_noise(), terms.grid);
   for (double& one : renyi) one *= static_cast<double>(terms.rounds) * static_cast<double>(terms.charged_releases());
   if (!(epsilon_of(renyi, config.delta) <= config.max_epsilon))
     refuse("max_epsilon: the whole run would spend more than the owner allows");
@@ -110,7 +136,15 @@ Config Config::load(const std::string& path) {
   if (lines.has("server_key")) found.server_key = lines.digest("server_key");
   found.client_index = lines.whole("client_index", 0);
   found.mode = lines.text("mode");
-  if (found.mode != "example" && found.mode != "client-central") wrong("mode is neither example nor client-central");
+  if (found.mode != "example" && found.mode != "client-central" && found.mode != "client-distributed")
+    wrong("mode is neither example nor client-central nor client-distributed");
+  if (found.mode == "client-distributed") {
+    found.identity = lines.path("identity");
+    found.roster = lines.path("roster");
+    found.roster_digest = lines.digest("roster_digest");
+    found.min_cohort = lines.whole("min_cohort", 3);
+    found.honest_fraction = lines.real("honest_fraction", 0, 1);
+  }
   found.max_rounds = lines.whole("max_rounds", 1);
   found.max_epsilon = lines.real("max_epsilon", 0, 1e3);
   found.delta = lines.real("delta", 1e-300, 0.5);
@@ -137,13 +171,19 @@ Terms agree(const Config& config, const std::string& scenario_text, const std::s
   require_known(scenario);
   std::set<std::string> names;
   for (const auto& member : plan.members) names.insert(member.first);
-  if (names != kPlan || plan.at("schema").whole() != 1)
+  const bool secure = plan.at("mode").string() == "client-distributed";
+  std::set<std::string> expected = kPlan;
+  if (secure) expected.insert(kPlanTwo.begin(), kPlanTwo.end());
+  bool plain = names == expected && plan.at("schema").whole() == (secure ? 2 : 1);
+  for (const char* name : {"example", "quantile", "correlated"}) plain = plain && (!secure || plan.at(name).is_null());
+  if (!plain || (secure && plan.at("noise").string() != "skellam"))
     throw Refusal("unsupported-model", "the plan has a mechanism that this client does not do");
   const Json& privacy = scenario.at("privacy");
   const Json& clients = scenario.at("clients");
   terms.mode = plan.at("mode").string();
-  if (terms.mode != "example" && terms.mode != "client-central")
-    refuse("mode: found " + terms.mode + ", this client does example and client-central");
+  if (terms.mode != "example" && terms.mode != "client-central" && !secure)
+    refuse("mode: found " + terms.mode + ", this client does example, client-central and client-distributed");
+  if (terms.mode != config.mode) refuse("mode: found " + terms.mode + ", allowed " + config.mode);
   require(privacy.at("mode").string() == terms.mode, "plan and scenario differ on mode");
   if (plan.at("neighboring_relation").string() != "add-or-remove-one")
     refuse("neighboring_relation: this client counts add-or-remove-one");
@@ -169,7 +209,9 @@ Terms agree(const Config& config, const std::string& scenario_text, const std::s
   } else {
     terms.clip = positive(plan.at("clipping_norm"), "clipping_norm");
     same(privacy.at("clipping_norm"), plan.at("clipping_norm"), "clipping_norm");
+    require(plan.at("releases_per_round").whole() == 1, "a client mode has one release a round");
   }
+  if (secure) read_distributed(config, privacy, plan, terms);
   terms.length = counted(scenario.at("data").at("max_length"), "max_length", 1 << 16);
   terms.rank = counted(scenario.at("lora").at("r"), "lora.r", 1 << 16);
   terms.alpha = positive(scenario.at("lora").at("alpha"), "lora.alpha");

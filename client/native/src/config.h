@@ -24,6 +24,10 @@ struct Config {
   std::int64_t client_index = 0, max_rounds = 0;
   std::string mode;
   double max_epsilon = 0, delta = 0, min_noise_multiplier = 0, max_sampling_probability = 0;
+  // Of mode client-distributed: the device's identity, who may be in a cohort, and whom the owner trusts.
+  std::string identity, roster, roster_digest;
+  std::int64_t min_cohort = 0;
+  double honest_fraction = 0;
   bool rehearsal = false;
   Asked conditions;     // when the device may work
   AdapterRules adapters;  // which adapters the device takes
@@ -40,10 +44,16 @@ struct Terms {
   double learning_rate = 0, clip = 0, noise_multiplier = 0, sampling_probability = 0;
   std::int64_t rank = 0;
   double alpha = 0;
+  // Of mode client-distributed; fractions as they are spelt. The hidden noise is what the server cannot know.
+  std::int64_t grid = 0, min_cohort = 0;
+  std::string honest_fraction, survivor_fraction;
+  double hidden_noise = 0;
 
+  bool secure() const { return mode == "client-distributed"; }
   std::string stage() const { return mode == "example" ? "noised" : "clipped"; }
   // As the device counts: without the sampling of clients, which the server knows.
   double charged_probability() const { return mode == "example" ? sampling_probability : 1.0; }
+  double charged_noise() const { return secure() ? hidden_noise : noise_multiplier; }
   std::int64_t charged_releases() const { return mode == "example" ? local_steps : 1; }
 };
 

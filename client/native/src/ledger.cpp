@@ -95,11 +95,14 @@ void Ledger::note_end() const {
 void Ledger::add(const std::string& line) {
   try {
     const Json entry = parse_json(line);
-    if (entry.members.size() != 10 || entry.at("before").string() != last_) tampered();
+    const Json* said = entry.find("grid");  // of Skellam noise alone
+    const std::int64_t grid = said == nullptr ? 0 : said->whole();
+    if (entry.members.size() != (said == nullptr ? 10 : 11) || (said != nullptr && grid < 1)) tampered();
+    if (entry.at("before").string() != last_) tampered();
     const double q = entry.at("sampling_probability").real(), s = entry.at("noise_multiplier").real();
     const std::int64_t releases = entry.at("releases").whole();
     if (!(q > 0 && q <= 1 && s > 0 && releases >= 1)) tampered();
-    const std::vector<double> one = renyi_of(q, s);
+    const std::vector<double> one = renyi_of(q, s, grid);
     for (std::size_t i = 0; i < one.size(); ++i) renyi_[i] += static_cast<double>(releases) * one[i];
     answered_.push_back(canonical(entry.at("run")) + canonical(entry.at("round")));
     plans_[entry.at("run").string()] = entry.at("plan").string();
@@ -112,6 +115,11 @@ void Ledger::add(const std::string& line) {
 
 double Ledger::epsilon(double delta) const { return answered_.empty() ? 0.0 : epsilon_of(renyi_, delta); }
 
+void Ledger::require_later(const Head& head) const {
+  if (head.seq < seen_.seq || (head.seq == seen_.seq && !seen_.hash.empty() && head.hash != seen_.hash))
+    throw Refusal("ledger-tampered", "the server's ledger went back or has two histories");
+}
+
 void Ledger::charge(const Config& config, const Terms& terms, const Head& head, const std::string& run,
                     std::int64_t server_round) {
   const std::string name = quoted(run) + std::to_string(server_round);
@@ -119,17 +127,17 @@ void Ledger::charge(const Config& config, const Terms& terms, const Head& head, 
     refuse("round " + std::to_string(server_round) + " was answered before");
   const auto planned = plans_.find(run);
   if (planned != plans_.end() && planned->second != terms.plan_digest) refuse("the run came with another plan before");
-  if (head.seq < seen_.seq || (head.seq == seen_.seq && !seen_.hash.empty() && head.hash != seen_.hash))
-    throw Refusal("ledger-tampered", "the server's ledger went back or has two histories");
+  require_later(head);
   std::vector<double> after = renyi_;
-  const std::vector<double> one = renyi_of(terms.charged_probability(), terms.noise_multiplier);
+  const std::vector<double> one = renyi_of(terms.charged_probability(), terms.charged_noise(), terms.grid);
   for (std::size_t i = 0; i < one.size(); ++i) after[i] += static_cast<double>(terms.charged_releases()) * one[i];
   if (!(epsilon_of(after, config.delta) <= config.max_epsilon))
     throw Refusal("budget-exhausted", "the owner's epsilon is spent");
+  const std::string grid = terms.grid > 0 ? ",\"grid\":" + std::to_string(terms.grid) : "";
   const std::string line =
-      "{\"before\":" + quoted(last_) + ",\"head\":" + std::to_string(head.seq) + ",\"head_hash\":" +
+      "{\"before\":" + quoted(last_) + grid + ",\"head\":" + std::to_string(head.seq) + ",\"head_hash\":" +
       quoted(head.hash) + ",\"mode\":" + quoted(terms.mode) +
-      ",\"noise_multiplier\":" + spelt(terms.noise_multiplier) + ",\"plan\":" + quoted(terms.plan_digest) +
+      ",\"noise_multiplier\":" + spelt(terms.charged_noise()) + ",\"plan\":" + quoted(terms.plan_digest) +
       ",\"releases\":" + std::to_string(terms.charged_releases()) + ",\"round\":" + std::to_string(server_round) +
       ",\"run\":" + quoted(run) + ",\"sampling_probability\":" + spelt(terms.charged_probability()) + "}";
   const std::string whole = line + "\n";

@@ -30,6 +30,8 @@ class Ledger {
   Ledger& operator=(const Ledger&) = delete;
 
   double epsilon(double delta) const;
+  // Refuses a server whose ledger went back or split.
+  void require_later(const Head& head) const;
   std::size_t answers() const { return answered_.size(); }
   // Charges one answer and waits until it is on the disk.
   // Refuses a round that was answered before, one that the owner's epsilon does not cover, another

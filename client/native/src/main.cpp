@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <functional>
 #include <iostream>
 #include <map>
 
@@ -22,6 +23,7 @@ constexpr char kUsage[] =
     "fedslm-native renew FOLDER [--if-due]\n"
     "fedslm-native leave FOLDER\n"
     "fedslm-native fetch CONF\n"
+    "fedslm-native identity FOLDER\n"
     "fedslm-native check CONF\n"
     "fedslm-native conditions CONF\n"
     "fedslm-native run CONF [MESSAGES]\n"
@@ -30,13 +32,13 @@ constexpr char kUsage[] =
     "fedslm-native conditions CONF PROCESS ROOT...\n"
     "fedslm-native vectors FILE\n"
     "fedslm-native hostile FILE\n"
-    "fedslm-native answer CONF train|evaluate|query SCENARIO PLAN QUESTION\n";
+    "fedslm-native answer CONF train|evaluate|query SCENARIO PLAN QUESTION|-\n";
 
 // The same numbers as those of the Python client (docs/errors.md).
 const std::map<std::string, int> kExits = {
     {"usage", 2},                {"config", 10},              {"invalid-value", 12},       {"conflicting-settings", 14}, {"budget-exhausted", 21},
     {"sensitivity", 22},         {"policy-refused", 24},      {"ledger", 26},               {"ledger-tampered", 27},
-    {"protocol", 30},            {"schema-mismatch", 31},     {"secure-aggregation", 34},   {"adapter-incompatible", 41},
+    {"protocol", 30},            {"schema-mismatch", 31},     {"quorum", 32},               {"secure-aggregation", 34},   {"adapter-incompatible", 41},
     {"adapter-corrupt", 42},     {"adapter-untrusted", 43},   {"no-usable-text", 63},       {"model-not-found", 71},
     {"unsupported-model", 73},   {"base-model-mismatch", 74}, {"out-of-disk", 81},          {"fleet", 90},
     {"enrolment-refused", 91},   {"access-denied", 92},       {"certificate-invalid", 93},  {"server-unreachable", 94},
@@ -69,8 +71,7 @@ int judge(const std::string& path, int roots, char** words) {
 }
 
 // A content from a file: the root's id and every object in hexadecimal, one a line.
-Tree read_tree(const std::string& path) {
-  const Bytes text = read_file(path, std::size_t{1} << 29);
+Tree read_tree(const Bytes& text) {
   Tree tree;
   for (std::size_t at = 0; at < text.size();) {
     const std::size_t end = std::min(text.find('\n', at), text.size());
@@ -91,6 +92,24 @@ void write_tree(const Tree& tree) {
   for (const auto& object : tree.objects) std::printf("%s\n", hex(object.second).c_str());
 }
 
+// One question after the other from standard input, each ended by an empty line, as its answer or refusal is:
+// what belongs together, as the phases of a secure aggregation do, is answered by one process.
+void converse(const std::function<void(const Bytes&)>& reply) {
+  Bytes text, line;
+  while (std::getline(std::cin, line)) {
+    text += line + "\n";
+    if (!line.empty()) continue;
+    try {
+      reply(text.substr(0, text.size() - 1));
+    } catch (const Refusal& refusal) {
+      std::printf("%s: %s\n", refusal.code.c_str(), refusal.what());
+    }
+    std::printf("\n");
+    std::fflush(stdout);
+    text.clear();
+  }
+}
+
 int work(int count, char** words) {
   const std::string verb = count > 1 ? words[1] : "";
   std::signal(SIGPIPE, SIG_IGN);
@@ -98,6 +117,8 @@ int work(int count, char** words) {
     std::printf("enrolled as client %lld\n", static_cast<long long>(enroll(token_of(words[2]), words[3])));
   } else if (verb == "renew" && (count == 3 || (count == 4 && std::string(words[3]) == "--if-due"))) {
     std::puts(renew(Device::load(words[2]), count == 4) ? "renewed" : "not due yet");
+  } else if (verb == "identity" && count == 3) {
+    std::puts(identity_in(words[2]).c_str());
   } else if (verb == "vectors" && count == 3) {
     std::printf("%d comparisons hold\n", check_vectors(words[2]));
   } else if (verb == "hostile" && count == 3) {
@@ -120,9 +141,16 @@ int work(int count, char** words) {
     return judge(words[2], count - 3, words + 3);
   } else if (verb == "answer" && count == 7) {
     Client client(Config::load(words[2]));
-    const Tree asked = read_tree(words[6]);
-    write_tree(client.answer(words[3], decode_content(asked, asked.root), read_file(words[4], 1 << 24),
-                             read_file(words[5], 1 << 24)));
+    const Bytes scenario = read_file(words[4], 1 << 24), plan = read_file(words[5], 1 << 24);
+    const auto reply = [&](const Bytes& text) {
+      const Tree asked = read_tree(text);
+      write_tree(client.answer(words[3], decode_content(asked, asked.root), scenario, plan));
+    };
+    if (std::string(words[6]) == "-") {
+      converse(reply);
+    } else {
+      reply(read_file(words[6], std::size_t{1} << 29));
+    }
   } else if (verb == "run" && (count == 3 || count == 4)) {
     std::signal(SIGTERM, stop);
     std::signal(SIGINT, stop);

@@ -43,8 +43,9 @@ void add_scaled(Doubles& total, const Floats& vector, double factor);
 // after - before; zero if it is not finite.
 Floats change(const Floats& before, const Floats& after);
 
-// Renyi divergences of one release at the whole orders 2 to 256; they add up over releases.
-std::vector<double> renyi_of(double sampling_probability, double noise_multiplier);
+// Renyi divergences of one release at the whole orders 2 to 256; they add up over releases. With a grid it is
+// of Skellam noise, which counts without sampling and at the orders that fedslm counts at.
+std::vector<double> renyi_of(double sampling_probability, double noise_multiplier, std::int64_t grid = 0);
 double epsilon_of(const std::vector<double>& renyi, double delta);
 
 }  // namespace fedslm

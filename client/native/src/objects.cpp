@@ -67,6 +67,7 @@ Header header_of(std::string_view body, const Limits& limits) {
         if (one->number == 2) value = one->zigzag();
         if (one->number == 4) value = one->whole() != 0;
         if (one->number == 5) value = std::string(one->bytes());
+        if (one->number == 6) value = Blob{Bytes(one->bytes())};
       }
     }
     require(header.emplace(key, value).second, "a record gives a name twice");
@@ -214,6 +215,8 @@ const std::string& text_of(const Header& header, const std::string& name) {
   return typed<std::string>(header, name);
 }
 
+const Bytes& bytes_of(const Header& header, const std::string& name) { return typed<Blob>(header, name).bytes; }
+
 Content decode_content(const Tree& tree, const std::string& root, const Limits& limits) {
   const Object records = parse_object(tree.at(root), limits);
   require(records.kind == "RecordDict", "a content is no RecordDict");
@@ -273,6 +276,7 @@ Bytes write_item(const std::string& key, const Value& value) {
   if (const auto* whole = std::get_if<std::int64_t>(&value)) chosen.zigzag(2, *whole);
   if (const auto* real = std::get_if<double>(&value)) chosen.fixed(1, *real);
   if (const auto* text = std::get_if<std::string>(&value)) chosen.bytes(5, *text);
+  if (const auto* blob = std::get_if<Blob>(&value)) chosen.bytes(6, blob->bytes);
   return ProtoWriter().bytes(1, ProtoWriter().text(1, key).bytes(2, chosen.done()).done()).done();
 }
 
@@ -300,6 +304,10 @@ Tree encode_update(std::int64_t server_round, const std::string& config_digest, 
                         {"config-digest", config_digest},
                         {"stage", stage}};
   return encode_content(header, &vector);
+}
+
+Tree encode_phase(const std::string& phase, const Bytes& payload) {
+  return encode_content({{"protocol", kProtocol}, {"phase", phase}, {"payload", Blob{payload}}});
 }
 
 Tree encode_failure(const std::string& code) {

@@ -38,13 +38,18 @@ Object parse_object(std::string_view bytes, const Limits& limits = {});
 Tree collect(const std::string& root, const std::string& kind,
              const std::function<Bytes(const std::string&)>& fetch, const Limits& limits = {});
 
+struct Blob {
+  Bytes bytes;
+};
+
 // The types that our header has; any other is monostate.
-using Value = std::variant<std::monostate, bool, std::int64_t, double, std::string>;
+using Value = std::variant<std::monostate, bool, std::int64_t, double, std::string, Blob>;
 using Header = std::map<std::string, Value>;
 
 bool flag_of(const Header& header, const std::string& name);
 std::int64_t whole_of(const Header& header, const std::string& name);
 const std::string& text_of(const Header& header, const std::string& name);
+const Bytes& bytes_of(const Header& header, const std::string& name);
 
 // What a server sends: the header, and the vector where there is one.
 struct Content {
@@ -63,6 +68,8 @@ using Items = std::vector<std::pair<std::string, Value>>;
 Tree encode_content(const Items& header, const Floats* vector = nullptr);
 Tree encode_update(std::int64_t server_round, const std::string& config_digest, const std::string& stage,
                    const Floats& vector);
+// The answer in a phase of secure aggregation.
+Tree encode_phase(const std::string& phase, const Bytes& payload);
 Tree encode_failure(const std::string& code);
 Tree encode_introduction(std::int64_t client);
 

@@ -7,6 +7,7 @@
 #include "http.h"
 #include "http2.h"
 #include "json.h"
+#include "secvectors.h"
 
 namespace fedslm {
 namespace {
@@ -48,6 +49,7 @@ void objects(Check& check, const Json& all) {
     if (type == "int") found = value.whole();
     if (type == "float") found = value.real();
     if (type == "string") found = value.string();
+    if (type == "bytes") found = Blob{unhex(value.string())};
     if (found.index() == 0) continue;  // of a type that no header has
     check.same(write_item(one.at("key").string(), found), unhex(one.at("body").string()), "value " + type);
   }
@@ -199,6 +201,7 @@ int check_vectors(const std::string& path) {
   numbers(check, all);
   steps(check, all.at("dp_sgd"));
   check_control(check, all);
+  check_secure(check, all);
   return check.count;
 }
 
@@ -230,6 +233,7 @@ int check_hostile(const std::string& path) {
   });
   attack(all.at("canonical").list().at(0).at("text").string(),
          [](const Bytes& bytes) { canonical(parse_json(bytes)); });
+  attack_secure(attack, all);
   // Objects are named anew, so that what is inside them is read.
   const Tree tree = tree_of(all.at("contents").at("instruction"));
   for (std::size_t i = 0; i < tree.objects.size(); ++i)

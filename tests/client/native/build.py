@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,12 +22,14 @@ from client.fleet.objects import Tree, object_id
 from client.fleet.records import decode, encode
 from client.fleet.worker import from_flower, to_flower
 from client.home import DeviceHome, NodeConfig
+from client.keyring import load_identity
 from client.native.prepare import prepare_home
 from shared.canonical import sha256_hex
 from shared.config import RunConfig
 from shared.lora import Vector
 from shared.pki import Authority, new_key
 from shared.privatefiles import make_private_folder, replace_private
+from shared.roster import write_roster
 from shared.wire import Records, encode_instruction
 from simulations.assemble import load_model
 from tests.integration.device import BASE, Device, Round, make_device
@@ -138,18 +141,37 @@ def run(*words: str, client: Path | None = None) -> tuple[int, str, Records | No
     told = "".join(f"{x}\n" for x in done.stderr.splitlines() if " executorch:" not in x)
     if done.returncode or words[0] != "answer":
         return done.returncode, told + done.stdout, None
-    objects = {object_id(raw): raw for raw in map(bytes.fromhex, printed[1:])}
-    return 0, told, to_flower(decode(Tree(root=printed[0], contents=objects)))
+    return 0, told, records_of(printed)
+
+
+def records_of(lines: Sequence[str]) -> Records:
+    """Read a content as the binary writes it."""
+    objects = {object_id(raw): raw for raw in map(bytes.fromhex, lines[1:])}
+    return to_flower(decode(Tree(root=lines[0], contents=objects)))
 
 
 def question(asked: Round) -> list[str]:
     """Return an instruction as the binary reads it from a file."""
-    tree = encode(from_flower(encode_instruction(asked.instruction)))
+    return lines_of(encode_instruction(asked.instruction))
+
+
+def lines_of(records: Records) -> list[str]:
+    """Return a content as the binary reads it: its root's name, and every object."""
+    tree = encode(from_flower(records))
     return [tree.root, *(content.hex() for content in tree.contents.values())]
 
 
-def make_native(folder: Path, config: RunConfig, **policy: object) -> Native:
-    """Enroll a device without a server, and prepare it for the native client."""
+def make_native(
+    folder: Path, config: RunConfig, *, peers: Mapping[int, bytes] | None = None, **policy: object
+) -> Native:
+    """Enroll a device without a server, and prepare it for the native client.
+
+    Args:
+        folder: an empty one.
+        config: the scenario.
+        peers: keys of the other clients of secure sums; the device is client 0.
+        **policy: changes of the owner's policy.
+    """
     device = make_device(folder, config.privacy.mode, **policy)
     home = folder / "home"
     make_private_folder(home)
@@ -157,8 +179,11 @@ def make_native(folder: Path, config: RunConfig, **policy: object) -> Native:
     replace_private(home / "ca.crt", Authority.create("test", days=2).certificate)
     replace_private(home / "policy.toml", device.policy.read_bytes())
     node = NodeConfig.of(said(config, data=str(device.folder / "notes.jsonl")))
-    out = folder / "native"
-    return Native(device=device, conf=prepare_home(DeviceHome.create(home, node), config, out))
+    enrolled = DeviceHome.create(home, node)
+    if peers is not None:
+        keys = {0: load_identity(enrolled.state).public_key, **peers}
+        (home / "roster.json").write_text(write_roster(keys), encoding="utf-8")
+    return Native(device=device, conf=prepare_home(enrolled, config, folder / "native"))
 
 
 def vector_in(records: Records | None) -> Vector:
