@@ -38,7 +38,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 # machine made a round of the quickstart four times slower (docs/log.md).
 demo check fast: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check check-tests check-fleets fast lint style aarch64 clean
+.PHONY: help demo test check check-tests check-fleets fast lint style aarch64 aarch64-run clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 16
@@ -84,6 +84,12 @@ fast: $(TEST_STAMP) ## the tests that take under two seconds each
 
 aarch64: ## resolve what an ARM board would install; fails if CUDA would come along
 	@"$(PYTHON)" packaging/aarch64.py
+
+# Debian's qemu-user-static and g++-aarch64-linux-gnu, and Linux 6.7; packaging/arm64.py says why.
+ARM64 ?= build/arm64
+aarch64-run: $(TEST_STAMP) ## make an ARM board in a folder, and run on it in emulation what a node does
+	$(BIN)/python packaging/arm64.py make $(ARM64)
+	FEDSLM_ARM64_ROOT=$(ARM64) $(BIN)/python -m pytest -q -rP --show-capture=stdout tests/aarch64/check_board.py tests/aarch64/check_fleet.py
 
 clean: ## remove the environment and all caches; runs are kept
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage

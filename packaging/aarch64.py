@@ -92,18 +92,31 @@ def stand_in(folder: Path) -> None:
         file.writestr(f"{info}/RECORD", "")
 
 
+def _pip(what: str, *, newest: int, version: str) -> list[str]:
+    platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in range(newest, 16, -1)]
+    return [
+        *(sys.executable, "-c", _PIP, what, "--quiet", "--no-input"),
+        *("--disable-pip-version-check", "--only-binary=:all:"),
+        *("--implementation=cp", f"--python-version={version}", *platforms),
+        *("-c", str(CONSTRAINTS)),
+    ]
+
+
 def command(folder: Path, wanted: Sequence[str], *, links: bool) -> list[str]:
     """Return the call of pip that resolves for a board and installs nothing."""
     version = ".".join(map(str, sys.version_info[:2]))
-    platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in range(35, 16, -1)]
     return [
-        *(sys.executable, "-c", _PIP, "install", "--dry-run", "--quiet", "--no-input"),
-        *("--disable-pip-version-check", "--ignore-installed", "--only-binary=:all:"),
-        *("--implementation=cp", f"--python-version={version}", *platforms),
+        *_pip("install", newest=35, version=version),
+        *("--dry-run", "--ignore-installed"),
         *(f"--target={folder / 'target'}", f"--report={folder / 'report.json'}"),
         *((f"--find-links={folder}",) if links else ()),
-        *("-c", str(CONSTRAINTS), *wanted),
+        *wanted,
     ]
+
+
+def download(folder: Path, wanted: Sequence[str]) -> list[str]:
+    """Return the call of pip that fetches for a board with Debian 12: glibc 2.36, Python 3.11."""
+    return [*_pip("download", newest=36, version="3.11"), f"--dest={folder}", *wanted]
 
 
 def say(line: str) -> None:

@@ -176,6 +176,15 @@ def test_a_node_without_torch_is_a_build_argument() -> None:
     assert [s.word for s in steps(path) if "EXTRAS" in s.rest] == ["ARG", "RUN"]
 
 
+def test_a_node_without_torch_is_trimmed_and_the_other_is_not() -> None:
+    """``fedslm client trim`` refuses an environment that holds torch."""
+    [how] = [s.rest for s in steps(PACKAGING / "Containerfile.client") if "EXTRAS}" in s.rest]
+    first, _, second = how.partition('[ "${EXTRAS}" = edge ]; then ')[2].partition("; else ")
+    assert first == "/opt/fedslm/bin/fedslm client trim"
+    assert "trim" not in second
+    assert how.index("pip uninstall") < how.index("client trim")
+
+
 def test_both_check_the_architecture() -> None:
     for path in FILES:
         assert any("amd64|arm64" in s.rest for s in stages(path)[0] if s.word == "RUN")
