@@ -263,8 +263,12 @@ def _load(config: RunConfig, verified: VerifiedAdapter, base: str) -> AdaptedMod
         model.enable_checkpointing()
     expected = {factor.name: factor.shape for factor in model.spec.factors}
     terms, asked = verified.terms, adapter_terms(config)
-    said = (terms.r, terms.lora_alpha, terms.rslora, terms.mixture)
-    scaled = said == (asked.r, asked.alpha, asked.rslora, asked.mixture)
+    scaled = terms.method == asked.method and (
+        # IA3 and prompts have no rank and no scale.
+        bool(terms.method)
+        or (terms.r, terms.lora_alpha, terms.rslora, terms.mixture)
+        == (asked.r, asked.alpha, asked.rslora, asked.mixture)
+    )
     shapes = {name: values.shape for name, values in verified.factors.items()}
     if not scaled or shapes != expected:
         msg = f"Adapter {verified.digest[:12]} has other factors than the scenario's adapter."
@@ -295,6 +299,8 @@ def _require_memory(config: RunConfig, base: str) -> None:
         target_modules=terms.target_modules,
         rslora=terms.rslora,
         mixture=terms.mixture,
+        method=terms.method,
+        prompt_tokens=terms.prompt_tokens,
     )
     steps = config.clients.model_copy(
         update={"local_steps": config.personal.steps, "local_epochs": None}

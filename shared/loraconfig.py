@@ -1,6 +1,7 @@
 """PEFT's ``adapter_config.json`` from elsewhere: a plain LoRA, with numbers within limits.
 
 Our own mixtures (:mod:`shared.mixture`) are read too: a type of their own, and how they are mixed.
+So are IA3 and prompts, by :mod:`shared.methodconfig`.
 
 Only rank, scale and the names of the adapted layers are taken from it; every setting that would
 make the adapter more than a low-rank update of linear layers must be off. What the weights file
@@ -16,7 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from shared.adaptermethod import IA3, PROMPT
 from shared.errors import AdapterCorrupt, AdapterIncompatible
+from shared.methodconfig import check_vectors, method_of, read_targets, read_vectors
 from shared.mixture import PEFT_TYPE, ROUTER, Mixture
 from shared.tensorfile import Tensor
 
@@ -40,19 +43,25 @@ _FIXED: Mapping[str, tuple[object, ...]] = {
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
 }
 _TARGET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,255}")
+_ELSEWHERE: Mapping[str, str] = {
+    IA3: "Answer with torch, or fold it into a base of its own: fedslm export merged",
+    PROMPT: "Answer with torch.",
+}
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraTerms:
-    """What an adapter adds to its base: a scaled B A, at some layers.
+    """What an adapter adds to its base: a scaled B A, at some layers, or what ``method`` says.
 
     Attributes:
-        r: rank of every pair of factors.
+        r: rank of every pair of factors; 1 where there are none.
         lora_alpha: numerator of the scale, whose denominator is r.
         target_modules: names of layers, as PEFT takes them.
         rslora: the denominator is the square root of r.
         mixture: how the adapters are mixed that each pair of factors holds; None for one adapter.
+        method: ``"ia3"`` or ``"prompt"`` (:mod:`shared.adaptermethod`); ``""`` for pairs.
+        prompt_tokens: number of a prompt's vectors; 0 without one.
     """
 
     r: int
@@ -60,10 +69,25 @@ class LoraTerms:
     target_modules: tuple[str, ...]
     rslora: bool = False
     mixture: Mixture | None = None
+    method: str = ""
+    prompt_tokens: int = 0
+
+    def require_pairs(self, what: str) -> None:
+        """Refuse an adapter that is no pairs of factors, for a program that knows no other.
+
+        Args:
+            what: the program, for the error.
+
+        Raises:
+            AdapterIncompatible: for IA3 or a prompt.
+        """
+        if self.method:
+            msg = f"The adapter is of method {self.method!r}, which {what} does not compute."
+            raise AdapterIncompatible(msg, hint=_ELSEWHERE[self.method])
 
 
 def read_lora_config(data: bytes, *, whole: Sequence[str] = ()) -> LoraTerms:
-    """Read the configuration of a plain LoRA.
+    """Read the configuration of a plain LoRA, of a mixture, of IA3 or of a prompt.
 
     Args:
         data: the file.
@@ -71,7 +95,7 @@ def read_lora_config(data: bytes, *, whole: Sequence[str] = ()) -> LoraTerms:
 
     Raises:
         AdapterCorrupt: if it is no JSON object of a reasonable size.
-        AdapterIncompatible: if it describes something else than a plain LoRA.
+        AdapterIncompatible: if it describes anything else.
     """
     if not len(data) <= LARGEST_CONFIG:
         _corrupt(f"has {len(data)} bytes, expected at most {LARGEST_CONFIG}")
@@ -82,6 +106,8 @@ def read_lora_config(data: bytes, *, whole: Sequence[str] = ()) -> LoraTerms:
         raise AdapterCorrupt(msg) from error
     if not isinstance(config, dict):
         _corrupt("is no JSON object")
+    if (method := method_of(config)) and not whole:
+        return _method_terms(method, config)
     mixture = None
     if config.get("peft_type") == PEFT_TYPE:
         mixture = Mixture.from_json(config.pop("mixture", None))
@@ -103,9 +129,14 @@ def read_lora_config(data: bytes, *, whole: Sequence[str] = ()) -> LoraTerms:
 def check_factors(tensors: Sequence[Tensor], terms: LoraTerms) -> None:
     """Require that the tensors are pairs of factors of the configuration's rank, and a router.
 
+    Of IA3 or a prompt: that they are its vectors.
+
     Raises:
         AdapterIncompatible: if one is not, or lacks its partner.
     """
+    if terms.method:
+        check_vectors(terms.method, tensors, terms.prompt_tokens)
+        return
     found: dict[str, set[str]] = {}
     routers = [tensor for tensor in tensors if tensor.name.endswith(f".{ROUTER}.weight")]
     adapters = [] if terms.mixture is None else [terms.mixture.adapters]
@@ -134,12 +165,9 @@ def _terms(config: Mapping[str, Any], mixture: Mixture | None) -> LoraTerms:
     number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
     if not (number and 0 < alpha <= LARGEST_ALPHA and math.isfinite(alpha)):  # type: ignore[operator,arg-type]
         _incompatible(f"lora_alpha is no number above 0 and up to {LARGEST_ALPHA:g}")
-    if not (
-        isinstance(targets, list)
-        and 1 <= len(targets) <= MOST_TARGETS
-        and all(isinstance(name, str) and _TARGET.fullmatch(name) for name in targets)
-    ):
-        _incompatible(f"target_modules is no list of 1 to {MOST_TARGETS} plain names")
+    if not isinstance(targets, list):
+        _incompatible("target_modules is no list")
+    _check_targets(targets)
     return LoraTerms(
         r=r,
         lora_alpha=float(alpha),  # type: ignore[arg-type]
@@ -147,6 +175,25 @@ def _terms(config: Mapping[str, Any], mixture: Mixture | None) -> LoraTerms:
         rslora=config.get("use_rslora") is True,
         mixture=mixture,
     )
+
+
+def _method_terms(method: str, config: Mapping[str, Any]) -> LoraTerms:
+    """Read IA3 or a prompt."""
+    targets = read_targets(method, config)
+    if method == PROMPT:
+        vectors = read_vectors(config)
+        return LoraTerms(
+            r=1, lora_alpha=1.0, target_modules=(), method=method, prompt_tokens=vectors
+        )
+    _check_targets(targets)
+    return LoraTerms(r=1, lora_alpha=1.0, target_modules=targets, method=method)
+
+
+def _check_targets(targets: Sequence[Any]) -> None:
+    """Require names of layers and no patterns."""
+    plain = all(isinstance(name, str) and _TARGET.fullmatch(name) for name in targets)
+    if not (1 <= len(targets) <= MOST_TARGETS and plain):
+        _incompatible(f"target_modules is no list of 1 to {MOST_TARGETS} plain names")
 
 
 def _corrupt(how: str) -> NoReturn:

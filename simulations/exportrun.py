@@ -43,6 +43,7 @@ def gguf_export(
     from client.exports.layout import CONFIG, Layout, require_gguf
     from client.exports.programmaking import facts_of_base
 
+    source.terms.require_pairs("llama.cpp")
     require_gguf()
     folder, found = _open_base(source, base)
     layout = Layout.of_folder(folder)
@@ -105,6 +106,7 @@ def onnx_export(
     """
     from client.exports.fit import spec_of
 
+    source.terms.require_pairs("the graph")
     if not graph and {quantization, kv_cache} != {"none"}:
         msg = "--quantization and --kv-cache are of the graph, which is not written."
         raise UsageError(msg, hint="Add --graph.")
@@ -157,6 +159,7 @@ def executorch_export(
     """
     from client.edge.export import require_exporter
 
+    source.terms.require_pairs("the program")
     require_exporter("executorch")
     from client.exports.etgraph import write_program
     from client.exports.fit import spec_of

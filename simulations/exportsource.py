@@ -21,6 +21,7 @@ import numpy as np
 
 from client.adapterfiles import load_files, read_bounded
 from client.exports.record import ADAPTER
+from shared.adaptermethod import IA3, PEFT_TYPES
 from shared.crypto import Signature, SigningKey
 from shared.documents import LARGEST_DOCUMENT
 from shared.errors import (
@@ -111,11 +112,15 @@ def find_source(
         ReleaseRefused: for a violation, a withheld version, or an audit report that does not hold.
         AdapterUntrusted: for a signature that does not hold, or is of another key.
         AdapterCorrupt: if a file is missing or damaged.
-        AdapterIncompatible: if it is no plain LoRA of a language model.
+        AdapterIncompatible: if it is neither plain LoRA nor IA3 nor a prompt of a language model.
         UsageError: if a version is named where there are none.
     """
     found = _find(path, version, key, public_key, sealing)
-    if not any(bool(v.any()) for name, v in found.factors.items() if ".lora_B." in name):
+    if found.terms.method == IA3 and all(bool((v == 1).all()) for v in found.factors.values()):
+        msg = f"adapter {found.digest[:12]}: every vector is one, so that it changes nothing."
+        raise AdapterIncompatible(msg, hint="Train it first.")
+    b = [v for name, v in found.factors.items() if ".lora_B." in name]
+    if not (found.terms.method or any(bool(v.any()) for v in b)):
         msg = f"adapter {found.digest[:12]}: every B is zero, so that it changes nothing."
         raise AdapterIncompatible(
             msg, hint='With aggregation.share "A" each client keeps its own B.'
@@ -269,7 +274,7 @@ def _require_lora(config: bytes) -> None:
     """Refuse the other kinds of adapters, each with its reason."""
     parsed = _object(PEFT_CONFIG, config)
     kind, task = parsed.get("peft_type", "LORA"), parsed.get("task_type")
-    if kind != "LORA":
+    if kind != "LORA" and kind not in PEFT_TYPES.values():
         msg = f"peft_type={kind!r}, expected 'LORA': no other runtime computes this adapter."
         raise AdapterIncompatible(msg, hint="A mixture needs its gates: answer with fedslm itself.")
     if task not in {None, "CAUSAL_LM"}:

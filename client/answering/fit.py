@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from client.adapter import adapt
 from client.adapterspec import adapter_spec
@@ -22,15 +22,17 @@ def fit(base: BaseModel, factors: Factors, terms: LoraTerms) -> AdaptedModel:
         AdapterIncompatible: if its factors are not those of this base's layers; the base is as it
             was then.
     """
+    said: dict[str, Any] = {
+        "r": terms.r,
+        "alpha": terms.lora_alpha,
+        "target_modules": terms.target_modules,
+        "rslora": terms.rslora,
+        "mixture": terms.mixture,
+        "method": terms.method,
+        "prompt_tokens": terms.prompt_tokens or 1,
+    }
     try:
-        spec = adapter_spec(
-            base,
-            r=terms.r,
-            alpha=terms.lora_alpha,
-            target_modules=terms.target_modules,
-            rslora=terms.rslora,
-            mixture=terms.mixture,
-        )
+        spec = adapter_spec(base, **said)
     except (AdapterIncompatible, ConfigError, ModelError) as error:
         msg = "The base has no such layers as the adapter's."
         raise AdapterIncompatible(msg) from error
@@ -38,13 +40,6 @@ def fit(base: BaseModel, factors: Factors, terms: LoraTerms) -> AdaptedModel:
     if {name: values.shape for name, values in factors.items()} != expected:
         msg = "The adapter's factors are not those of the base's layers."
         raise AdapterIncompatible(msg)
-    model = adapt(
-        base,
-        r=terms.r,
-        alpha=terms.lora_alpha,
-        target_modules=terms.target_modules,
-        rslora=terms.rslora,
-        mixture=terms.mixture,
-    )
+    model = adapt(base, **said)
     model.load(factors)
     return model

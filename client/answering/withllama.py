@@ -103,8 +103,9 @@ class LlamaEngine:
         may open, and removed as soon as it was read.
 
         Raises:
-            AdapterIncompatible: if it is not one of this base's layers.
+            AdapterIncompatible: if it is not one of this base's layers, or no pairs of factors.
         """
+        terms.require_pairs("llama.cpp")
         if terms.mixture is not None:
             msg = "The adapter is a mixture, whose gates llama.cpp does not have."
             raise AdapterIncompatible(msg, hint="Answer with torch.")

@@ -77,8 +77,10 @@ class OnnxEngine:
         """Put an adapter on the base; its factors are inputs of every call.
 
         Raises:
-            AdapterIncompatible: if it is not one of the layers and the rank of the graph.
+            AdapterIncompatible: if it is not one of the layers and the rank of the graph, or no
+                pairs of factors.
         """
+        terms.require_pairs("the graph")
         if terms.mixture is not None:
             msg = "The adapter is a mixture, whose gates the graph does not have."
             raise AdapterIncompatible(msg, hint="Answer with torch.")

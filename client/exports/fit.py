@@ -22,6 +22,8 @@ def spec_of(base: BaseModel, factors: Factors, terms: LoraTerms) -> AdapterSpec:
             alpha=terms.lora_alpha,
             target_modules=terms.target_modules,
             rslora=terms.rslora,
+            method=terms.method,
+            prompt_tokens=terms.prompt_tokens or 1,
         )
     except (ConfigError, ModelError) as error:
         msg = "The base has no such layers as the adapter's."

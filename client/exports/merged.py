@@ -11,7 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from client.exports.fit import spec_of
 from client.model import BaseModel, quiet
-from shared.errors import InvalidValue
+from shared.adaptermethod import PROMPT, VECTOR
+from shared.errors import AdapterIncompatible, InvalidValue
 from shared.lora import Factors, plain_name
 from shared.loraconfig import LoraTerms
 
@@ -29,7 +30,9 @@ _TOKENIZER = (
 
 
 def merge(base: BaseModel, factors: Factors, terms: LoraTerms) -> None:
-    """Add ``scale * B A`` to the weights of a base, in place; the sum is made in float64.
+    """Fold an adapter into the weights of a base, in place; computed in float64.
+
+    ``scale * B A`` is added. Of IA3 the rows or columns of weights are multiplied, and biases.
 
     Args:
         base: not quantised, without an adapter.
@@ -38,13 +41,19 @@ def merge(base: BaseModel, factors: Factors, terms: LoraTerms) -> None:
 
     Raises:
         InvalidValue: if the base is quantised.
-        AdapterIncompatible: if the factors are not those of this base's layers.
+        AdapterIncompatible: if the factors are not those of this base's layers, or a prompt's,
+            which is in no weight.
     """
+    if terms.method == PROMPT:
+        msg = "The adapter is a prompt: vectors before a text are in no weight of the base."
+        raise AdapterIncompatible(msg, hint="Answer with torch.")
     if base.quantization != "none":
         msg = f"quantization={base.quantization!r}, expected 'none' to merge into."
         raise InvalidValue(msg)
     spec = spec_of(base, factors, terms)
     with torch.no_grad():
+        for name in factors if terms.method else ():
+            _rescale(base, name, torch.from_numpy(factors[name]).double())
         for factor in spec.of_kind("A"):
             stem = factor.name.removesuffix("lora_A.weight")
             a, b = (
@@ -54,6 +63,19 @@ def merge(base: BaseModel, factors: Factors, terms: LoraTerms) -> None:
             change = spec.scale * (b @ a)
             whole = module.weight.double() + (change.T if isinstance(module, Conv1D) else change)
             module.weight.copy_(whole.to(module.weight.dtype))
+
+
+def _rescale(base: BaseModel, name: str, vector: torch.Tensor) -> None:
+    """Multiply a layer's weights by a vector of IA3, ``(1, d_in)`` or ``(d_out, 1)``.
+
+    The layer is ``W (l * x) + b`` with the first, and ``l * (W x + b)`` with the second.
+    """
+    module: Any = base.model.get_submodule(plain_name(name.removesuffix(f".{VECTOR}")))
+    weight = module.weight
+    across = vector.T if isinstance(module, Conv1D) else vector
+    weight.copy_((weight.double() * across).to(weight.dtype))
+    if vector.shape[1] == 1 and module.bias is not None:
+        module.bias.copy_((module.bias.double() * vector.flatten()).to(module.bias.dtype))
 
 
 def write_merged(

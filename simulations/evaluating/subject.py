@@ -150,20 +150,9 @@ def tensor_bytes(model: torch.nn.Module) -> int:
 
 def _adapt(base: BaseModel, source: Source) -> AdaptedModel:
     """Put a verified adapter on its base."""
-    from client.adapter import adapt
-    from client.exports.fit import spec_of
+    from client.answering.fit import fit
 
     if source.base_digest not in {None, base.digest}:
         msg = f"adapter {source.digest[:12]}: it was trained on base {source.base_digest}."
         raise BaseModelMismatch(msg, hint=f"{base.name} has digest {base.digest}.")
-    terms = source.terms
-    spec_of(base, source.factors, terms)
-    model = adapt(
-        base,
-        r=terms.r,
-        alpha=terms.lora_alpha,
-        target_modules=terms.target_modules,
-        rslora=terms.rslora,
-    )
-    model.load(source.factors)
-    return model
+    return fit(base, source.factors, source.terms)

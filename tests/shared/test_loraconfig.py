@@ -47,7 +47,7 @@ def test_what_peft_writes_is_read() -> None:
 
 
 WRONG: dict[str, dict[str, Any]] = {
-    "another kind": {"peft_type": "IA3"},
+    "another kind": {"peft_type": "ADALORA"},
     "another task": {"task_type": "SEQ_CLS"},
     "trained biases": {"bias": "all"},
     "DoRA": {"use_dora": True},
