@@ -68,6 +68,8 @@ def measure_speed(
                 "alpha": terms.lora_alpha,
                 "target_modules": list(terms.target_modules),
                 "rslora": terms.rslora,
+                "method": terms.method,
+                "prompt_tokens": terms.prompt_tokens or 1,
             }
         path = Path(room) / "order.json"
         path.write_text(json.dumps(order), encoding="utf-8")
