@@ -62,12 +62,13 @@ def read_targets(method: str, config: Mapping[str, Any]) -> tuple[str, ...]:
         _incompatible(method, f"{len(extras)} settings are set that a plain one does not have")
     if method == PROMPT:
         return ()
-    targets, inner = config.get("target_modules"), config.get("feedforward_modules") or []
-    if not (_are_names(targets) and _are_names(inner)):
+    targets = _names(config.get("target_modules"))
+    inner = _names(config.get("feedforward_modules") or [])
+    if targets is None or inner is None:
         _incompatible(method, "target_modules or feedforward_modules is no list of names")
     if set(inner) != set(targets) & set(FEEDFORWARD):
         _incompatible(method, "feedforward_modules are not those that lead out of a feed-forward")
-    return tuple(targets)
+    return targets
 
 
 def read_vectors(config: Mapping[str, Any]) -> int:
@@ -100,9 +101,11 @@ def check_vectors(method: str, tensors: Sequence[Tensor], prompt_tokens: int) ->
         _incompatible(method, f"its prompt has another length than {prompt_tokens}")
 
 
-def _are_names(value: object) -> bool:
-    """Tell whether this is a list of texts; what may be a name is checked by the caller."""
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+def _names(value: object) -> tuple[str, ...] | None:
+    """Return a list of texts, or None; what may be a name is checked by the caller."""
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    return None
 
 
 def _incompatible(method: str, how: str) -> NoReturn:

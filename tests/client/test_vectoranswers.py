@@ -58,7 +58,7 @@ def peft_logits(base: BaseModel, folder: Path) -> torch.Tensor:
     from peft import PeftModel
 
     with quiet():
-        model: Any = PeftModel.from_pretrained(base.model, str(folder))  # type: ignore[arg-type]
+        model: Any = PeftModel.from_pretrained(base.model, str(folder))
     with torch.no_grad():
         logits: torch.Tensor = model(input_ids=IDS).logits
     return logits[:, -IDS.shape[1] :]
