@@ -140,10 +140,13 @@ Floats Client::trained(const Content& content, const Terms& terms) {
   };
   if (terms.mode == "example") {
     NoiseSource source = noise_of(terms, "example-noise", server_round);
-    return change(content.vector,
-                  private_steps(content.vector, examples.size(), terms.local_steps, terms.batch_size,
-                                terms.learning_rate, terms.clip, terms.noise_multiplier,
-                                terms.sampling_probability, source, gradient));
+    Floats update = change(content.vector,
+                           private_steps(content.vector, examples.size(), terms.local_steps, terms.batch_size,
+                                         terms.learning_rate, terms.clip, terms.noise_multiplier,
+                                         terms.sampling_probability, source, gradient));
+    // Asked without regard to the sample: an empty one is stopped as any other.
+    may_go_on_();
+    return update;
   }
   NoiseSource batches = NoiseSource::from_system();
   // A device without text takes part in a secure sum with an empty update, which nobody can tell from another.

@@ -32,7 +32,7 @@ class Client {
   double epsilon() const { return ledger_.epsilon(config_.delta); }
   std::size_t answers() const { return ledger_.answers(); }
 
-  // Called before each example is touched; ends the work by a Refusal of its own.
+  // Called before each example is touched and before an update is given; ends the work by a Refusal.
   void watch(std::function<void()> may_go_on) { may_go_on_ = std::move(may_go_on); }
   // Answers a message of a kind; what goes wrong is a Refusal.
   Tree answer(const std::string& kind, const Content& content, const std::string& scenario,

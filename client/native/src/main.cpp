@@ -2,6 +2,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <exception>
 #include <functional>
 #include <iostream>
@@ -141,6 +142,11 @@ int work(int count, char** words) {
     return judge(words[2], count - 3, words + 3);
   } else if (verb == "answer" && count == 7) {
     Client client(Config::load(words[2]));
+    Conditions conditions(client.config().conditions, Machine(), [] { return static_cast<double>(std::time(nullptr)); });
+    client.watch([&conditions] {
+      const std::string reasons = conditions.reasons();
+      if (!reasons.empty()) refuse(reasons);
+    });
     const Bytes scenario = read_file(words[4], 1 << 24), plan = read_file(words[5], 1 << 24);
     const auto reply = [&](const Bytes& text) {
       const Tree asked = read_tree(text);

@@ -217,6 +217,10 @@ def test_the_servers_ledger_must_not_go_back(native: Native) -> None:
 def test_a_device_that_may_not_work_or_left_does_not_join(native: Native) -> None:
     later = datetime.now().astimezone() + timedelta(hours=6)
     native.changed(hours=f"{later:%H:%M}-{later + timedelta(hours=1):%H:%M}")
+    # Conditions that end while it works end the work, and what was charged stays charged.
+    status, told, _ = native.ask(make_round(config=REHEARSAL))
+    assert (status, told.split(": ")[:2]) == (24, ["policy-refused", "hours"])
+    assert len(ledger(native)) == 1
     command = [str(binary()), "run", str(native.conf)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
