@@ -41,7 +41,7 @@ demo check fast: export OMP_NUM_THREADS ?= 1
 .PHONY: help demo test check check-tests check-fleets fast lint style aarch64 aarch64-run clean
 
 help: ## show this list
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: $(DEMO_STAMP) ## install, run the quickstart, print its table and the path of its report
 	@$(BIN)/fedslm simulate quickstart
