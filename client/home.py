@@ -28,6 +28,7 @@ from shared.privatefiles import (
     remove_file,
     replace_private,
 )
+from shared.problems import expected
 from shared.registry import suggestion
 
 NODE_FILE = "node.toml"
@@ -284,8 +285,7 @@ def _error(error: ValidationError) -> InvalidValue | UnknownKey:
         elif item["type"] == "missing":
             problem = Problem(key=key, message="is missing; it has no default.")
         else:
-            expected = item["msg"].removeprefix("Input should be ")
-            problem = Problem(key=key, message=f"expected: {expected}.")
+            problem = Problem(key=key, message=f"expected: {expected(item)}.")
         problems[key] = problem
     found = list(problems.values())
     cls = UnknownKey if any(p.code == UnknownKey.code for p in found) else InvalidValue

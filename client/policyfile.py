@@ -25,6 +25,7 @@ from shared.configtypes import (
 from shared.errors import ConfigError, InvalidValue, PolicyRefused, Problem, UnknownKey
 from shared.policies import PolicyName
 from shared.privacy.terms import MIN_COHORT
+from shared.problems import expected
 from shared.registry import suggestion
 
 SCHEMA = 1
@@ -302,8 +303,8 @@ def _problems(error: ValidationError, inside: tuple[str, ...] = ()) -> list[Prob
         elif item["type"] == "missing":
             problem = Problem(key=key, message="is missing; it has no default.")
         else:
-            expected = item["msg"].removeprefix("Input should be ")
-            problem = Problem(key=key, message=f"found {item['input']!r}, expected: {expected}.")
+            message = f"found {item['input']!r}, expected: {expected(item)}."
+            problem = Problem(key=key, message=message)
         problems[key] = problem
     return list(problems.values())
 

@@ -26,6 +26,7 @@ from shared.errors import (
     Problem,
     UnknownKey,
 )
+from shared.problems import expected
 from shared.registry import suggestion
 
 Tables = dict[str, dict[str, Any]]
@@ -221,7 +222,7 @@ def _from_pydantic(error: ValidationError, reported: set[str], tables: Tables) -
         else:
             section, _, leaf = key.partition(".")
             found = tables.get(section, {}).get(leaf)
-            message = f"found {found!r}, expected: {item['msg'].removeprefix('Input should be ')}."
+            message = f"found {found!r}, expected: {expected(item)}."
         problems[key] = Problem(key=key, message=message)
     return list(problems.values())
 

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from shared.configtypes import NonNegativeReal, PositiveReal, Probability, Section
 from shared.errors import InvalidValue, Problem, UsageError
+from shared.problems import expected
 from shared.registry import suggestion
 
 CUSTOM: Final = "custom"
@@ -130,7 +131,7 @@ def _checked(table: Mapping[str, Any], label: str) -> DeviceProfile:
         problems = [
             Problem(
                 key=".".join(str(part) for part in item["loc"]) or "profile",
-                message=f"expected: {item['msg'].removeprefix('Input should be ')}.",
+                message=f"expected: {expected(item)}.",
             )
             for item in error.errors(include_url=False, include_input=False)
         ]

@@ -31,9 +31,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             msg = f"No space left to write {path.name}."
-            raise OutOfDisk(
-                msg, hint="Free some space and start again with --resume; nothing finished is lost."
-            ) from error
+            hint = "Free some space and start again, with --resume if the command has it; "
+            raise OutOfDisk(msg, hint=f"{hint}nothing finished is lost.") from error
         msg = f"{path.name} cannot be written ({error.strerror})."
         raise RunFolderError(msg, hint="Check the folder and its permissions.") from error
 

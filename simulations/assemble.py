@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.config import RunConfig
-from shared.errors import ModelNotFound
 from shared.privacy.plan import PrivacyPlan
 from simulations.attacks.poison import with_attackers
 from simulations.attacks.runtime import make_runtime
+from simulations.basepath import base_path
 from simulations.canaries import WithCanaries, plan_canaries
 from simulations.canaryplan import RARE_TOKEN, CanaryPlan
 from simulations.clientcanaries import with_client_canaries
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from client.adapter import AdaptedModel
     from client.runtime import ClientRuntime
 
-ASSETS = Path(__file__).parent / "assets"
-DEMO = "demo"
 _SMALL = 20_000_000
 
 
@@ -41,25 +39,6 @@ class Assembly:
     model: AdaptedModel
     dataset: FederatedDataset
     canaries: CanaryPlan
-
-
-def base_path(base: str, *, base_dir: Path) -> str:
-    """Resolve ``model.base``: the embedded model, a folder, or a hub id as it is.
-
-    Raises:
-        ModelNotFound: for something that looks like a path and is no folder.
-    """
-    if base == DEMO:
-        return str(ASSETS / DEMO)
-    folder = base_dir / base
-    if folder.is_dir():
-        return str(folder)
-    if base.startswith((".", "/", "~")) or base.count("/") > 1:
-        msg = f"model.base={base!r} is not a folder."
-        raise ModelNotFound(
-            msg, hint='Give a transformers folder, a hub id like "org/name", or "demo".'
-        )
-    return base
 
 
 def open_clients(

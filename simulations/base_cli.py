@@ -77,7 +77,7 @@ def compress(
     as_json: AsJson = False,
 ) -> None:
     """Compress a base, and say what it costs: perplexity, size, memory of loading, speed."""
-    from simulations.assemble import base_path
+    from simulations.basepath import base_path
     from simulations.compress.protocol import Settings
     from simulations.compress.running import Order, compare, folder_of
     from simulations.compress.running import compress as run

@@ -318,8 +318,15 @@ def run(arguments: Sequence[str]) -> int:
         app(list(arguments))
     except FedSLMError as error:
         return _report(error, as_json="--json" in arguments)
+    except ModuleNotFoundError as error:
+        from simulations.missing import missing
+
+        told = missing(error)
+        if told is None:
+            raise
+        return _report(told, as_json="--json" in arguments)
     except KeyboardInterrupt:
-        typer.echo("interrupted; go on with --resume", err=True)
+        typer.echo("interrupted; a command that has --resume goes on with it", err=True)
         return 130
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0

@@ -138,7 +138,7 @@ def _base_digest(model: str) -> str | None:
     """Return the digest of a base model that is here; None for one that is not."""
     from client.basedigest import base_digest
     from client.edge.program import MANIFEST, load_step
-    from simulations.assemble import base_path
+    from simulations.basepath import base_path
 
     folder = Path(base_path(model, base_dir=Path.cwd()))
     if (folder / MANIFEST).is_file():

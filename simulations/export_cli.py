@@ -96,10 +96,10 @@ def _export(
     from client.edge.terms import terms_of
 
     terms = terms_of(config)
-    from client.edge.export import export_step, require_exporter
+    from client.edge.export import export_step, require_writable
     from simulations.assemble import load_model
 
-    require_exporter(runtime)
+    require_writable(out, quantization=quantization, runtime=runtime)
     changes = {
         "model": config.model.model_copy(update={"quantization": "none"}),
         "performance": config.performance.model_copy(update={"device": "cpu"}),

@@ -37,7 +37,7 @@ def gguf_export(
         UnsupportedModel: if llama.cpp has no such model, or no such tokenizer.
         MissingDependency: if gguf is not installed.
     """
-    from client.exports.fit import spec_of
+    from client.adapterfit import spec_of
     from client.exports.ggufadapter import write_adapter_gguf
     from client.exports.ggufbase import write_base_gguf
     from client.exports.layout import CONFIG, Layout, require_gguf
@@ -104,7 +104,7 @@ def onnx_export(
         UnsupportedModel: if the base cannot be exported.
         MissingDependency: if the exporter's packages are not installed.
     """
-    from client.exports.fit import spec_of
+    from client.adapterfit import spec_of
 
     source.terms.require_pairs("the graph")
     if not graph and {quantization, kv_cache} != {"none"}:
@@ -161,8 +161,8 @@ def executorch_export(
 
     source.terms.require_pairs("the program")
     require_exporter("executorch")
+    from client.adapterfit import spec_of
     from client.exports.etgraph import write_program
-    from client.exports.fit import spec_of
 
     folder, found = _open_base(source, base)
     model = load_plain(folder)

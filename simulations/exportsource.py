@@ -111,6 +111,7 @@ def find_source(
     Raises:
         ReleaseRefused: for a violation, a withheld version, or an audit report that does not hold.
         AdapterUntrusted: for a signature that does not hold, or is of another key.
+        AdapterError: if there is no adapter.
         AdapterCorrupt: if a file is missing or damaged.
         AdapterIncompatible: if it is neither plain LoRA nor IA3 nor a prompt of a language model.
         UsageError: if a version is named where there are none.
@@ -142,6 +143,10 @@ def _find(
         msg = f"--version with {path.name!r}, which is no adapter registry."
         raise UsageError(msg, hint="Give a server's folder, or leave --version out.")
     folder = path / ADAPTER if (path / ADAPTER).is_dir() else path
+    if not os.path.lexists(folder / PEFT_CONFIG):
+        found = "holds no adapter" if path.is_dir() else "is not a folder here"
+        msg = f"{path.name!r} {found}."
+        raise AdapterError(msg, hint="Give a finished run, an adapter's folder, or a server's.")
     if (folder / MANIFEST).exists():
         return _of_signed(folder, public_key)
     return _of_folder(folder, path, public_key)

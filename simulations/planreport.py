@@ -21,7 +21,7 @@ from shared.errors import ConfigError, ConflictingSettings, PrivacyError
 from shared.lora import AdapterSpec
 from shared.planeffect import PrivacyEffect, effect_of
 from shared.rankrules import may_mix_ranks
-from simulations.assemble import base_path
+from simulations.basepath import base_path
 from simulations.planranks import RANK, mixed_lines, own_rank, scale_line
 
 UNKNOWN = "not computed: the population comes with the data"

@@ -43,7 +43,8 @@ from shared.errors import (
 )
 from shared.privatefiles import make_private_folder, replace_private
 from shared.scenarioplan import plan_of
-from simulations.assemble import base_path, open_clients
+from simulations.assemble import open_clients
+from simulations.basepath import base_path
 from simulations.updeal import RECORDS, DealtDataset, deal, policy_for
 from simulations.upports import free_block, require_free
 from simulations.upprocesses import NODES, SERVER, Processes

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from client.answering.engine import with_begin
 from client.exports.programfacts import ProgramFacts
-from shared.errors import BaseModelMismatch, MissingDependency, TokenizerMissing
+from client.tokenfile import read_tokenizer
+from shared.errors import BaseModelMismatch
 
 
 class ProgramTokenizer:
@@ -23,19 +24,8 @@ class ProgramTokenizer:
     """
 
     def __init__(self, path: Path, facts: ProgramFacts) -> None:
-        try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            msg = "Answers of an exported graph need the tokenizers package."
-            raise MissingDependency(msg, hint="pip install 'fedslm[edge]'") from error
         self._facts = facts
-        try:
-            self._inner = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # noqa: BLE001 - the package raises nothing narrower
-            msg = f"{path.name} of the export is no tokenizer ({type(error).__name__})."
-            raise TokenizerMissing(msg, hint="Export it again.") from None
-        self._inner.no_truncation()
-        self._inner.no_padding()
+        self._inner = read_tokenizer(path, of="export")
         self._inner.encode_special_tokens = True
 
     def encode(self, text: str) -> list[int]:

@@ -72,8 +72,8 @@ class TorchEngine:
         return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def wear(self, factors: Factors, terms: LoraTerms) -> None:
-        """Put an adapter on the base; errors as :func:`client.answering.fit.fit`."""
-        from client.answering.fit import fit
+        """Put an adapter on the base; errors as :func:`client.adapterfit.fit`."""
+        from client.adapterfit import fit
         from shared.errors import AdapterIncompatible
 
         if self._base is None:

@@ -108,12 +108,7 @@ def export_step(
             PyTorch does.
         InvalidValue: for an unknown quantisation or runtime, or a length that is out of range.
     """
-    _require_one_of("quantization", quantization, QUANTIZATIONS)
-    _require_one_of("runtime", runtime, RUNTIMES)
-    if folder.exists():
-        msg = f"Folder {folder.name!r} exists, expected a new one."
-        raise RunFolderExists(msg)
-    require_exporter(runtime)
+    require_writable(folder, quantization=quantization, runtime=runtime)
     _require_length(model, length)
     traced = trace_step(model, length=length, max_grad_norm=max_grad_norm)
     with disk_errors(folder):
@@ -169,6 +164,27 @@ def compare(model: AdaptedModel, step: StepEngine) -> Comparison:
         model.load_vector(kept, "AB")
         model.set_trainable(kinds)
     return Comparison(relative_error=_worst(errors), cosine=-_worst([-c for c in cosines]))
+
+
+def require_writable(folder: Path, *, quantization: str, runtime: str) -> None:
+    """Refuse what needs no model to be refused.
+
+    Args:
+        folder: of the step.
+        quantization: of the frozen weights.
+        runtime: that the program is for.
+
+    Raises:
+        InvalidValue: for an unknown quantisation or runtime.
+        RunFolderExists: if the folder is there.
+        MissingDependency: if the exporter's packages are not installed.
+    """
+    _require_one_of("quantization", quantization, QUANTIZATIONS)
+    _require_one_of("runtime", runtime, RUNTIMES)
+    if folder.exists():
+        msg = f"Folder {folder.name!r} exists, expected a new one."
+        raise RunFolderExists(msg, hint="Give another --out.")
+    require_exporter(runtime)
 
 
 def require_exporter(runtime: str = "onnx") -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from client.edge.program import CHAT
-from shared.errors import InvalidValue, MissingDependency, TokenizerMissing
+from client.tokenfile import read_tokenizer
+from shared.errors import InvalidValue, TokenizerMissing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,18 +33,7 @@ class StepTokenizer:
     """
 
     def __init__(self, path: Path, manifest: StepManifest) -> None:
-        try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            msg = "An exported step needs the tokenizers package, which is not installed."
-            raise MissingDependency(msg, hint="pip install 'fedslm[edge]'") from error
-        try:
-            self._inner = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # noqa: BLE001 - the package raises nothing narrower
-            msg = f"{path.name} of the exported step is no tokenizer ({type(error).__name__})."
-            raise TokenizerMissing(msg, hint="Export the step again.") from None
-        self._inner.no_truncation()
-        self._inner.no_padding()
+        self._inner = read_tokenizer(path, of="exported step")
         self.bos_token_id = manifest.bos
         self.eos_token_id = manifest.eos
         self.chat_template: ChatTemplate | None = None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from client.exports.fit import spec_of
+from client.adapterfit import spec_of
 from client.model import BaseModel, quiet
 from shared.adaptermethod import PROMPT, VECTOR
 from shared.errors import AdapterIncompatible, InvalidValue

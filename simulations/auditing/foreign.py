@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from server.adapters import MANIFEST, PEFT_CONFIG, WEIGHTS
 from shared.errors import AdapterCorrupt, AdapterIncompatible, BaseModelMismatch
-from simulations.assemble import base_path
+from simulations.basepath import base_path
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ import torch
 
 from client.losses import Batch, collate
 from client.tokenization import make_examples
-from simulations.assemble import base_path
+from simulations.basepath import base_path
 from simulations.dataset import open_dataset
 
 if TYPE_CHECKING:

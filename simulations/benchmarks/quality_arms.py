@@ -24,7 +24,7 @@ from shared.configlink import LinkSection
 from shared.configrobust import RobustKeys
 from shared.errors import ConflictingSettings, DataFileNotFound
 from shared.policies import POLICIES
-from simulations.assemble import DEMO
+from simulations.basepath import DEMO
 from simulations.benchmarks.quality_select import Axes, selected
 from simulations.catalog import open_scenario
 from simulations.dataset import BUILTIN_PREFIX

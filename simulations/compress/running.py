@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def compress(order: Order) -> list[dict[str, Any]]:
         if folder_of(order.out, name).exists() and not order.resume:
             msg = f"{folder_of(order.out, name).name!r} is in the output folder already."
             raise RunFolderExists(msg, hint="Give --resume to leave it, or another --out.")
+    find_base(order.base)
     with disk_errors(order.out):
         order.out.mkdir(parents=True, exist_ok=True)
     return [_one(order, name) for name in order.methods]
@@ -128,20 +130,25 @@ def _one(order: Order, name: str) -> dict[str, Any]:
     with disk_errors(folder):
         scratch.mkdir(exist_ok=True)
         partial.mkdir()
-    order.note(f"compressing by {name}")
-    work = Work(
-        base=full_precision(order.base),
-        text=order.text,
-        settings=order.settings,
-        scratch=scratch,
-        step=lambda done, of: order.step(name, done, of),
-    )
-    compressed = method(name).compress(work)
-    write_compressed(compressed, work.base.tokenizer, partial)
-    manifest = manifest_of(name, method(name), compressed, work, partial)
-    write_manifest(partial, manifest)
-    with disk_errors(folder):
-        partial.rename(folder)
+    try:
+        order.note(f"compressing by {name}")
+        work = Work(
+            base=full_precision(order.base),
+            text=order.text,
+            settings=order.settings,
+            scratch=scratch,
+            step=lambda done, of: order.step(name, done, of),
+        )
+        compressed = method(name).compress(work)
+        write_compressed(compressed, work.base.tokenizer, partial)
+        manifest = manifest_of(name, method(name), compressed, work, partial)
+        write_manifest(partial, manifest)
+        with disk_errors(folder):
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            scratch.rmdir()
     shutil.rmtree(scratch, ignore_errors=True)
     return manifest
 

@@ -91,7 +91,7 @@ def find(
     """
     from client.model import find_base
     from shared.configfile import load_config
-    from simulations.assemble import base_path
+    from simulations.basepath import base_path
 
     run = Path(model).expanduser()
     if not (run / CONFIG).is_file():
@@ -150,7 +150,7 @@ def tensor_bytes(model: torch.nn.Module) -> int:
 
 def _adapt(base: BaseModel, source: Source) -> AdaptedModel:
     """Put a verified adapter on its base."""
-    from client.answering.fit import fit
+    from client.adapterfit import fit
 
     if source.base_digest not in {None, base.digest}:
         msg = f"adapter {source.digest[:12]}: it was trained on base {source.base_digest}."

@@ -12,7 +12,7 @@ from client.model import load_base
 from client.quantization import linear_modules, quantized_storage
 from shared import errors
 from shared.baseshape import stored_bytes, with_rank
-from simulations.assemble import ASSETS
+from simulations.basepath import ASSETS
 from tests.shared.deviceshapes import DEMO
 
 DEMO_FOLDER = str(ASSETS / "demo")

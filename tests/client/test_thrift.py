@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from client.thrift import ROOM, read_model_config, thrift_for
 from shared.config import RunConfig
-from simulations.assemble import ASSETS
+from simulations.basepath import ASSETS
 from tests.client.device import scenario
 
 DEMO = read_model_config(ASSETS / "demo")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from client.adapterfit import fit
 from client.adapterspec import adapter_spec
 from client.adapterstore import AdapterStore
-from client.answering.fit import fit
 from client.exports.merged import merge
 from client.home import DeviceHome, NodeConfig
 from client.inference import LocalModel

@@ -25,7 +25,8 @@ from shared.privacy.ledger_store import Head
 from shared.privacy.plan import PrivacyPlan
 from shared.scenarioplan import plan_of
 from shared.wire import HEADER, Instruction, encode_instruction
-from simulations.assemble import ASSETS, load_model
+from simulations.assemble import load_model
+from simulations.basepath import ASSETS
 from simulations.corpora import private_records
 from simulations.engine import InProcessGrid
 from tests.client.device import scenario, write_policy

@@ -11,7 +11,7 @@ from client.home import DeviceHome, NodeConfig
 from server.fleetdb import FleetDatabase
 from server.home import ServerHome
 from shared.privatefiles import make_private_folder, replace_private
-from simulations.assemble import ASSETS
+from simulations.basepath import ASSETS
 from tests.integration.device import make_device
 from tests.server.fleetkit import Identity, enrolled
 

@@ -19,8 +19,8 @@ from server.release import Release, Releaser
 from shared.errors import SchemaMismatch, UnsupportedModel
 from shared.lora import initial_factors
 from shared.residual import Residual
-from simulations.assemble import ASSETS
 from simulations.auditing.dossier import open_dossier
+from simulations.basepath import ASSETS
 from simulations.simulate import Result
 from tests.integration.scenario import run_small
 

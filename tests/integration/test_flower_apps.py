@@ -25,7 +25,7 @@ from shared.errors import (
 )
 from shared.privacy.ledger import Ledger
 from shared.wire import Instruction, decode_update, encode_instruction
-from simulations.assemble import ASSETS
+from simulations.basepath import ASSETS
 from simulations.corpora import private_records
 from simulations.engine import InProcessGrid
 from simulations.simulate import Result

@@ -33,7 +33,7 @@ from shared.errors import (
 from shared.privacy.accountant import epsilon_of
 from shared.privacy.events import GaussianEvent, NeighboringRelation
 from shared.privacy.ledger import Ledger
-from simulations.assemble import ASSETS
+from simulations.basepath import ASSETS
 from simulations.cli import run
 from simulations.simulate import Result
 from tests.integration.scenario import run_small, scenario_text

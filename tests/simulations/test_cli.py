@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from shared import errors
-from simulations.assemble import ASSETS
+from simulations.basepath import ASSETS
 from simulations.catalog import scenarios
 from simulations.cli import run
 from tests.integration.scenario import scenario_text

@@ -16,7 +16,7 @@ from client.adapter import AdaptedModel, adapt
 from client.model import load_base
 from shared.devicecost import Setup, memory_of, step_macs
 from shared.lora import initial_factors
-from simulations.assemble import ASSETS
+from simulations.basepath import ASSETS
 from simulations.planmeasure import made_up, step_of
 from tests.shared.deviceshapes import DEMO, spec_of
 

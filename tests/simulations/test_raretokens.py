@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from shared.errors import AuditError, TokenizerMissing
-from simulations.assemble import ASSETS
+from simulations.basepath import ASSETS
 from simulations.canaries import plan_canaries
 from simulations.canaryplan import KINDS, CanaryPlan
 from simulations.public_text import public_documents

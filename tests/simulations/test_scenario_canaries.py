@@ -9,7 +9,8 @@ import pytest
 
 from server.audit.canaries import MIN_CANARIES
 from shared.config import RunConfig
-from simulations.assemble import base_path, open_clients
+from simulations.assemble import open_clients
+from simulations.basepath import base_path
 from simulations.canaries import WithCanaries, planted
 from simulations.catalog import open_scenario, scenarios
 

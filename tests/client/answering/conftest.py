@@ -47,7 +47,7 @@ class Field:
 
 def make_field(root: Path, case: Adapted) -> Field:
     """Release an adapter and install it on a device."""
-    from client.exports.fit import spec_of
+    from client.adapterfit import spec_of
 
     base = case.load()
     registry = open_registry(root / "registry")

@@ -14,7 +14,7 @@ from client.data import Record
 from client.edge.tokens import StepTokenizer
 from client.tokenization import make_examples
 from shared.errors import ConflictingSettings, TokenizerMissing
-from simulations.assemble import ASSETS
+from simulations.basepath import ASSETS
 from tests.client.edge.test_training import manifest
 
 DEMO = ASSETS / "demo"

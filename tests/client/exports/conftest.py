@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from client.adapter import adapt
-from client.exports.fit import spec_of
+from client.adapterfit import spec_of
 from client.inference import base_folder
 from client.model import BaseModel, load_base
 from shared.lora import Factors

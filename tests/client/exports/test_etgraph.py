@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from client.adapterfit import spec_of
 from client.edge.etprogram import quiet_executorch
 from client.exports.etgraph import PROGRAM, WEIGHTS, write_program
-from client.exports.fit import spec_of
 from client.model import load_base
 from server.adapters import write_adapter
 from shared.errors import InvalidValue, UnsupportedModel

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from client.exports.fit import spec_of
+from client.adapterfit import spec_of
 from client.exports.merged import merge, write_merged
 from client.model import load_base, quiet
 from shared.errors import AdapterIncompatible, InvalidValue

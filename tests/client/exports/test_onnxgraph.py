@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from client.exports.fit import spec_of
+from client.adapterfit import spec_of
 from client.exports.onnxgraph import write_graph
 from client.exports.onnxnames import ADAPTER, GRAPH, WEIGHTS, cache_names
 from client.model import load_base

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from client.adapterfit import spec_of
 from client.basedigest import base_digest
-from client.exports.fit import spec_of
 from client.exports.plainbase import load_plain
 from client.int4store import save_int4
 from client.model import load_base, quiet

@@ -24,8 +24,8 @@ from server.audit.target import Passage, Reading, Target
 from shared.errors import InvalidValue
 from shared.lora import initial_factors
 from shared.seeding import data_rng
-from simulations.assemble import ASSETS
 from simulations.auditing.assistant import TargetAssistant, assistant_for
+from simulations.basepath import ASSETS
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

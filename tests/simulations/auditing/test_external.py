@@ -32,10 +32,10 @@ from shared.errors import (
     NoUsableText,
 )
 from shared.lora import initial_factors
-from simulations.assemble import ASSETS
 from simulations.auditing import external
 from simulations.auditing.external import open_external
 from simulations.auditing.target import ModelTarget
+from simulations.basepath import ASSETS
 from tests.client.conftest import save_model
 from tests.server.audit import oracles
 

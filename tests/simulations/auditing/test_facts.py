@@ -16,9 +16,9 @@ from client.model import load_base
 from server.audit.facts import PersonalFact, PersonalFacts, questions
 from server.audit.inline import read_inline
 from shared.errors import InvalidValue
-from simulations.assemble import ASSETS
 from simulations.auditing.facts import personal_facts
 from simulations.auditing.target import ModelTarget
+from simulations.basepath import ASSETS
 from simulations.canaries import WithCanaries, plan_canaries
 from simulations.corpora import private_records, secrets
 from simulations.dataset import ClinicsDataset, RecordsDataset

@@ -14,9 +14,9 @@ from client.training import TrainSettings, train_plain
 from server.audit.extraction import Extraction
 from server.audit.protocol import AuditContext
 from shared.lora import initial_factors
-from simulations.assemble import ASSETS
 from simulations.auditing.facts import personal_facts
 from simulations.auditing.target import ModelTarget
+from simulations.basepath import ASSETS
 from simulations.dataset import ClinicsDataset
 from tests.server.audit import oracles
 

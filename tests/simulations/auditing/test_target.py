@@ -20,9 +20,9 @@ from client.model import load_base
 from server.audit.target import Passage, Reading, losses
 from shared.errors import AuditError, InvalidValue
 from shared.lora import initial_factors
-from simulations.assemble import ASSETS
 from simulations.auditing import reading
 from simulations.auditing.target import ModelTarget
+from simulations.basepath import ASSETS
 from tests.client.conftest import VOCABULARY, save_model, truth_model
 
 Make = Callable[..., tuple[AdaptedModel, Path]]

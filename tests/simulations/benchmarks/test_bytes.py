@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from client.fleet.records import Record
-from simulations.assemble import ASSETS, DEMO
+from simulations.basepath import ASSETS, DEMO
 from simulations.benchmarks import bytes as traffic
 from simulations.benchmarks.bytes_secure import Sent, secure
 from simulations.benchmarks.catalog import benchmark

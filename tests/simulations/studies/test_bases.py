@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from simulations.assemble import ASSETS
+from simulations.basepath import ASSETS
 from simulations.studies.bases import make_base, recipe_of
 from simulations.studies.protocol import Shape
 

@@ -12,7 +12,7 @@ import simulations.studies as package
 from shared.configfile import load_config
 from shared.errors import InvalidValue
 from shared.scenarioplan import plan_of
-from simulations.assemble import ASSETS
+from simulations.basepath import ASSETS
 from simulations.studies.catalog import MODULES, studies, study
 from simulations.studies.leakage_utility import EPSILONS
 from simulations.studies.protocol import Arm
