@@ -18,6 +18,7 @@ import torch
 
 from client.edge.fewbits import quantise_graph
 from client.edge.program import PTD, PTE
+from client.edge.turning import turn_vectors
 from shared.errors import MissingDependency, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def write_executorch(traced: TracedStep, folder: Path, *, quantization: str) -> 
         if not taken:
             msg = "No product of this model has a constant matrix that can be quantised."
             raise UnsupportedModel(msg, hint="Export it with --quantization none.")
+    turn_vectors(traced.graph)
     with quiet_executorch():
         exported = torch.export.export(traced.graph, traced.example, strict=False)
         lowered = lower(exported)
