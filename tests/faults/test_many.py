@@ -37,7 +37,7 @@ def test_thirty_percent_vanish_in_each_of_twenty_rounds(fleet: Fleet) -> None:
         f"run.rounds={ROUNDS}",
         f"clients.population={POPULATION}",
         f"clients.cohort={COHORT}",
-        "server.deadline_seconds=5",
+        "server.deadline_seconds=3",
         "server.quorum=0.2",
     )
     records = fleet.finish("vanishing", seconds=230)

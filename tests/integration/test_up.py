@@ -36,7 +36,8 @@ from tests.server.fleetkit import ROOT, alive, family_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.fleet, pytest.mark.timeout(900)]
 
-NODES = 3
+# Each starts a worker with torch, which is most of what a test here costs.
+NODES = 2
 # Small enough for a busy machine.
 SMALL = (
     "data.records=24",
@@ -62,13 +63,15 @@ class Up:
         config = {"XDG_CONFIG_HOME": str(self.folder / "config")}
         return os.environ | config | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
-    def start(self, *words: str, small: Sequence[str] = SMALL) -> subprocess.Popen[str]:
+    def start(
+        self, *words: str, small: Sequence[str] = SMALL, nodes: int = NODES
+    ) -> subprocess.Popen[str]:
         """Start it."""
         settings = [word for change in small for word in ("--set", change.replace("'", '"'))]
         command = [sys.executable, "-m", "simulations.cli", "up", "--dir", str(self.fleet)]
         with (self.folder / "stderr").open("a") as errors:
             self.process = subprocess.Popen(
-                [*command, "--nodes", str(NODES), "--rounds", "2", *settings, *words],
+                [*command, "--nodes", str(nodes), "--rounds", "2", *settings, *words],
                 cwd=self.folder,
                 env=self.variables,
                 stdout=subprocess.PIPE,
@@ -247,7 +250,8 @@ LATE = (
 
 def test_nobody_is_waited_for_charged_or_asked_twice_when_the_server_app_is_killed(up: Up) -> None:
     """Asynchronous rounds with codes and schedules; the ServerApp is killed after the first."""
-    process = up.start("--exit-when-done", "--json", "--rounds", "4", small=(*SMALL, *LATE))
+    small = (*SMALL, *LATE)
+    process = up.start("--exit-when-done", "--json", "--rounds", "4", small=small, nodes=3)
     killed: list[int] = []
     for event in events(process):
         if event["event"] == "round" and not killed:
@@ -273,7 +277,7 @@ def test_nobody_is_waited_for_charged_or_asked_twice_when_the_server_app_is_kill
         charges = ledger.charges(read_setup(run).config.data.path)
     charged = [(s, charge.server_round) for charge in charges for s in charge.subjects]
     assert len(set(charged)) == len(charged)
-    for number in range(1, NODES + 1):
+    for number in range(1, 4):
         home = str(up.fleet / "nodes" / f"node-{number}")
         work = up.say("client", "status", "--home", home)["work"]
         assert work["refused"] == work["failed"] == 0
