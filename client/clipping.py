@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import torch
 
 from client.losses import Batch, per_sequence_losses
+from client.onebyone import OneByOne
 from client.sidebyside import SideBySide, silence
 from shared.errors import InvalidValue, MissingDependency, SensitivityError, UnsupportedModel
 from shared.registry import Registry
@@ -316,11 +317,15 @@ CLIPPERS.add("opacus", OpacusClipper)
 def make_clipper(name: str, model: AdaptedModel) -> PerExampleClipper:
     """Return the engine with this name for a model.
 
+    On a base whose products are taken in bfloat16 it is given one example at a time: see
+    :mod:`client.onebyone`.
+
     Raises:
         InvalidValue: for an unknown name.
         UnsupportedModel: if some trainable parameter would not be covered.
     """
-    return CLIPPERS.get(name)(model)
+    engine = CLIPPERS.get(name)(model)
+    return engine if model.base.compute_dtype == "float32" else OneByOne(engine)
 
 
 def clip_and_sum(

@@ -43,12 +43,17 @@ class GroupedAdapter:
 
     Raises:
         UnsupportedModel: if something trains that is no factor of a LoRA layer, or with dropout,
-            whose masks would be drawn for all clients together.
+            whose masks would be drawn for all clients together, or on a base whose products are
+            taken in bfloat16 (:mod:`client.frozenproduct`).
     """
 
     def __init__(self, model: AdaptedModel, clients: int) -> None:
         if model.dropout > 0:
             msg = f"dropout={model.dropout!r}, expected 0 where clients train together."
+            raise UnsupportedModel(msg, hint="Set performance.cohort_batch to 1.")
+        if model.base.compute_dtype != "float32":
+            msg = f"compute_dtype={model.base.compute_dtype!r}, where a client's neighbours in a "
+            msg += "pass would change what it sends by more than rounding."
             raise UnsupportedModel(msg, hint="Set performance.cohort_batch to 1.")
         self._model = model
         self._router = model.router

@@ -30,9 +30,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 
+from client.frozenproduct import frozen_product, frozen_way_back
 from client.lean import without_quantizers
 from client.mixture import Router, gated, of_gates
-from client.quantization import makes_copy, stored_weight
+from client.quantization import is_half, makes_copy, stored_weight
 from shared.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -131,10 +132,13 @@ class LowRankLayer:
                 return weight.addmm_(self.b, self.a, alpha=self._scale), bias
             return torch.addmm(weight, self.b, self.a, alpha=self._scale), bias
 
-    def stored(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the frozen weight ``(d_out, d_in)`` and the bias in a product's precision."""
-        weight, bias = stored_weight(self._base)
-        return weight.to(dtype), None if bias is None else bias.to(dtype)
+    def frozen(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return ``x W^T + b`` of the frozen layer alone, ``(rows, d_out)``."""
+        return frozen_product(rows, self._base)
+
+    def frozen_back(self, grad: torch.Tensor) -> torch.Tensor:
+        """Return ``g W`` of the frozen layer alone, ``(rows, d_in)``."""
+        return frozen_way_back(grad, self._base)
 
     def down(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``s A x^T`` of shape ``(r, rows)``."""
@@ -154,9 +158,8 @@ class LowRankLayer:
 
     def is_thin(self, rows: torch.Tensor) -> bool:
         """Tell whether the thin way is taken for a product with these rows; see the module."""
-        return (
-            self.router is not None or rows.dtype != torch.float32 or rows.shape[0] <= rows.shape[1]
-        )
+        half = rows.dtype != torch.float32 or is_half(self._base)
+        return half or self.router is not None or rows.shape[0] <= rows.shape[1]
 
     def keep(self, kind: str, thin: torch.Tensor, wide: torch.Tensor) -> torch.Tensor | None:
         """Return a factor's gradient, or keep it by example and return None.
@@ -213,8 +216,7 @@ class _Product(torch.autograd.Function):
         down = layer.down(rows) if thin or ctx.needs_input_grad[2] else None
         _remember(ctx, x, rows, down, gates, layer)
         if thin and down is not None:
-            weight, bias = layer.stored(rows.dtype)
-            product = F.linear(rows, weight, bias)
+            product = layer.frozen(rows)
             layer.add_down(product, down if gates is None else gated(down, gates))
         else:
             product = F.linear(rows, *layer.summed())
@@ -232,7 +234,7 @@ class _Product(torch.autograd.Function):
         if not needs_x:
             return None, *factors, None
         if thin and up is not None:
-            of_x = grad @ layer.stored(grad.dtype)[0]
+            of_x = layer.frozen_back(grad)
             layer.add_up(of_x, up)
         else:
             of_x = grad @ layer.summed()[0]

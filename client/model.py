@@ -22,9 +22,11 @@ from client.basedigest import base_digest, feed, weight_files
 from client.compressed import check_manifest
 from client.encoders import Classifier, is_head, load_classifier, require_unquantised
 from client.families import Family, family_of
+from client.frozenproduct import take_products
 from client.int4 import check_orders
 from client.lean import without_quantizers
 from client.quantization import (
+    check_compute_dtype,
     check_quantization,
     finish_quantized,
     loading_options,
@@ -55,6 +57,7 @@ class BaseModel:
         family: ``model_type``, a key of :data:`client.families.FAMILIES`.
         quantization: ``"none"`` (float32), or another of :mod:`client.quantization`.
         head: name of the dense layer that classifies; "" for a language model.
+        compute_dtype: of products with the frozen weights; see :mod:`client.frozenproduct`.
         identities: see :class:`shared.lora.AdapterSpec`.
     """
 
@@ -66,6 +69,7 @@ class BaseModel:
     quantization: str
     head: str = ""
     identities: tuple[tuple[str, int], ...] = ()
+    compute_dtype: str = "float32"
 
 
 def load_base(
@@ -76,6 +80,7 @@ def load_base(
     device: str = "cpu",
     cache_dequantized: bool = False,
     labels: int = 0,
+    compute_dtype: str = "float32",
 ) -> BaseModel:
     """Load a base model from a local folder or a hub id, frozen and in evaluation mode.
 
@@ -87,6 +92,8 @@ def load_base(
         cache_dequantized: keep dequantised weights beside the quantised ones; changes speed and
             memory only (see :mod:`client.quantization`).
         labels: load an encoder that tells so many classes apart; 0 is a language model.
+        compute_dtype: of products with quantised weights, ``"float32"`` or ``"bfloat16"`` (see
+            :mod:`client.frozenproduct`).
 
     Returns:
         The model, its tokenizer and its fingerprint.
@@ -100,6 +107,7 @@ def load_base(
         BaseModelMismatch: if the folder is not what its own manifest names.
     """
     check_quantization(quantization)
+    check_compute_dtype(quantization, compute_dtype)
     folder, name = find_base(base, revision)
     config = _read_config(folder, name)
     family = family_of(config, classifies=labels > 0)
@@ -123,7 +131,9 @@ def load_base(
             classifier = Classifier(_load_weights(folder, name, quantization, stored, device))
     model = classifier.model
     check_orders(model)
-    finish_quantized(model, quantization, cache=cache_dequantized)
+    finish_quantized(model, quantization)
+    if quantization != "none":
+        take_products(model, half=compute_dtype == "bfloat16", cache=cache_dequantized)
     _check_vocabulary(model, tokenizer, family, name)
     return BaseModel(
         model=model,
@@ -134,6 +144,7 @@ def load_base(
         quantization=quantization,
         head=classifier.head,
         identities=classifier.identities,
+        compute_dtype=compute_dtype,
     )
 
 

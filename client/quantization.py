@@ -24,15 +24,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 
 from client.int4 import Int4Linear, replace_linear
 from client.torchaoint8 import TorchaoInt8Linear
-from shared.errors import InvalidValue, MissingDependency, UnsupportedModel
+from shared.errors import ConflictingSettings, InvalidValue, MissingDependency, UnsupportedModel
 from shared.registry import suggestion
 
 if TYPE_CHECKING:
@@ -50,6 +48,8 @@ _OWN: dict[str, type[Int4Linear | TorchaoInt8Linear]] = {
     "torchao-int8": TorchaoInt8Linear,
 }
 _CACHE = "_fedslm_dequantized"
+_HALF = "_fedslm_half"
+COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 def check_quantization(quantization: str) -> None:
@@ -79,6 +79,22 @@ def require_quantizer(quantization: str) -> None:
     except ImportError as error:
         msg = f"quantization={quantization!r} needs bitsandbytes, which is not installed."
         raise MissingDependency(msg, hint="pip install 'fedslm[client]'") from error
+
+
+def check_compute_dtype(quantization: str, compute_dtype: str) -> None:
+    """Require a known precision of products, and a quantised base for one below float32.
+
+    Raises:
+        InvalidValue: for an unknown name.
+        ConflictingSettings: for bfloat16 with a base that is not quantised.
+    """
+    if compute_dtype not in COMPUTE_DTYPES:
+        msg = f"compute_dtype={compute_dtype!r}, expected one of: {', '.join(COMPUTE_DTYPES)}."
+        raise InvalidValue(msg, hint=suggestion(compute_dtype, COMPUTE_DTYPES))
+    if compute_dtype != "float32" and quantization == "none":
+        msg = f"compute_dtype={compute_dtype!r} and quantization='none': only a quantised layer's "
+        msg += "products are taken here."
+        raise ConflictingSettings(msg, hint="Quantise the base, or use compute_dtype='float32'.")
 
 
 def loading_options(quantization: str, device: str) -> dict[str, Any]:
@@ -124,14 +140,15 @@ def linear_modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Modul
             yield name, module
 
 
-def finish_quantized(model: PreTrainedModel, quantization: str, *, cache: bool) -> None:
-    """Check that every linear layer was quantised and give each the exact product.
+def finish_quantized(model: PreTrainedModel, quantization: str) -> None:
+    """Check that every linear layer was quantised, and quantise those that load in full precision.
+
+    Their products are the library's until :func:`client.frozenproduct.take_products` is called.
 
     Args:
         model: a model that was just loaded; for ``"int4"`` and ``"torchao-int8"`` in full
             precision or stored that way, and quantised here where it is not.
         quantization: what was asked for; ``"none"`` does nothing.
-        cache: keep the dequantised weights (the same numbers, more memory, less time).
 
     Raises:
         UnsupportedModel: if some layer was left in full precision.
@@ -154,13 +171,10 @@ def finish_quantized(model: PreTrainedModel, quantization: str, *, cache: bool) 
             f"full precision ({some})."
         )
         raise UnsupportedModel(msg, hint="Use quantization='none' for this model.")
-    for _, module in layers:
-        if quantization == "nf4":
+    if quantization == "nf4":
+        for _, module in layers:
             # Second line of defence: state_dict() and others look at the flag too.
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-        if cache:
-            setattr(module, _CACHE, dequantize(module))
-        module.forward = MethodType(_exact_forward, module)
 
 
 def _layer_type(quantization: str) -> type[torch.nn.Module]:
@@ -231,8 +245,39 @@ def stored_weight(module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor |
     weight: Any = module.weight
     if weight.dtype in {torch.int8, torch.uint8}:
         cached: torch.Tensor | None = getattr(module, _CACHE, None)
-        return (dequantize(module) if cached is None else cached), bias
+        # What is cached for products in bfloat16 has lost the last bits.
+        if cached is None or cached.dtype != torch.float32:
+            cached = dequantize(module)
+        return cached, bias
     return (weight if isinstance(module, torch.nn.Linear) else weight.t()), bias
+
+
+def hold(module: torch.nn.Module, *, half: bool, cache: bool) -> None:
+    """Say how a quantised layer's products are taken, and whether its weight is kept for them.
+
+    Args:
+        module: as :func:`dequantize` takes it.
+        half: in bfloat16.
+        cache: keep the dequantised weight (the same numbers, more memory, less time).
+    """
+    setattr(module, _HALF, half)
+    if cache:
+        setattr(module, _CACHE, half_weight(module) if half else dequantize(module))
+
+
+def is_half(module: torch.nn.Module) -> bool:
+    """Tell whether a layer's products are taken in bfloat16."""
+    return bool(getattr(module, _HALF, False))
+
+
+def half_weight(module: torch.nn.Module) -> torch.Tensor:
+    """Return the weight ``(d_out, d_in)`` of a quantised layer, rounded to bfloat16.
+
+    Args:
+        module: as :func:`dequantize` takes it.
+    """
+    cached: torch.Tensor | None = getattr(module, _CACHE, None)
+    return dequantize(module).to(torch.bfloat16) if cached is None else cached
 
 
 def makes_copy(module: torch.nn.Module) -> bool:
@@ -263,27 +308,3 @@ def quantized_storage(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tens
     cached = getattr(module, _CACHE, None)
     if isinstance(cached, torch.Tensor):
         yield "weight.dequantized", cached
-
-
-class _FrozenProduct(torch.autograd.Function):
-    """``x W^T`` for a stored weight that is dequantised on the way and never kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, module: torch.nn.Module) -> torch.Tensor:  # noqa: ANN401
-        """Return ``x W^T + b``."""
-        ctx.module = module
-        return F.linear(x, dequantize(module), module.bias)  # type: ignore[arg-type]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, None]:  # noqa: ANN401
-        """Return the gradient of ``x``; the weight is frozen."""
-        return grads[0] @ dequantize(ctx.module), None
-
-
-def _exact_forward(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Replace a quantised layer's forward by the exact product in float32."""
-    cached: torch.Tensor | None = getattr(self, _CACHE, None)
-    if cached is not None:
-        return F.linear(x, cached, self.bias)  # type: ignore[arg-type]
-    product: torch.Tensor = _FrozenProduct.apply(x, self)  # type: ignore[no-untyped-call]
-    return product

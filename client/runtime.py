@@ -68,16 +68,18 @@ class ClientRuntime(Participant):
         size = group_size(config, dimension=self.dimension)
         # Heads are not trained side by side, nor what each client keeps, nor what is no pair of
         # factors; what dropout drops is drawn client by client, and other engines keep no client
-        # apart.
+        # apart. In bfloat16 a client's neighbours would change what it sends.
+        half = model.base.compute_dtype != "float32"
         classifies = config.task.classifies or bool(config.policy_facts.kept)
         alone = (
             classifies
             or bool(model.vectors)
             or model.dropout > 0
             or config.performance.clipper != "fused"
+            or half
         )
         self._trained = LookAhead(self.train_group, clients=1 if alone else size)
-        self._measured = LookAhead(self.measure_group, clients=1 if classifies else size)
+        self._measured = LookAhead(self.measure_group, clients=1 if classifies or half else size)
         self.remember_in(None)
         model.load(self._start)
         model.set_trainable(config.policy_facts.local)

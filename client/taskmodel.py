@@ -34,6 +34,7 @@ def load_adapted(config: RunConfig, base: str, *, revision: str | None = None) -
         device=config.performance.device,
         cache_dequantized=config.performance.cache_dequantized,
         labels=len(config.task.labels) if config.task.classifies else 0,
+        compute_dtype=config.model.products,
     )
     longest = getattr(loaded.model.config, "max_position_embeddings", None)
     if config.task.classifies and longest is not None and config.data.max_length > longest:

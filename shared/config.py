@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict
 
 from shared.canonical import canonical_json, sha256_hex
+from shared.computedtype import ComputeDtype, default_compute_dtype
 from shared.configaggregation import AggregationSection
 from shared.configattack import AttackSection
 from shared.configclock import BufferSection, ClockSection
@@ -61,7 +62,16 @@ class ModelSection(Section):
     quantization: Literal["none", "int8", "torchao-int8", "int4", "nf4"] = Field(
         default="none", description="how the frozen base is stored"
     )
+    compute_dtype: ComputeDtype | None = Field(
+        default=None,
+        description="of products with a quantised base; default bfloat16 for nf4, else float32",
+    )
     revision: str | None = Field(default=None, description="hub revision; pin it")
+
+    @property
+    def products(self) -> ComputeDtype:
+        """The precision of products with the frozen base."""
+        return self.compute_dtype or default_compute_dtype(self.quantization)
 
 
 class LoraSection(Section):

@@ -28,6 +28,7 @@ def find_conflicts(config: RunConfig) -> list[Problem]:
     """Return every rule that a scenario breaks, in the order of the file."""
     return [
         *task_conflicts(config),
+        *_model(config),
         *mixture_conflicts(config),
         *_data(config),
         *_clients(config),
@@ -44,6 +45,17 @@ def find_conflicts(config: RunConfig) -> list[Problem]:
         *_performance(config),
         *device_problems(config),
     ]
+
+
+def _model(config: RunConfig) -> Iterator[Problem]:
+    """Check the precision of products with the base."""
+    if config.model.products == "bfloat16" and config.model.quantization == "none":
+        yield conflict(
+            key="model.compute_dtype",
+            message='"bfloat16" and a base that is not quantised: its weights are held in float32, '
+            "and would be rounded again for every product.",
+            hint='Set model.quantization, or model.compute_dtype to "float32".',
+        )
 
 
 def _data(config: RunConfig) -> Iterator[Problem]:

@@ -11,7 +11,8 @@ and are stated in multiply-adds, so that they scale with the device: what a pass
 however short it is, and what a weight costs that is dequantised for one product.
 
 The tests hold the estimate of a real step's memory and the ratio of its times at two lengths and
-two batches within a factor of 2 of what is measured.
+two batches within a factor of 2 of what is measured. Products in bfloat16 are counted as products:
+how much faster they are is the processor's, and some have no instructions for them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from shared.baseshape import FLOAT, BaseShape, stored_bytes
+from shared.computedtype import default_compute_dtype
 from shared.configlink import LinkSection
 from shared.devices import DeviceProfile, speed_of
 from shared.link import uplink
@@ -34,6 +36,7 @@ RUNTIME_BYTES = 467 << 20
 
 _WORKSPACE = 1 << 19
 _DOUBLE = 8
+_HALF = 2
 _PASS = 8_000_000  # multiply-adds' worth of calls, a block and pass
 _DEQUANTIZE = MappingProxyType({"none": 0, "int8": 16, "torchao-int8": 16, "int4": 36, "nf4": 48})
 _HEADER_UP = 252  # names and scalars of shared.wire's update, beside its stage's name
@@ -54,6 +57,7 @@ class Setup:
         local_steps: optimiser steps of a round.
         clipper: engine of per-example gradients, where steps are private.
         quantization: how the base is stored.
+        compute_dtype: of products with it; None for what the storage has by default.
         cache: whether the dequantised base is kept beside it.
         private: whether gradients are clipped example by example.
         kinds: factors that a round trains and sends up, ``"A"``, ``"B"`` or ``"AB"``.
@@ -70,6 +74,7 @@ class Setup:
     local_steps: int
     clipper: Clipper = "fused"
     quantization: str = "none"
+    compute_dtype: str | None = None
     cache: bool = True
     private: bool = False
     kinds: str = "B"
@@ -80,19 +85,30 @@ class Setup:
     link: LinkSection | None = None
 
     @property
+    def half(self) -> bool:
+        """Whether products with the frozen base are taken in bfloat16."""
+        said = self.compute_dtype or default_compute_dtype(self.quantization)
+        return self.quantization != "none" and said == "bfloat16"
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether examples go through the model alone."""
+        return self.private and (self.clipper == "microbatch" or self.half)
+
+    @property
     def at_once(self) -> int:
         """Examples whose activations are held at once, at most.
 
         A Poisson sample may be larger than expected, so that only the physical batch bounds it.
         """
         if self.private:
-            return 1 if self.clipper == "microbatch" else self.physical_batch
+            return 1 if self.one_by_one else self.physical_batch
         return min(self.physical_batch, self.batch_size)
 
     @property
     def passes(self) -> int:
         """How often a step goes through the model."""
-        if self.private and self.clipper == "microbatch":
+        if self.one_by_one:
             return self.batch_size
         return math.ceil(self.batch_size / self.physical_batch)
 
@@ -187,7 +203,8 @@ def round_cost(
 def memory_of(shape: BaseShape, spec: AdapterSpec, setup: Setup) -> Memory:
     """Estimate the bytes that training needs at its peak."""
     quantized = setup.quantization != "none"
-    cache = FLOAT * shape.linear_weights if quantized and setup.cache else 0
+    held = _HALF if setup.half else FLOAT
+    cache = held * shape.linear_weights if quantized and setup.cache else 0
     # W + s B A lives for one product, and so does a weight that is dequantised for it.
     copies = 1 if not quantized or setup.cache else 2
     places = setup.max_length + spec.prepended

@@ -119,6 +119,7 @@ def setup_of(config: RunConfig) -> Setup:
         local_steps=clients.local_steps,
         clipper=performance.clipper,
         quantization=config.model.quantization,
+        compute_dtype=config.model.compute_dtype,
         cache=performance.cache_dequantized,
         private=config.steps_are_private,
         kinds=max((config.policy_facts.trained(n) for n in (1, 2)), key=_dearness),

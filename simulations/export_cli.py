@@ -94,14 +94,18 @@ def _export(
 ) -> Exported:
     """Load the scenario's base in float32 and export its step."""
     from client.edge.terms import terms_of
+    from shared.errors import ConflictingSettings
 
+    if config.model.compute_dtype == "bfloat16":
+        msg = 'model.compute_dtype="bfloat16", and an exported program multiplies in float32.'
+        raise ConflictingSettings(msg, hint="Leave model.compute_dtype out, or say float32.")
     terms = terms_of(config)
     from client.edge.export import export_step, require_writable
     from simulations.assemble import load_model
 
     require_writable(out, quantization=quantization, runtime=runtime)
     changes = {
-        "model": config.model.model_copy(update={"quantization": "none"}),
+        "model": config.model.model_copy(update={"quantization": "none", "compute_dtype": None}),
         "performance": config.performance.model_copy(update={"device": "cpu"}),
     }
     model = load_model(config.model_copy(update=changes), base_dir=Path.cwd())

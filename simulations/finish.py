@@ -187,6 +187,7 @@ def _summary(
         "base_model": config.model.base,
         "base_digest": model.base.digest,
         "quantization": config.model.quantization,
+        "compute_dtype": config.model.products,
         "lora": {
             "variant": config.lora.variant,
             "r": config.lora.r,

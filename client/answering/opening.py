@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from client.answering.engine import KV_CACHES
 from client.answering.program import FORMATS, RUNTIMES, Program, open_program, runtime_of
+from shared.computedtype import default_compute_dtype
 from shared.errors import InvalidValue, UsageError
 from shared.registry import suggestion
 
@@ -108,7 +109,8 @@ def _open_torch(folder: Path, quantization: str | None, kv_cache: str | None) ->
     from client.model import load_base, stored_quantization
 
     stored = stored_quantization(folder) if quantization is None else quantization
-    base = load_base(str(folder), quantization=stored)
+    products = default_compute_dtype(stored)
+    base = load_base(str(folder), quantization=stored, compute_dtype=products)
     engine = TorchEngine.of(base)
     return Opened(runtime="torch", base_digest=base.digest, kv_cache="none", engine=lambda: engine)
 

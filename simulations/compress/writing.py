@@ -45,11 +45,11 @@ def write_compressed(
     model.config.use_cache = True
     if compressed.storage == "int4":
         _take_codes(model, compressed)
-        finish_quantized(model, "int4", cache=False)
+        finish_quantized(model, "int4")
         save_int4(model, tokenizer, folder)
         return
     if compressed.storage == "torchao-int8":
-        finish_quantized(model, "torchao-int8", cache=False)
+        finish_quantized(model, "torchao-int8")
         save_torchao_int8(model, tokenizer, folder)
         return
     if compressed.storage == "none":

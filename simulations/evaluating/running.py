@@ -211,6 +211,7 @@ def _about(order: Order, subject: Subject) -> dict[str, Any]:
         "digest": base.digest,
         "family": base.family,
         "quantization": base.quantization,
+        "compute_dtype": base.compute_dtype,
     }
     settings = {
         "limit": order.limit,

@@ -54,6 +54,7 @@ def measure_speed(
         order: dict[str, Any] = {
             "base": named.base,
             "quantization": named.quantization,
+            "compute_dtype": named.compute_dtype,
             "watts": watts,
             "seconds": seconds,
             "adapter": None,
@@ -110,7 +111,9 @@ def main(arguments: Sequence[str]) -> None:
     gc.collect()
     counted = forget_peak()
     before = status("VmRSS")
-    base = load_base(order["base"], quantization=order["quantization"])
+    base = load_base(
+        order["base"], quantization=order["quantization"], compute_dtype=order["compute_dtype"]
+    )
     model: Any = base.model
     if order["adapter"] is not None:
         model = _adapted(base, order["adapter"], path.with_name("factors.safetensors"))

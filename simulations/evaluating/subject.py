@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.exports.record import ADAPTER
+from shared.computedtype import default_compute_dtype
 from shared.errors import BaseModelMismatch, UsageError
 from simulations.exportsource import Source, find_source
 from simulations.runfolder import CONFIG
@@ -30,12 +31,14 @@ class Named:
     Attributes:
         base: folder of the base.
         quantization: how it is kept in memory.
+        compute_dtype: of products with it, as :mod:`client.frozenproduct` takes them.
         source: the verified adapter; None without one.
         config: of the run that was named; None for a model.
     """
 
     base: str
     quantization: str
+    compute_dtype: str
     source: Source | None
     config: RunConfig | None
 
@@ -97,7 +100,14 @@ def find(
     if not (run / CONFIG).is_file():
         source = None if adapter is None else find_source(adapter, public_key=public_key)
         base = str(find_base(base_path(model, base_dir=Path.cwd()))[0])
-        return Named(base=base, quantization=quantization or "none", source=source, config=None)
+        stored = quantization or "none"
+        return Named(
+            base=base,
+            quantization=stored,
+            compute_dtype=default_compute_dtype(stored),
+            source=source,
+            config=None,
+        )
     config = load_config(run / CONFIG, [], source=CONFIG).config
     if config.task.classifies:
         msg = f"Run {run.resolve().name!r} trained an encoder, which gives texts no likelihood."
@@ -107,9 +117,12 @@ def find(
         raise UsageError(msg, hint="Name its base to evaluate that alone, or give --adapter.")
     source = find_source(adapter or run, public_key=public_key)
     found = base_path(config.model.base, base_dir=Path.cwd())
+    own = quantization in {None, config.model.quantization}
+    stored = quantization or config.model.quantization
     return Named(
         base=str(find_base(found, config.model.revision)[0]),
-        quantization=quantization or config.model.quantization,
+        quantization=stored,
+        compute_dtype=config.model.products if own else default_compute_dtype(stored),
         source=source,
         config=config,
     )
@@ -125,7 +138,7 @@ def load(named: Named) -> Subject:
     """
     from client.model import load_base
 
-    base = load_base(named.base, quantization=named.quantization)
+    base = load_base(named.base, quantization=named.quantization, compute_dtype=named.compute_dtype)
     held, source = tensor_bytes(base.model), named.source
     adapted = None if source is None else _adapt(base, source)
     return Subject(base=base, adapted=adapted, source=source, memory_bytes=held)

@@ -120,12 +120,14 @@ def adapted(model_folder: MakeFolder) -> MakeAdapted:
         targets: str | Sequence[str] = "all-linear",
         cache: bool = False,
         r: int = 4,
+        compute_dtype: str = "float32",
         **changes: object,
     ) -> AdaptedModel:
         base = load_base(
             str(model_folder(family, **changes)),
             quantization=quantization,
             cache_dequantized=cache,
+            compute_dtype=compute_dtype,
         )
         model = adapt(base, r=r, alpha=8, target_modules=targets, dropout=dropout)
         model.load(initial_factors(model.spec, 7))

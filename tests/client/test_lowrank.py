@@ -12,7 +12,7 @@ from client.adapter import AdaptedModel
 from client.clipping import make_clipper
 from client.losses import collate, per_sequence_losses
 from client.lowrank import LowRankLayer
-from client.quantization import QUANTIZATIONS, makes_copy
+from client.quantization import QUANTIZATIONS, makes_copy, stored_weight
 from tests.client.conftest import MakeAdapted, make_examples, relative_error
 
 # Layers of the tiny models are 32 and 48 wide: up to 32 rows everything is thin, and from 49 on
@@ -35,7 +35,7 @@ def input_of(layer: LowRankLayer, rows: int, examples: int = 4) -> torch.Tensor:
 
 def plainly(layer: LowRankLayer, x: torch.Tensor, grad: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the output and every gradient by the definition, in float64, without autograd."""
-    weight, bias = (None if t is None else t.detach().double() for t in layer.stored(x.dtype))
+    weight, bias = (None if t is None else t.detach().double() for t in stored_weight(layer._base))
     a, b = layer.a.detach().double(), layer.b.detach().double()
     x, grad = x.detach().double(), grad.double()
     assert weight is not None
@@ -100,10 +100,10 @@ def test_a_product_leaves_what_is_stored_alone(
     for cache in (False, True):
         layer = layer_of(adapted(quantization=quantization, cache=cache))
         assert makes_copy(layer._base) == (quantization != "none" and not cache)
-        before = layer.stored(torch.float32)[0].clone()
+        before = stored_weight(layer._base)[0].clone()
         for _ in range(2):
             torch.autograd.grad(layer.forward(input_of(layer, rows)).sum(), layer.a)
-        assert torch.equal(layer.stored(torch.float32)[0], before)
+        assert torch.equal(stored_weight(layer._base)[0], before)
         summed = layer.summed()[0].clone()
         assert torch.equal(layer.summed()[0], summed)
 

@@ -164,8 +164,8 @@ def test_evaluating_does_not_change_the_storage(adapted: MakeAdapted, quantizati
 def test_a_layer_left_in_full_precision_is_refused(model_folder: MakeFolder) -> None:
     model = load_base(str(model_folder())).model
     with pytest.raises(UnsupportedModel, match="left 14 of 14 linear layers"):
-        finish_quantized(model, "nf4", cache=False)
-    finish_quantized(model, "none", cache=False)
+        finish_quantized(model, "nf4")
+    finish_quantized(model, "none")
 
 
 def test_int4_codes_follow_the_published_rule() -> None:

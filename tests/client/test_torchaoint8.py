@@ -176,7 +176,7 @@ def test_a_layer_of_another_storage_is_found(model_folder: MakeFolder) -> None:
     for layer in (m for _, m in linear_modules(model)):
         assert dequantize(layer).dtype == torch.float32
     with pytest.raises(UnsupportedModel, match="left 14 of 14"):
-        finish_quantized(model, "nf4", cache=False)
+        finish_quantized(model, "nf4")
     assert loading_options(STORAGE, "cpu") == {}
 
 

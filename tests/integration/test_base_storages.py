@@ -96,13 +96,16 @@ def test_a_stored_base_trains_like_the_one_that_is_quantised_on_loading(
     bases: Path, tmp_path: Path, storage: str, cache: str
 ) -> None:
     """Rounding to nearest is a function of the weights, so both ways give the same adapter."""
+    products = "bfloat16" if storage == "nf4" else "float32"
     common = (
         *ONE_ROUND,
         "privacy.mode=example",
         f"model.quantization={storage}",
+        f"model.compute_dtype={products}",
         f"performance.cache_dequantized={cache}",
     )
     loaded = run_small(tmp_path / "loaded", common)
     stored = run_small(tmp_path / "stored", [*common, f'model.base="{bases / storage}"'])
     assert weights(loaded) == weights(stored)
+    assert stored.summary["compute_dtype"] == products
     assert loaded.summary["base_digest"] != stored.summary["base_digest"]

@@ -138,11 +138,11 @@ def test_on_a_ray_of_its_own_a_robust_mean_of_coded_parts_is_the_same(
             (*HOLDERS, *FITTED),
         ),
         ("example", "mixture buffer attack link schedule noise public personal devices", LEAVING),
-        ("example", "prompt", FITTED),
+        ("example", "prompt half", FITTED),
         ("none", "fedex attack over personal devices", ("attack.scale=20.0",)),
         ("client-distributed", "classes", ("clients.population=8", "clients.cohort=7.0")),
     ],
-    ids=["rolora-ranks-int4", "mixture-buffer", "prompt-int4", "fedex", "classes-distributed"],
+    ids=["rolora-ranks-int4", "mixture-buffer", "prompt-int4-half", "fedex", "classes-distributed"],
 )
 def test_on_a_cluster_all_of_it_is_the_same(
     home: Path,
@@ -156,7 +156,7 @@ def test_on_a_cluster_all_of_it_is_the_same(
     monkeypatch.setenv("RAY_ADDRESS", cluster)
     here, there = both(home, tmp_path, mode, features, *more)
     assert_alike(here, there, 1e-3 if "fedex" in features else 1e-4)
-    if "prompt" in features:
+    if "prompt" in features:  # in bfloat16, where no client is computed beside another
         assert all(np.array_equal(adapter(there)[n], value) for n, value in adapter(here).items())
     if "mixture" in features:
         said = json.loads((there.folder / "adapter" / "fedslm.json").read_text())

@@ -66,6 +66,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "mixture": ("mixture.adapters=2",),
     "devices": MIX,
     "ranks": (*MIX, "devices.ranks={pi5 = 1}"),
+    "half": ("model.quantization=nf4", "model.compute_dtype=bfloat16"),
     "warm": ("lora.seed=5",),
 }
 HOLDS = {"buffer": {"clock"}, "over": {"clock"}, "ranks": {"devices"}}
@@ -107,23 +108,32 @@ LABELLED = (
 RUNS: tuple[tuple[str, frozenset[str]], ...] = tuple(
     (mode, frozenset(features.split()))
     for mode, features in (
-        ("client-central", "attack link over schedule noise vote personal rolora ranks warm"),
+        ("client-central", "attack link over schedule noise vote personal rolora ranks warm half"),
         ("client-central", "classes attack link over schedule noise vote personal ranks warm"),
-        ("example", "robust attack link over schedule noise public personal rolora devices warm"),
-        ("example", "buffer attack link schedule noise public personal ranks warm"),
-        ("example", "flexlora attack link over noise public personal ranks warm"),
+        (
+            "example",
+            "robust attack link over schedule noise public personal rolora devices warm half",
+        ),
+        ("example", "buffer attack link schedule noise public personal ranks warm half"),
+        ("example", "flexlora attack link over noise public personal ranks warm half"),
         ("example", "classes robust attack link over schedule noise personal devices warm"),
         ("example", "classes buffer attack link schedule noise personal ranks warm"),
         ("example", "fedex attack over noise personal devices warm"),
-        ("example", "share robust link over schedule noise devices warm"),
+        ("example", "share robust link over schedule noise devices warm half"),
         ("example", "share buffer link schedule noise devices warm"),
-        ("client-central", "ia3 attack over schedule noise vote personal devices warm"),
+        ("client-central", "ia3 attack over schedule noise vote personal devices warm half"),
         ("example", "ia3 robust attack over schedule noise public personal devices warm"),
         ("example", "ia3 buffer attack schedule noise public personal devices warm"),
-        ("client-central", "prompt attack link over schedule noise vote personal devices warm"),
+        (
+            "client-central",
+            "prompt attack link over schedule noise vote personal devices warm half",
+        ),
         ("example", "prompt robust attack link over schedule noise public personal devices warm"),
         ("example", "prompt buffer attack link schedule noise public personal devices warm"),
-        ("client-central", "mixture attack link over schedule noise vote personal devices warm"),
+        (
+            "client-central",
+            "mixture attack link over schedule noise vote personal devices warm half",
+        ),
         ("example", "mixture robust attack link over schedule noise public personal devices warm"),
         ("example", "mixture buffer attack link schedule noise public personal devices warm"),
     )

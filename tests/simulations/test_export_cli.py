@@ -50,6 +50,7 @@ def test_the_step_of_a_scenario(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--rank", "65"], InvalidValue.exit_code),
         (["--lora", "r="], UsageError.exit_code),
         (["--set", "lora.dropout=0.1"], ConflictingSettings.exit_code),
+        (["--set", "model.compute_dtype=bfloat16"], ConflictingSettings.exit_code),
     ],
 )
 def test_what_cannot_be_exported_is_refused(

@@ -289,7 +289,9 @@ def test_every_tensor_of_a_quantised_base_is_counted_once(base: BaseModel) -> No
 def test_perplexity_is_the_exponential_of_the_mean_loss(base: BaseModel) -> None:
     config = open_scenario("quickstart").config
     held = held_out(config, base.tokenizer, base_dir=Path.cwd(), most=2, seed=0)
-    subject = load(Named(base=DEMO, quantization="none", source=None, config=None))
+    subject = load(
+        Named(compute_dtype="float32", base=DEMO, quantization="none", source=None, config=None)
+    )
     found = measure_clients(subject, held, seed=0)
     sums, counts = [], []
     for texts in held.texts.values():
