@@ -28,8 +28,7 @@ from tests.faults.fleet import Fleet, RealNode, leashed
 from tests.integration.device import ask, code, make_round, vector_of
 from tests.integration.edgefleet import edge_node
 from tests.integration.edgestep import exported
-from tests.integration.fleetnode import make_fleet_device
-from tests.integration.test_native_fleet import SCENARIO, allow, natively
+from tests.integration.test_native_fleet import SCENARIO, allow, enroll, prepared
 from tests.server.fleetkit import process, wait_until
 
 pytestmark = [pytest.mark.timeout(3000)]
@@ -74,15 +73,15 @@ def test_it_trains_in_a_fleet(tmp_path: Path) -> None:
         fleet = Fleet(tmp_path, opened)
         fleet.start_server()
         fleet.add_real(1)
-        allow(fleet.nodes[0].device)
+        policy = allow(fleet.nodes[0].device.path)
         edge = edge_node(fleet.home, tmp_path / "edge", exported())
-        allow(edge.device)
+        allow(edge.device.path)
         board = BoardNode(edge.server, edge.device)
         opened.callback(board.stop)
         board.start()
-        phone = make_fleet_device(fleet.home, tmp_path / "phone", "phone")
-        allow(phone)
-        conf = natively(phone, resolved.config, tmp_path / "prepared")
+        phone = tmp_path / "phone"
+        index = enroll(fleet.home, phone.name, phone)
+        conf = prepared(phone, index, policy, resolved.config)
         log = tmp_path / "native.log"
         command = [str(native_on_board(tmp_path)), "run", str(conf)]
         native = opened.enter_context(process(fleet.home, command, log=log))
