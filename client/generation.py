@@ -64,12 +64,13 @@ class Generator:
         top_k: int,
         seed: int | None,
         stop: Sequence[str] = (),
+        chat: bool = False,
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
         """Write an answer; arguments and errors as ``client.inference.LocalModel.generate``."""
         written = _Written(marks=[perf_counter()])
         draws = Draws.of(temperature, top_k, seed)
-        ids, room = self._encode(prompt, max_tokens)
+        ids, room = self._encode(prompt, max_tokens, chat=chat)
         limit = min(max_tokens, room)
         pieces: list[str] = []
         stream = TextStream(self.engine.decode, ids, stop)
@@ -96,17 +97,19 @@ class Generator:
         top_k: int,
         seed: int | None,
         stop: Sequence[str] = (),
+        chat: bool = False,
     ) -> Iterator[str]:
         """Yield the pieces of an answer as they are written."""
-        ids, room = self._encode(prompt, max_tokens)
+        ids, room = self._encode(prompt, max_tokens, chat=chat)
         draws = Draws.of(temperature, top_k, seed)
         stream = TextStream(self.engine.decode, ids, stop)
         return self._write(ids, _Written([]), min(max_tokens, room), draws, stream)
 
-    def _encode(self, prompt: str, max_tokens: int) -> tuple[list[int], int]:
+    def _encode(self, prompt: str, max_tokens: int, *, chat: bool = False) -> tuple[list[int], int]:
         """Return the tokens of a prompt and how many fit behind them."""
         validate.positive_integer(max_tokens=max_tokens)
-        ids, window = self.engine.encode(prompt), self.engine.window
+        encode = self.engine.ask if chat else self.engine.encode
+        ids, window = encode(prompt), self.engine.window
         room = 1 << 31 if window is None else window - len(ids)
         if not room >= 1:
             msg = f"The prompt has {len(ids)} tokens, expected fewer than {window}."

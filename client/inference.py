@@ -165,6 +165,7 @@ class LocalModel:
         top_k: int = 50,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        chat: bool = False,
     ) -> Iterator[str]:
         """Yield an answer piece by piece; arguments and errors as :meth:`generate`."""
         from client.generation import Generator
@@ -176,6 +177,7 @@ class LocalModel:
             top_k=top_k,
             seed=seed,
             stop=stop,
+            chat=chat,
         )
 
     def generate(
@@ -187,6 +189,7 @@ class LocalModel:
         top_k: int = 50,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        chat: bool = False,
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
         """Answer a prompt.
@@ -198,6 +201,8 @@ class LocalModel:
             top_k: among how many of the likeliest tokens is drawn.
             seed: of the draws; fresh ones from the operating system without it.
             stop: texts that end the answer and are not part of it.
+            chat: ask as a user's turn of the base's chat template, as adapters that were trained
+                with ``data.template = "chat"`` know it; markers in the prompt count then.
             on_text: is given each piece of text as it is written: never half a character, and
                 nothing of a stop text.
 
@@ -206,6 +211,7 @@ class LocalModel:
 
         Raises:
             InvalidValue: if a number is out of range, or the prompt fills the model's window.
+            TokenizerMissing: if the base has no chat template to ask by.
             AdapterCorrupt: if the model gives numbers that are not finite.
         """
         from client.generation import Generator
@@ -217,6 +223,7 @@ class LocalModel:
             top_k=top_k,
             seed=seed,
             stop=stop,
+            chat=chat,
             on_text=on_text,
         )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from client.chatturn import render_chat
 from client.data import Record
 from client.examples import Example
 from shared.errors import ConflictingSettings, InvalidValue, NoUsableText
@@ -207,25 +208,9 @@ def _chat_renderer(tokenizer: PreTrainedTokenizerBase) -> Renderer:
 
     def render(prompt: str, response: str) -> Rendered:
         user = {"role": "user", "content": prompt}
-        head = _apply_chat(tokenizer, [user], generate=True)
-        full = _apply_chat(tokenizer, [user, {"role": "assistant", "content": response}])
+        head = render_chat(tokenizer, [user], generate=True)
+        full = render_chat(tokenizer, [user, {"role": "assistant", "content": response}])
         # A template may rewrite earlier turns; the generation prompt is what inference will show.
         return head, full[len(head) :] if full.startswith(head) else response
 
     return render
-
-
-def _apply_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, generate: bool = False
-) -> str:
-    """Render a chat; an error of the template is not kept as a cause, as it may quote a message."""
-    from jinja2 import TemplateError
-
-    try:
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-        )
-    except TemplateError as error:
-        reason = type(error).__name__
-    msg = f"The chat template of the base model's tokenizer cannot show a pair ({reason})."
-    raise InvalidValue(msg, hint='Use "plain", or a format string with {prompt} and {response}.')

@@ -41,7 +41,7 @@ def gguf_export(
     from client.exports.ggufadapter import write_adapter_gguf
     from client.exports.ggufbase import write_base_gguf
     from client.exports.layout import CONFIG, Layout, require_gguf
-    from client.exports.programmaking import facts_of_base
+    from client.exports.programmaking import facts_of_base, write_chat
 
     source.terms.require_pairs("llama.cpp")
     require_gguf()
@@ -66,6 +66,7 @@ def gguf_export(
             file = f"base-{base_type}.gguf"
             facts_of_program = facts_of_base(model, file, quantization=base_type)
             details["program"] = facts_of_program.to_json()
+            write_chat(model, into)
             write_bytes(into / CONFIG, (folder / CONFIG).read_bytes())
             details["base_tensors"] = write_base_gguf(
                 into / file,
@@ -112,7 +113,7 @@ def onnx_export(
         raise UsageError(msg, hint="Add --graph.")
     from client.exports.onnxgraph import write_adapter_onnx, write_graph
     from client.exports.onnxnames import ADAPTER, GRAPH, TOKENIZER
-    from client.exports.programmaking import facts_of_base, write_tokenizer
+    from client.exports.programmaking import facts_of_base, write_chat, write_tokenizer
 
     folder, found = _open_base(source, base)
     model = load_plain(folder)
@@ -125,6 +126,7 @@ def onnx_export(
             form = {"quantization": quantization, "kv_cache": kv_cache}
             details["program"] = facts_of_base(model, GRAPH, **form).to_json()
             write_tokenizer(model, into / TOKENIZER)
+            write_chat(model, into)
             write_graph(into, model, spec, {"fedslm.base": model.digest}, **form)
         return details
 

@@ -72,6 +72,14 @@ def infer(
         list[str] | None,
         typer.Option(help="A text that ends the answer and is left out; may be repeated."),
     ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat",
+            help="Ask as a user's turn of the base's chat template, as adapters trained with "
+            'data.template = "chat" know it.',
+        ),
+    ] = False,
     stream: Annotated[
         bool | None,
         typer.Option(
@@ -112,7 +120,7 @@ def infer(
         warn=lambda note: typer.echo(f"warning: {note}", err=True),
     )
     asking: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    asking["stop"] = stop or []
+    asking |= {"stop": stop or [], "chat": chat}
     piece_by_piece = not as_json if stream is None else stream
     answer, counts = _answer(
         model,

@@ -46,6 +46,14 @@ class Engine(Protocol):
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a prompt, with the one that begins a text; markers are text."""
 
+    def ask(self, question: str) -> list[int]:
+        """Return the tokens of a question as the user's turn of the base's chat template.
+
+        Raises:
+            TokenizerMissing: if the base has none.
+            InvalidValue: if the template refuses the question.
+        """
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return tokens as text; U+FFFD for a character of which bytes are missing."""
 

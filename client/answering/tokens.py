@@ -36,7 +36,18 @@ class ProgramTokenizer:
             BaseModelMismatch: if the model has no such token.
         """
         found = self._inner.encode(text, add_special_tokens=False).ids
-        ids = with_begin(found, self._facts.bos, self._facts.eos)
+        return self._known(with_begin(found, self._facts.bos, self._facts.eos))
+
+    def encode_turn(self, turn: str) -> list[int]:
+        """Return the tokens of a rendered turn, in which markers count."""
+        self._inner.encode_special_tokens = False
+        try:
+            return self._known(self._inner.encode(turn, add_special_tokens=False).ids)
+        finally:
+            self._inner.encode_special_tokens = True
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """Refuse tokens that the model does not have."""
         if not max(ids) < self._facts.vocabulary:
             msg = "The tokenizer of the export has tokens that its model does not embed."
             raise BaseModelMismatch(msg, hint="Export it again.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from client.answering.chat import ExportedChat
 from client.answering.engine import Logits, with_begin
 from client.exports.ggufadapter import write_adapter_gguf
 from client.exports.layout import Layout, require_gguf
@@ -56,6 +57,7 @@ class LlamaEngine:
     ) -> None:
         self.library = _library()
         self._facts = program.facts
+        self._chat = ExportedChat(program.folder)
         self._layout = Layout.of_folder(program.folder)
         if kv_cache != "none" and self._layout.head_dim % _BLOCK:
             msg = f"--kv-cache {kv_cache} with heads of {self._layout.head_dim} dimensions."
@@ -90,6 +92,11 @@ class LlamaEngine:
         """Return the tokens of a prompt, cut by llama.cpp itself."""
         ids = self.model.tokenize(text.encode("utf-8"), add_bos=False, special=False)
         return with_begin([int(token) for token in ids], self._facts.bos, self._facts.eos)
+
+    def ask(self, question: str) -> list[int]:
+        """Return the tokens of a question as a user's turn."""
+        turn = self._chat.turn(question).encode("utf-8")
+        return [int(token) for token in self.model.tokenize(turn, add_bos=False, special=True)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return tokens as text."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from client.answering.chat import ExportedChat
 from client.answering.engine import Logits
 from client.answering.tokens import ProgramTokenizer
 from client.exports.onnxnames import IDS, LOGITS, TOKENIZER, factor_inputs
@@ -45,6 +46,7 @@ class OnnxEngine:
     def __init__(self, program: Program, *, threads: int = 0) -> None:
         self._facts = program.facts
         self._tokenizer = ProgramTokenizer(program.folder / TOKENIZER, program.facts)
+        self._chat = ExportedChat(program.folder)
         self._session = _session(str(program.path), threads)
         takes = self._session.get_inputs()
         self._empty: dict[str, Array] = {v.name: _nothing(v) for v in takes if v.name != IDS}
@@ -68,6 +70,10 @@ class OnnxEngine:
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a prompt."""
         return self._tokenizer.encode(text)
+
+    def ask(self, question: str) -> list[int]:
+        """Return the tokens of a question as a user's turn."""
+        return self._tokenizer.encode_turn(self._chat.turn(question))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return tokens as text."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from client.answering.engine import Logits, with_begin
+from client.chatturn import as_question
 from client.exports.programmaking import end_tokens
 from client.prompted import taken_of_window
 
@@ -66,6 +67,12 @@ class TorchEngine:
         return with_begin(
             ids, None if begin is None else int(begin), None if end is None else int(end)
         )
+
+    def ask(self, question: str) -> list[int]:
+        """Return the tokens of a question as a user's turn."""
+        turn = as_question(question, self._tokenizer)
+        encoded = self._tokenizer(turn, add_special_tokens=False, verbose=False)
+        return [int(token) for token in encoded["input_ids"]]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return tokens as text."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from client.edge.chatexport import chat_template_of
+from client.edge.program import CHAT
 from client.exports.programfacts import ProgramFacts
 from shared.errors import UnsupportedModel
 
@@ -56,3 +58,10 @@ def write_tokenizer(base: BaseModel, path: Path) -> None:
         msg = "The tokenizer of this model has no tokenizer.json."
         raise UnsupportedModel(msg, hint="Only fast tokenizers work without transformers.")
     path.write_text(backend.to_str(), encoding="utf-8")
+
+
+def write_chat(base: BaseModel, folder: Path) -> None:
+    """Write the base's chat template, where there is one that renders as in transformers."""
+    template = chat_template_of(base.tokenizer)
+    if template is not None:
+        (folder / CHAT).write_text(template.to_json(), encoding="utf-8")

@@ -49,8 +49,7 @@ class Llama:
 
     def tokenize(self, text: bytes, *, add_bos: bool, special: bool) -> list[int]:
         assert not add_bos
-        assert not special
-        self.tokenizer.encode_special_tokens = True
+        self.tokenizer.encode_special_tokens = not special
         found: list[int] = self.tokenizer.encode(text.decode(), add_special_tokens=False).ids
         return found
 
