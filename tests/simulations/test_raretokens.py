@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from shared.errors import AuditError, TokenizerMissing
+from simulations import raretokens
 from simulations.basepath import ASSETS
 from simulations.canaries import plan_canaries
 from simulations.canaryplan import KINDS, CanaryPlan
@@ -55,6 +56,20 @@ def unigram() -> PreTrainedTokenizerBase:
     )
     tokenizer.train_from_iterator(_texts(), trainer)
     return _wrapped(tokenizer)
+
+
+def test_tokens_are_counted_once_for_each_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raretokens, "_COUNTED", {})
+    one, other = byte_level(), unigram()
+    found = rare_tokens(one, wanted=20), rare_tokens(other, wanted=20)
+    assert found[0] != found[1]
+    monkeypatch.setattr(raretokens, "_public", lambda: pytest.fail("counted again"))
+    assert (rare_tokens(byte_level(), wanted=20), rare_tokens(other, wanted=20)) == found
+    # Of the oldest nothing is kept when there are too many.
+    monkeypatch.setattr(raretokens, "_MOST_COUNTED", 2)
+    monkeypatch.setattr(raretokens, "_public", lambda: ("a b",))
+    rare_tokens(word_piece(), wanted=1)
+    assert len(raretokens._COUNTED) == 2
 
 
 def word_piece() -> PreTrainedTokenizerBase:
