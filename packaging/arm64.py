@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -101,6 +102,22 @@ def inside(root: Path, *words: str | Path, **variables: str) -> list[str]:
     start = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", _INSIDE, "arm64")
     clean = ("env", "-i", *(f"{key}={value}" for key, value in said.items()))
     return [*start, str(root.resolve()), _ELF, str(Path.cwd()), *clean, *map(str, words)]
+
+
+def own_mirror(apt: Path = Path("/etc/apt")) -> str:
+    """Return where this machine has Debian's own packages from."""
+    found = [apt / "sources.list", *sorted((apt / "sources.list.d").glob("*"))]
+    texts = [path.read_text(encoding="utf-8") for path in found if path.is_file()]
+    for text in texts:
+        for line in text.splitlines():
+            # One-line form "deb [options] URI suite ...", or "URIs: URI" of deb822.
+            match = re.match(
+                r"(?:deb\s+(?:\[[^\]]*\]\s+)?|URIs:\s*)(https?://\S+/debian)/?(?:\s|$)", line
+            )
+            if match:
+                return match.group(1)
+    msg = "No mirror of Debian's packages in /etc/apt/sources.list. Name one: --mirror URL"
+    raise SystemExit(msg)
 
 
 def make_system(root: Path, mirror: str) -> None:
@@ -236,14 +253,14 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("make")
     making.add_argument("root", type=Path)
-    making.add_argument("--mirror", default="http://deb.debian.org/debian")
+    making.add_argument("--mirror", help="of Debian's packages; by default this machine's own")
     running = commands.add_parser("run")
     running.add_argument("root", type=Path)
     running.add_argument("words", nargs=argparse.REMAINDER)
     said = parser.parse_args()
     require_tools()
     if said.command == "make":
-        make(said.root.resolve(), said.mirror)
+        make(said.root.resolve(), said.mirror or own_mirror())
         return 0
     words = inside(said.root, *said.words)
     os.execvp(words[0], words)  # noqa: S606  (our own arguments)

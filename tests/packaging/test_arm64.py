@@ -71,3 +71,28 @@ def test_the_native_client_is_compiled_against_what_is_named(tmp_path: Path) -> 
     assert all(word in calls[-1] for word in ("-L/et/lib", "-rpath,/there", "-L/libs -lssl"))
     [engine] = [line for line in calls if line.endswith("src/executorch.cpp")]
     assert "-isystem /et/include" in engine
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "sources.list",
+            "# deb http://no/debian\ndeb [arch=amd64] http://one.example/debian bookworm main\n",
+        ),
+        (
+            "sources.list.d/debian.sources",
+            "Types: deb\nURIs: http://one.example/debian/\nSuites: x\n",
+        ),
+    ],
+)
+def test_packages_come_from_where_this_machine_has_its_own(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / "sources.list.d").mkdir()
+    security = "deb http://two.example/debian-security bookworm-security main\n"
+    (tmp_path / "sources.list.d" / "a.list").write_text(security)
+    with pytest.raises(SystemExit, match="--mirror"):
+        SCRIPT["own_mirror"](tmp_path)
+    (tmp_path / name).write_text(text)
+    assert SCRIPT["own_mirror"](tmp_path) == "http://one.example/debian"
